@@ -1,0 +1,166 @@
+// Autograd, forward mode, functorch and autocast. The fused kernels give the first derivative; whatever needs more gets the
+// composite, whose derivatives of every order torch knows.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "bindings/ops.h"
+
+namespace senet::bindings {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+bool any(std::initializer_list<Tensor> tensors, bool (*holds)(const Tensor&)) {
+  return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.defined() && holds(t); });
+}
+// torch.func transforms wrap their tensors; forward mode carries a tangent. Neither goes through a Function.
+bool transformed(const Tensor& t) {
+  return t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || t._fw_grad(0).defined();
+}
+bool requires_grad(const Tensor& t) { return t.requires_grad(); }
+
+struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, SENET_ARGUMENTS) {
+    ctx->set_materialize_grads(false);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, saved] = call_forward(SENET_PASS);
+    // never y: hosts change it in place (`out += shortcut`). The residual only where an activation follows it.
+    const bool activated = post_activation != "identity";
+    ctx->save_for_backward({x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias),
+                            activated ? or_undefined(residual) : Tensor(), saved});
+    ctx->saved_data["residual"] = or_undefined(residual).defined();
+    ctx->saved_data["excitation"] = std::string(excitation);
+    ctx->saved_data["activation"] = std::string(activation);
+    ctx->saved_data["gate"] = std::string(gate);
+    ctx->saved_data["dim"] = dim;
+    ctx->saved_data["add_one"] = add_one;
+    ctx->saved_data["post_activation"] = std::string(post_activation);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list results(kGradients + 6);  // six tensors and six that are not
+    const Tensor& grad_y = grads[0];
+    if (!grad_y.defined()) return results;
+    const auto saved = ctx->get_saved_variables();
+    const auto text = [&](const char* key) { return ctx->saved_data[key].toStringRef(); };
+    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
+    const bool given[kGradients] = {true, true, saved[2].defined(), saved[3].defined(), saved[4].defined(),
+                                    ctx->saved_data["residual"].toBool()};
+    Mask mask;
+    for (int i = 0, edge = 0; i < kGradients; ++i) mask[i] = given[i] && ctx->needs_input_grad(edge++);  // edges: given only
+    const std::string post_activation = text("post_activation");
+    const Gradients gradients =
+        call_backward(grad_y, saved[6], mask, saved[0], saved[1], optional(saved[2]), optional(saved[3]), optional(saved[4]),
+                      optional(saved[5]), text("excitation"), text("activation"), text("gate"), ctx->saved_data["dim"].toInt(),
+                      ctx->saved_data["add_one"].toBool(), post_activation);
+    const Tensor tensors[] = {std::get<0>(gradients), std::get<1>(gradients), std::get<2>(gradients),
+                              std::get<3>(gradients), std::get<4>(gradients), std::get<5>(gradients)};
+    for (int i = 0; i < kGradients; ++i) {
+      if (mask[i]) results[i] = tensors[i];
+    }
+    if (mask[5] && post_activation == "identity") results[5] = grad_y;
+    return results;
+  }
+};
+
+Tensor op_autograd(SENET_ARGUMENTS) {
+  const std::initializer_list<Tensor> tensors = {x,
+                                                 fc1_weight,
+                                                 or_undefined(fc1_bias),
+                                                 or_undefined(fc2_weight),
+                                                 or_undefined(fc2_bias),
+                                                 or_undefined(residual)};
+  if (any(tensors, transformed)) {
+    check({SENET_PASS});
+    return composite(SENET_PASS);
+  }
+  if (!at::GradMode::is_enabled() || !any(tensors, requires_grad)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_op(SENET_PASS);
+  }
+  return SqueezeExcite::apply(SENET_PASS);
+}
+
+// The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond.
+Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
+  const bool identity = post_activation == "identity";
+  // an input that requires no gradient still has one of the first order to give: it takes part as a fresh leaf
+  const auto leaf = [](const OptionalTensor& t) {
+    return !t.has_value() || !t->defined() || t->requires_grad() ? or_undefined(t) : t->detach().requires_grad_();
+  };
+  at::AutoGradMode enable(true);
+  const Tensor inputs[] = {leaf(x), leaf(fc1_weight), leaf(fc1_bias), leaf(fc2_weight), leaf(fc2_bias), leaf(residual)};
+  const Tensor y = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate, dim,
+                             add_one, post_activation);
+  variable_list wanted;
+  for (int i = 0; i < kGradients; ++i) {
+    if (mask[i] && inputs[i].defined() && !(i == 5 && identity)) wanted.push_back(inputs[i]);
+  }
+  variable_list found = wanted.empty() ? variable_list()
+                                       : torch::autograd::grad({y}, wanted, {grad_y}, /*retain_graph=*/true,
+                                                               /*create_graph=*/true, /*allow_unused=*/false);
+  Tensor results[kGradients];
+  auto next = found.begin();
+  for (int i = 0; i < kGradients; ++i) {
+    const bool has = mask[i] && inputs[i].defined() && !(i == 5 && identity);
+    results[i] = has ? *next++ : at::empty({0}, x.options());
+  }
+  return {results[0], results[1], results[2], results[3], results[4], results[5]};
+}
+
+Gradients backward_autograd(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
+  const std::initializer_list<Tensor> tensors = {grad_y,
+                                                 x,
+                                                 fc1_weight,
+                                                 or_undefined(fc1_bias),
+                                                 or_undefined(fc2_weight),
+                                                 or_undefined(fc2_bias),
+                                                 or_undefined(residual)};
+  if (any(tensors, transformed) || (at::GradMode::is_enabled() && any(tensors, requires_grad))) {
+    return composite_backward(grad_y, mask, SENET_PASS);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_backward(grad_y, saved, mask, SENET_PASS);
+}
+
+// Under autocast the op needs no casts: it takes a half x beside float32 weights as they are. Weights of another half type
+// become float32, and a residual of another type is brought, with x, to the wider of the two, as torch's addition does.
+template <c10::DispatchKey kKey>
+Tensor op_autocast(SENET_ARGUMENTS) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  const auto cast = [](const OptionalTensor& t, at::ScalarType type) {
+    return t.has_value() && t->defined() && t->is_floating_point() ? OptionalTensor(t->to(type)) : t;
+  };
+  const bool has_residual = residual.has_value() && residual->defined();
+  const at::ScalarType type = has_residual ? c10::promoteTypes(x.scalar_type(), residual->scalar_type()) : x.scalar_type();
+  const bool fits = fc1_weight.scalar_type() == type;
+  const at::ScalarType weight_type = fits ? type : at::kFloat;
+  return call_op(x.to(type), *cast(fc1_weight, weight_type), cast(fc1_bias, weight_type), cast(fc2_weight, weight_type),
+                 cast(fc2_bias, weight_type), cast(residual, type), excitation, activation, gate, dim, add_one, post_activation);
+}
+
+}  // namespace
+}  // namespace senet::bindings
+
+TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
+  m.impl("squeeze_excite", &senet::bindings::op_autograd);
+  m.impl("squeeze_excite_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("squeeze_excite_backward", &senet::bindings::backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatched, m) { m.impl("squeeze_excite", &senet::bindings::composite); }
+
+TORCH_LIBRARY_IMPL(senet_fast, AutocastCPU, m) {
+  m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(senet_fast, AutocastCUDA, m) {
+  m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCUDA>);
+}

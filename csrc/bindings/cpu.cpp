@@ -1,0 +1,160 @@
+// The ops on the CPU: outputs from torch's allocator, threads from at::parallel_for, one call into drive.h.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+
+#include "bindings/cpu.h"
+#include "bindings/ops.h"
+#include "se/cpu/drive.h"
+
+namespace senet::bindings {
+namespace {
+
+const auto parallel_for = [](std::int64_t n, std::int64_t grain, const auto& body) { at::parallel_for(0, n, grain, body); };
+
+std::int64_t cache_size([[maybe_unused]] int level) {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  return std::max<std::int64_t>(0, sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE));
+#else
+  return level == 2 ? 1 << 20 : 0;
+#endif
+}
+
+// Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
+// (glibc maps blocks above 32 MB anew each time). Nothing changes but the time; SENET_FAST_HUGE_PAGES=0 leaves it.
+void advise_huge_pages([[maybe_unused]] const Tensor& t) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::size_t kPage = 2 << 20, kLeast = 32 << 20;
+  static const bool wanted = [] {
+    const char* text = std::getenv("SENET_FAST_HUGE_PAGES");
+    return text == nullptr || std::string_view(text) != "0";
+  }();
+  if (!wanted || t.nbytes() <= kLeast) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(t.mutable_data_ptr());
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + t.nbytes()) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#endif
+}
+
+void refuse_unsupported(const Params& p) {
+  const char* name = unsupported(p);
+  TORCH_CHECK_NOT_IMPLEMENTED(name == nullptr, "squeeze_excite: ", name, " is not implemented on the CPU");
+}
+
+Tensor run_forward(const Arguments& a, void* saved) {
+  const View x = view(a.x, gated_axis(a.x, a.dim));
+  const Weights weights = contiguous_weights(a);
+  Tensor y = at::empty_like(a.x);
+  Tensor out = matches(y, x, true) ? y : empty_dense(x);
+  advise_huge_pages(out);
+  ForwardParams p;
+  static_cast<Params&>(p) = params_of(a, x, weights);
+  refuse_unsupported(p);
+  Tensor residual;
+  if (a.residual.has_value() && a.residual->defined()) {
+    residual = matching(*a.residual, x, false);
+    p.epilogue.residual = residual.const_data_ptr();
+    p.epilogue.residual_batch_stride = residual.stride(0);
+  }
+  std::unique_ptr<char[]> scratch;
+  if (saved == nullptr) {
+    const std::int64_t bytes = p.shape.B * p.saved_width() * (p.dtype == Dtype::f64 ? 8 : 4);
+    scratch.reset(new char[static_cast<std::size_t>(bytes)]);
+  }
+  p.saved = saved ? saved : scratch.get();
+  p.fc1_bias = weights.fc1_bias.defined() ? weights.fc1_bias.const_data_ptr() : nullptr;
+  p.fc2_bias = weights.fc2_bias.defined() ? weights.fc2_bias.const_data_ptr() : nullptr;
+  p.y = out.mutable_data_ptr();
+  forward(p, kernels(), plan(p, cache_bytes()), parallel_for);
+  if (!out.is_same(y)) y.copy_(out);
+  return y;
+}
+
+Tensor op_cpu(SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  return run_forward(a, nullptr);
+}
+
+std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
+  return {run_forward(a, saved.mutable_data_ptr()), saved};
+}
+
+Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes() && grad_y.scalar_type() == x.scalar_type(), "squeeze_excite_backward: grad_y is ",
+                    grad_y.scalar_type(), " of shape ", grad_y.sizes(), "; expected ", x.scalar_type(), " of ", x.sizes());
+  TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == x.size(0) && saved.size(1) == saved_width(a).expect_int() &&
+                        saved.scalar_type() == accumulate_type(x),
+                    "squeeze_excite_backward: saved is ", saved.scalar_type(), " of shape ", saved.sizes(),
+                    "; expected what squeeze_excite_forward returned for these arguments");
+  const View v = view(x, gated_axis(x, dim));
+  const Weights weights = contiguous_weights(a);
+  Gradients gradients = empty_gradients(a, mask);
+  auto& [grad_x, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight, grad_fc2_bias, grad_residual] = gradients;
+
+  BackwardParams p;
+  static_cast<Params&>(p) = params_of(a, v, weights);
+  refuse_unsupported(p);
+  const Tensor dy = matching(grad_y, v, true), states = saved.contiguous();
+  p.saved = const_cast<void*>(states.const_data_ptr());  // read only in backward
+  p.grad_y = dy.const_data_ptr();
+  Tensor residual_in;
+  if (residual.has_value() && residual->defined()) {
+    residual_in = matching(*residual, v, false);
+    p.epilogue.residual = residual_in.const_data_ptr();
+    p.epilogue.residual_batch_stride = residual_in.stride(0);
+  }
+  const bool activated = !p.epilogue.activation.is_identity();
+  Tensor grad_v;
+  if (activated) {
+    grad_v = mask[5] && matches(grad_residual, v, true) && residual_in.defined() ? grad_residual : empty_dense(v);
+    advise_huge_pages(grad_v);
+    p.grad_residual = grad_v.mutable_data_ptr();
+  }
+  Tensor dx;
+  if (mask[0]) {
+    dx = matches(grad_x, v, true) ? grad_x : empty_dense(v);
+    advise_huge_pages(dx);
+    p.grad_x = dx.mutable_data_ptr();
+  }
+  const auto pointer = [](bool wanted, const Tensor& weight, const Tensor& grad) {
+    return wanted && weight.defined() ? grad.mutable_data_ptr() : nullptr;
+  };
+  p.grad_fc1_weight = pointer(mask[1], weights.fc1_weight, grad_fc1_weight);
+  p.grad_fc1_bias = pointer(mask[2], weights.fc1_bias, grad_fc1_bias);
+  p.grad_fc2_weight = pointer(mask[3], weights.fc2_weight, grad_fc2_weight);
+  p.grad_fc2_bias = pointer(mask[4], weights.fc2_bias, grad_fc2_bias);
+  backward(p, kernels(), plan(p, cache_bytes()), parallel_for);
+  if (mask[0] && !dx.is_same(grad_x)) grad_x.copy_(dx);
+  if (activated && mask[5] && residual_in.defined() && !grad_v.is_same(grad_residual)) grad_residual.copy_(grad_v);
+  return gradients;
+}
+
+}  // namespace
+
+// The L2 of each thread in use and a part of the L3 that leaves room for y and for neighbours.
+std::int64_t cache_bytes() {
+  static const std::int64_t level2 = cache_size(2), level3 = std::min<std::int64_t>(cache_size(3) / 4, 16 << 20);
+  return std::max<std::int64_t>(1 << 20, level2 * at::get_num_threads() + level3);
+}
+
+}  // namespace senet::bindings
+
+TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
+  m.impl("squeeze_excite", &senet::bindings::op_cpu);
+  m.impl("squeeze_excite_forward", &senet::bindings::forward_cpu);
+  m.impl("squeeze_excite_backward", &senet::bindings::backward_cpu);
+}

@@ -1,0 +1,38 @@
+// The signatures of the three ops, shared by schema, autograd and devices.
+#pragma once
+#include <array>
+#include <tuple>
+
+#include "bindings/arguments.h"
+
+#define SENET_ARGUMENTS                                                                                                     \
+  const Tensor &x, const Tensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight,              \
+      const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view excitation, c10::string_view activation, \
+      c10::string_view gate, std::int64_t dim, bool add_one, c10::string_view post_activation
+#define SENET_PASS \
+  x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one, post_activation
+
+namespace senet::bindings {
+
+// Gradients of x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, in this order everywhere. One that was not asked
+// for, and the residual's where it is grad_y itself, is a tensor without elements.
+constexpr int kGradients = 6;
+using Mask = std::array<bool, kGradients>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+using Op = Tensor(SENET_ARGUMENTS);
+using ForwardOp = std::tuple<Tensor, Tensor>(SENET_ARGUMENTS);
+using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
+
+// Through the dispatcher, from the first key that is not excluded.
+Tensor call_op(SENET_ARGUMENTS);
+std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS);
+Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
+
+// The same result in plain ATen ops, for what the fused kernels do not do: higher derivatives, forward mode, functorch.
+Tensor composite(SENET_ARGUMENTS);
+
+// Uninitialised gradients of the right shapes, on any device.
+Gradients empty_gradients(const Arguments& arguments, Mask mask);
+
+}  // namespace senet::bindings

@@ -1,0 +1,21 @@
+#if defined(__x86_64__)
+#define SENET_ISA avx512
+#define SENET_ISA_NAME "avx512"
+#define SENET_VECTOR_BYTES 64
+#include <immintrin.h>
+
+#include "se/cpu/kernels.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c,prefer-vector-width=512")
+#include "se/cpu/kernels.inl"
+#pragma GCC pop_options
+
+static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES,
+                                              [] {
+                                                return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                                                       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+                                              },
+                                              &senet::avx512::kernels});
+#endif

@@ -1,0 +1,86 @@
+// The table of kernels that each ISA fills. A kernel works on a range; the caller owns the threads.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "se/params.h"
+
+namespace senet {
+
+// One image: x [O, K, I]. A unit of work is a channel (all its O*I elements) where I > 1, and a row o (its K elements)
+// where I == 1; kernels take a range [begin, end) of units.
+struct Image {
+  std::int64_t O, K, I;
+
+  bool by_rows() const { return I == 1; }
+  std::int64_t units() const { return by_rows() ? O : K; }
+  std::int64_t elements_per_unit() const { return by_rows() ? K : O * I; }
+};
+
+// A: the type of sums and of the excitation, float or (for float64 data) double.
+template <class A>
+struct DataKernels {
+  // sums[k] = sum of x over a channel (by channels); sums[K] = sums over the rows of the range (by rows).
+  void (*squeeze)(const Image&, const void* x, std::int64_t begin, std::int64_t end, A* sums);
+  // y = activation(x * scale[k] + residual); residual may be null.
+  void (*scale)(const Image&, const void* x, const A* scale, const void* residual, const Activation&, void* y,
+                std::int64_t begin, std::int64_t end);
+  // sums as in squeeze, of grad_v * x, with grad_v = grad_y * activation'(x * scale[k] + residual).
+  // grad_v is written where the activation is not the identity, else it may be null.
+  void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual,
+                     const Activation&, void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
+  // grad_x = grad_v * scale[k] + shift[k].
+  void (*grad_x)(const Image&, const void* grad_v, const A* scale, const A* shift, void* grad_x, std::int64_t begin,
+                 std::int64_t end);
+};
+
+// in and out are rows of `in_stride`, `out_stride` elements, one per image, B of them. Weights are row-major.
+template <class A>
+struct WeightKernels {
+  // out[b, n] = sum_m in[b, m] * weight[n, m] + bias[n], for n in [begin, end); weight [N, M], bias may be null.
+  void (*linear)(const A* in, std::int64_t in_stride, const void* weight, const void* bias, A* out,
+                 std::int64_t out_stride, std::int64_t B, std::int64_t M, std::int64_t begin, std::int64_t end);
+  // out[b, n] = sum_m in[b, m] * weight[m, n], for n in [begin, end); weight [M, N].
+  void (*linear_transposed)(const A* in, std::int64_t in_stride, const void* weight, A* out, std::int64_t out_stride,
+                            std::int64_t B, std::int64_t M, std::int64_t N, std::int64_t begin, std::int64_t end);
+  // weight[m, n] = sum_b left[b, m] * right[b, n], bias[m] = sum_b left[b, m], for m in [begin, end); either may be null.
+  void (*outer)(const A* left, std::int64_t left_stride, const A* right, std::int64_t right_stride, void* weight,
+                void* bias, std::int64_t B, std::int64_t N, std::int64_t begin, std::int64_t end);
+  void (*read)(const void* weight, A* out, std::int64_t n);
+  void (*write)(const A* in, void* weight, std::int64_t n);
+};
+
+template <class A>
+struct ActivationKernels {
+  void (*value)(const Activation&, const A* z, A* out, std::int64_t n);
+  // out = grad * activation'(z)
+  void (*grad)(const Activation&, const A* z, const A* grad, A* out, std::int64_t n);
+};
+
+struct Kernels {
+  const char* name;
+  DataKernels<float> data_f32, data_bf16, data_f16;
+  DataKernels<double> data_f64;
+  WeightKernels<float> weight_f32, weight_bf16, weight_f16;
+  WeightKernels<double> weight_f64, weight_f32_in_f64;
+  ActivationKernels<float> activation_f32;
+  ActivationKernels<double> activation_f64;
+};
+
+// An ISA file registers itself at its foot; of those supported here the widest one is used.
+struct Isa {
+  const char* name;
+  int vector_bytes;
+  bool (*supported)();
+  const Kernels* kernels;
+};
+struct RegisterIsa {
+  explicit RegisterIsa(const Isa&);
+};
+
+std::vector<std::string> isas();          // supported here, widest last
+const Kernels& kernels();                 // in use: the widest, or SENET_FAST_ISA, or what select_isa() chose
+void select_isa(const std::string& name);  // std::invalid_argument for one that is not supported here
+
+}  // namespace senet

@@ -1,0 +1,70 @@
+// The border between tensors and kernels: plain numbers and pointers, one struct per direction.
+#pragma once
+#include <cstdint>
+
+#include "se/activations.h"
+
+namespace senet {
+
+enum class Dtype : std::uint8_t { f32, f64, bf16, f16 };
+enum class Excitation : std::uint8_t { two_fc, one_fc, channel_conv };
+
+// x is seen as [B, O, K, I] with K the gated axis: the squeeze runs over O and I.
+// NCHW, NCT, NCDHW: O = 1. channels_last and (B, T, C): I = 1.
+struct Shape {
+  std::int64_t B, O, K, I;
+  std::int64_t R;  // hidden channels (two_fc), taps (channel_conv), 0 (one_fc)
+};
+
+// u = activation(scale * x + shift), scale and shift [K]: a folded BatchNorm. No backend implements it yet.
+struct Prologue {
+  const void* scale = nullptr;  // [K]
+  const void* shift = nullptr;  // [K]
+  Activation activation;
+};
+
+// y = activation(u * s + residual), with s the gate or 1 + gate.
+struct Epilogue {
+  bool add_one = false;
+  const void* residual = nullptr;  // [B, O, K, I]
+  std::int64_t residual_batch_stride = 0;
+  Activation activation;
+};
+
+// What forward and backward share. Strides are in elements, not bytes; each image is dense.
+struct Params {
+  Shape shape;
+  Dtype dtype = Dtype::f32;         // of x, y, residual and their gradients
+  Dtype weight_dtype = Dtype::f32;  // of weights and biases: dtype, or f32
+  Excitation excitation = Excitation::two_fc;
+  Activation activation, gate;
+  Prologue prologue;
+  Epilogue epilogue;
+  const void* x = nullptr;  // [B, O, K, I]
+  std::int64_t x_batch_stride = 0;
+  const void* fc1_weight = nullptr;  // [R, K], [K, K] (one_fc) or [R] (channel_conv)
+  const void* fc2_weight = nullptr;  // [K, R]
+  // [B, saved_width()], float32 or (for float64) float64: per image squeezed [K], input of the activation [R]
+  // (two_fc only), input of the gate [K]. Written by forward, read by backward.
+  void* saved = nullptr;
+
+  std::int64_t hidden() const { return excitation == Excitation::two_fc ? shape.R : 0; }
+  std::int64_t saved_width() const { return 2 * shape.K + hidden(); }
+};
+
+struct ForwardParams : Params {
+  const void* fc1_bias = nullptr;  // [R], [K] (one_fc) or [1] (channel_conv)
+  const void* fc2_bias = nullptr;  // [K]
+  void* y = nullptr;               // [B, O, K, I], dense
+};
+
+// A null gradient is not computed. grad_residual is written only where the epilogue has an activation, and then it must
+// be there: backward uses it as scratch. Without one the residual's gradient is grad_y itself.
+struct BackwardParams : Params {
+  const void* grad_y = nullptr;  // [B, O, K, I], dense
+  void* grad_x = nullptr;        // [B, O, K, I], dense
+  void* grad_residual = nullptr;
+  void *grad_fc1_weight = nullptr, *grad_fc1_bias = nullptr, *grad_fc2_weight = nullptr, *grad_fc2_bias = nullptr;
+};
+
+}  // namespace senet

@@ -1,0 +1,37 @@
+"""Fused Squeeze-and-Excitation for PyTorch, and Snowflake IDs at memory speed.
+
+Importing this package imports neither torch nor NumPy: every public name is loaded on first use (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from senet_fast._version import __version__
+
+if TYPE_CHECKING:
+    from senet_fast.ids import Layout as Layout
+    from senet_fast.ids import Snowflake as Snowflake
+    from senet_fast.se import FusedSE as FusedSE
+    from senet_fast.se import SEBlock as SEBlock
+    from senet_fast.se import squeeze_excite as squeeze_excite
+
+_HOME = {
+    "FusedSE": "senet_fast.se",
+    "SEBlock": "senet_fast.se",
+    "squeeze_excite": "senet_fast.se",
+    "Layout": "senet_fast.ids",
+    "Snowflake": "senet_fast.ids",
+}
+
+__all__ = ["FusedSE", "Layout", "SEBlock", "Snowflake", "__version__", "squeeze_excite"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'senet_fast' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,21 @@
+"""Fused Squeeze-and-Excitation: the op, the module, and their readable twins.
+
+Importing this package imports torch and loads the compiled op library ``senet_fast.se._C``.
+"""
+
+import torch  # noqa: F401  (its libraries must be loaded before ours)
+
+try:
+    from senet_fast.se import _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled op senet_fast.se._C could not be loaded ({error}); build it against this torch with "
+        "`pip install --no-build-isolation .`, or in a checkout with `make build`"
+    ) from error
+
+from senet_fast.se import reference
+from senet_fast.se.module import FusedSE
+from senet_fast.se.ops import squeeze_excite
+from senet_fast.se.reference import SEBlock
+
+__all__ = ["FusedSE", "SEBlock", "_C", "reference", "squeeze_excite"]

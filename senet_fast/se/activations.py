@@ -1,0 +1,108 @@
+"""The activations and gates, one row each: name, default arguments, plain-torch function.
+
+The C++ table is csrc/se/activations.h; tests/test_boundaries.py fails while the two differ. A row is named in a spec
+such as ``"relu"``, ``"leaky_relu(0.2)"`` or ``"affine_clamp(0.2, 0.5, 0, 1)"``.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+REQUIRED = None
+
+
+class Activation(NamedTuple):
+    name: str
+    arguments: dict[str, float | None]  # name -> default; None means that the spec must give it
+    function: Callable[..., Tensor]
+
+
+def _affine_clamp(z: Tensor, a: float, b: float, lo: float, hi: float) -> Tensor:
+    return torch.clamp(a * z + b, lo, hi)
+
+
+ACTIVATIONS = {
+    row.name: row
+    for row in [
+        Activation("identity", {}, lambda z: z),
+        Activation("relu", {}, F.relu),
+        Activation("relu6", {}, F.relu6),
+        Activation("leaky_relu", {"slope": 0.01}, F.leaky_relu),
+        Activation("sigmoid", {}, torch.sigmoid),
+        Activation("hardsigmoid", {}, F.hardsigmoid),
+        Activation("tanh", {}, torch.tanh),
+        Activation("silu", {}, F.silu),
+        Activation("hardswish", {}, F.hardswish),
+        Activation("gelu", {}, F.gelu),
+        Activation("gelu_tanh", {}, lambda z: F.gelu(z, approximate="tanh")),
+        Activation("mish", {}, F.mish),
+        Activation("affine_clamp", {"a": REQUIRED, "b": REQUIRED, "lo": REQUIRED, "hi": REQUIRED}, _affine_clamp),
+    ]
+}
+
+# What a module stands for, so that FusedSE(activation=nn.SiLU) and FusedSE(gate=nn.Hardsigmoid()) work.
+_MODULE_SPECS: dict[type[nn.Module], Callable[[nn.Module], str]] = {
+    nn.Identity: lambda m: "identity",
+    nn.ReLU: lambda m: "relu",
+    nn.ReLU6: lambda m: "relu6",
+    nn.LeakyReLU: lambda m: f"leaky_relu({m.negative_slope!r})",
+    nn.Sigmoid: lambda m: "sigmoid",
+    nn.Hardsigmoid: lambda m: "hardsigmoid",
+    nn.Tanh: lambda m: "tanh",
+    nn.SiLU: lambda m: "silu",
+    nn.Hardswish: lambda m: "hardswish",
+    nn.GELU: lambda m: "gelu" if m.approximate == "none" else "gelu_tanh",
+    nn.Mish: lambda m: "mish",
+}
+
+_SPEC = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?")
+
+
+def parse(spec: str, argument: str = "activation") -> tuple[Activation, list[float]]:
+    """Split a spec into its row and its arguments; ``argument`` names the caller's parameter in errors.
+
+    Raises ValueError for an unknown name, a wrong number of arguments or one that is not a number.
+    """
+    match = _SPEC.fullmatch(spec)
+    row = ACTIVATIONS.get(match[1]) if match else None
+    if match is None or row is None:
+        raise ValueError(f"{argument} is {spec!r}; expected one of {', '.join(ACTIVATIONS)}")
+    if match[2] is None:
+        given: list[float] = []
+    else:
+        try:
+            given = [float(text) for text in match[2].split(",")]
+        except ValueError:
+            raise ValueError(f"{argument} is {spec!r}; the arguments in parentheses must be numbers") from None
+    defaults = list(row.arguments.values())
+    values = [*given, *(value for value in defaults[len(given) :] if value is not REQUIRED)]
+    if len(values) != len(defaults):
+        wanted = f"{row.name}({', '.join(row.arguments)})" if row.arguments else row.name
+        raise ValueError(f"{argument} is {spec!r}; expected {wanted}")
+    return row, values
+
+
+def apply(spec: str, z: Tensor, argument: str = "activation") -> Tensor:
+    """The value of ``spec`` at ``z``, any shape, in plain torch."""
+    row, arguments = parse(spec, argument)
+    return row.function(z, *arguments)
+
+
+def spec_of(value: "str | nn.Module | type[nn.Module]", argument: str) -> str:
+    """The spec of a string, an activation module or its class.
+
+    Raises ValueError for an unknown spec, TypeError for a module that no row stands for.
+    """
+    if isinstance(value, str):
+        parse(value, argument)
+        return value
+    module = value() if isinstance(value, type) and issubclass(value, nn.Module) else value
+    describe = _MODULE_SPECS.get(type(module))
+    if describe is None:
+        known = ", ".join(sorted(kind.__name__ for kind in _MODULE_SPECS))
+        raise TypeError(f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}) or one of nn.{known}")
+    return describe(module)

@@ -1,0 +1,104 @@
+"""FusedSE: the SE block as a module over the fused op."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from senet_fast.se.activations import spec_of
+from senet_fast.se.ops import squeeze_excite
+from senet_fast.se.reference import SEBlock, hidden_size
+
+# Names of the two layers in other blocks' state dicts -> ours.
+_LAYER_ALIASES = {"fc.0": "fc1", "fc.2": "fc2", "conv_reduce": "fc1", "conv_expand": "fc2"}
+
+
+class FusedSE(nn.Module):
+    """Squeeze-and-Excitation block, drop-in for :class:`SEBlock` (Hu et al., arXiv 1709.01507, section 3).
+
+    Parameters are ``fc1.weight`` [R, C, 1, 1], ``fc1.bias`` [R], ``fc2.weight`` [C, R, 1, 1], ``fc2.bias`` [C], so
+    state dicts of torchvision's ``SqueezeExcitation`` and timm's ``SEModule`` load as they are. ``load_state_dict``
+    also takes Linear weights [R, C] and the layer names ``fc.0``/``fc.2`` and ``conv_reduce``/``conv_expand``.
+
+    Args:
+        channels: C, the size of the gated axis.
+        reduction: C / R.
+        hidden_channels: R; overrides ``reduction``.
+        bias: whether both layers have a bias.
+        activation, gate: a name, an ``nn.Module`` or its class; see :func:`squeeze_excite` for the names.
+        dim: the gated axis of x: 1 for [B, C, ...], -1 for [B, T, C].
+        add_one: scale by 1 + gate.
+        post_activation: applied to ``x * scale (+ residual)``.
+
+    Raises:
+        ValueError: sizes below 1, an unknown activation name. TypeError: an activation of an unknown kind.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        hidden_channels: int | None = None,
+        bias: bool = True,
+        activation: str | nn.Module | type[nn.Module] = "relu",
+        gate: str | nn.Module | type[nn.Module] = "sigmoid",
+        dim: int = 1,
+        add_one: bool = False,
+        post_activation: str | nn.Module | type[nn.Module] = "identity",
+    ) -> None:
+        super().__init__()
+        hidden = hidden_size(channels, reduction, hidden_channels)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+        self.activation = spec_of(activation, "activation")
+        self.gate = spec_of(gate, "gate")
+        self.dim = dim
+        self.add_one = add_one
+        self.post_activation = spec_of(post_activation, "post_activation")
+
+    @classmethod
+    def from_block(cls, block: SEBlock) -> Self:
+        """A FusedSE that shares the parameters of ``block``, in the same mode: optimizers notice nothing."""
+        if type(block) is not SEBlock:
+            raise TypeError(f"block is a {type(block).__name__}; expected senet_fast.SEBlock")
+        fused = cls.__new__(cls)
+        nn.Module.__init__(fused)
+        fused.fc1, fused.fc2 = block.fc1, block.fc2
+        fused.activation, fused.gate = block.activation, block.gate
+        fused.dim, fused.add_one, fused.post_activation = 1, False, "identity"
+        return fused.train(block.training)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y [shape, dtype and memory layout of x] = post_activation(x * scale + residual)."""
+        fc1, fc2 = self.fc1, self.fc2
+        return squeeze_excite(
+            x,
+            fc1.weight,
+            fc1.bias,
+            fc2.weight,
+            fc2.bias,
+            residual=residual,
+            activation=self.activation,
+            gate=self.gate,
+            dim=self.dim,
+            add_one=self.add_one,
+            post_activation=self.post_activation,
+        )
+
+    def extra_repr(self) -> str:
+        shown: dict[str, Any] = {"activation": self.activation, "gate": self.gate}
+        defaults: Mapping[str, Any] = {"dim": 1, "add_one": False, "post_activation": "identity"}
+        shown |= {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for theirs, ours in _LAYER_ALIASES.items():
+            for kind in ("weight", "bias"):
+                if f"{prefix}{theirs}.{kind}" in state_dict:
+                    state_dict[f"{prefix}{ours}.{kind}"] = state_dict.pop(f"{prefix}{theirs}.{kind}")
+        for layer in ("fc1", "fc2"):
+            weight = state_dict.get(f"{prefix}{layer}.weight")
+            if isinstance(weight, Tensor) and weight.dim() in (2, 3):
+                state_dict[f"{prefix}{layer}.weight"] = weight.reshape(*weight.shape[:2], 1, 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,73 @@
+"""The public function over the registered op. Shapes and types are checked in C++ (csrc/bindings/arguments.h)."""
+
+import torch
+from torch import Tensor
+
+_squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
+
+
+def squeeze_excite(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None = None,
+    fc2_weight: Tensor | None = None,
+    fc2_bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    excitation: str = "two_fc",
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    dim: int = 1,
+    add_one: bool = False,
+    post_activation: str = "identity",
+) -> Tensor:
+    """Squeeze-and-Excitation in one fused op, differentiable (Hu et al., arXiv 1709.01507, section 3).
+
+    With K = ``x.shape[dim]`` and the squeeze the mean over every axis but 0 and ``dim``::
+
+        squeezed = mean(x)                                             [B, K]
+        two_fc:        z = fc2_weight @ activation(fc1_weight @ squeezed + fc1_bias) + fc2_bias
+        one_fc:        z = fc1_weight @ squeezed + fc1_bias            (effective SE)
+        channel_conv:  z = conv1d(squeezed, fc1_weight) + fc1_bias     (ECA, zero padded)
+        scale = gate(z), or 1 + gate(z) with ``add_one``
+        y = post_activation(x * scale + residual)
+
+    Args:
+        x: [B, ..., K, ...], float32, float64, bfloat16 or float16, in any memory layout whose images are dense.
+        fc1_weight: [R, K] or [R, K, 1, ...] (two_fc), [K, K] or [K, K, 1, ...] (one_fc), [k] or [1, 1, k] with odd k
+            (channel_conv); in the dtype of ``x`` or float32.
+        fc1_bias: [R] (two_fc), [K] (one_fc), [1] (channel_conv), or None; dtype of ``fc1_weight``.
+        fc2_weight: [K, R] or [K, R, 1, ...]; None unless ``excitation`` is "two_fc".
+        fc2_bias: [K] or None.
+        residual: shape and dtype of ``x``, added before ``post_activation``.
+        excitation: "two_fc", "one_fc" or "channel_conv".
+        activation, gate, post_activation: a name of ``senet_fast.se.activations.ACTIVATIONS``, with its arguments in
+            parentheses where it has any: "leaky_relu(0.2)".
+        dim: the gated axis; negative counts from the end, 0 (the batch) is refused.
+        add_one: scale by ``1 + gate(z)``: the residual form x + x * gate.
+
+    Returns:
+        y: shape, dtype and memory layout of ``x``. It never aliases ``x``.
+
+    Sums and the excitation are float32 for half types (float64 for float64), rounded once at the store; results are
+    bitwise equal from run to run and for any number of threads.
+
+    Raises:
+        ValueError: a shape, a name or an axis that does not fit; the message names it, its value and what was expected.
+        TypeError: a dtype outside those above, or weights that differ in dtype.
+        NotImplementedError: tensors on a device for which this build has no kernel.
+    """
+    return _squeeze_excite(  # type: ignore[no-any-return]
+        x,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        residual,
+        excitation=excitation,
+        activation=activation,
+        gate=gate,
+        dim=dim,
+        add_one=add_one,
+        post_activation=post_activation,
+    )

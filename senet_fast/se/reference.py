@@ -1,0 +1,85 @@
+"""The specification: Squeeze-and-Excitation in plain torch (Hu et al., arXiv 1709.01507, section 3).
+
+Tests and benchmarks compare the compiled op with these; the package never falls back on them.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet_fast.se.activations import apply, spec_of
+
+
+def squeeze_excite(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None = None,
+    fc2_weight: Tensor | None = None,
+    fc2_bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    excitation: str = "two_fc",
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    dim: int = 1,
+    add_one: bool = False,
+    post_activation: str = "identity",
+) -> Tensor:
+    """What :func:`senet_fast.squeeze_excite` computes, for every shape it accepts, differentiable to any order."""
+    dim = dim % x.dim()
+    squeezed = x.mean([d for d in range(1, x.dim()) if d != dim]) if x.dim() > 2 else x  # [B, K]
+    if excitation == "two_fc":
+        assert fc2_weight is not None
+        hidden = apply(activation, F.linear(squeezed, fc1_weight.flatten(1), fc1_bias))  # [B, R]
+        z = F.linear(hidden, fc2_weight.flatten(1), fc2_bias)  # [B, K]
+    elif excitation == "one_fc":
+        z = F.linear(squeezed, fc1_weight.flatten(1), fc1_bias)
+    elif excitation == "channel_conv":
+        z = F.conv1d(squeezed[:, None], fc1_weight.reshape(1, 1, -1), fc1_bias, padding="same")[:, 0]
+    else:
+        raise ValueError(f"excitation is {excitation!r}; expected two_fc, one_fc or channel_conv")
+    scale = apply(gate, z, "gate") + add_one
+    y = x * scale.view([x.shape[d] if d in (0, dim) else 1 for d in range(x.dim())])
+    return apply(post_activation, y if residual is None else y + residual, "post_activation")
+
+
+def hidden_size(channels: int, reduction: int, hidden_channels: int | None) -> int:
+    """R, checked: ``hidden_channels``, or ``channels // reduction``; ValueError where a size is below 1."""
+    for name, value in {"channels": channels, "reduction": reduction, "hidden_channels": hidden_channels}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    if hidden_channels is None and channels < reduction:
+        raise ValueError(f"channels // reduction is {channels} // {reduction} = 0; expected at least 1 hidden channel")
+    return hidden_channels or channels // reduction
+
+
+class SEBlock(nn.Module):
+    """The SE block as people write it: two 1x1 convolutions on a global average.
+
+    x: [B, channels, ...] of any rank >= 3; parameters fc1.weight [R, C, 1, 1], fc1.bias [R], fc2.weight [C, R, 1, 1],
+    fc2.bias [C], with R = ``hidden_channels`` or ``channels // reduction``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        hidden_channels: int | None = None,
+        bias: bool = True,
+        activation: str = "relu",
+        gate: str = "sigmoid",
+    ) -> None:
+        super().__init__()
+        hidden = hidden_size(channels, reduction, hidden_channels)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+        self.activation = spec_of(activation, "activation")
+        self.gate = spec_of(gate, "gate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean(list(range(2, x.dim())), keepdim=True)  # [B, C, 1, ...]
+        hidden = apply(self.activation, self.fc1(squeezed.view(*squeezed.shape[:2], 1, 1)))
+        scale = apply(self.gate, self.fc2(hidden), "gate")
+        return x * scale.view_as(squeezed)
+
+
