@@ -1,0 +1,51 @@
+"""Snowflake IDs at memory speed: `Snowflake(worker_id=1).next_id()`.
+
+Importing this package imports neither NumPy nor torch; NumPy is imported when an array is first asked for.
+"""
+
+from senet_fast.ids._python import PythonSnowflake
+from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, SnowflakeError, SnowflakeTimeout
+from senet_fast.ids.layout import (
+    DISCORD,
+    INSTAGRAM,
+    JS53,
+    LOCAL,
+    MASTODON,
+    SONYFLAKE,
+    TWITTER,
+    WIDE,
+    DecodedID,
+    DecodedIDs,
+    Layout,
+)
+
+try:
+    from senet_fast.ids._snowflake import Snowflake
+except ModuleNotFoundError as error:
+    if error.name != "senet_fast.ids._snowflake":
+        raise
+    raise ImportError(
+        "senet_fast.ids is not compiled: run `SENET_FAST_SE=0 pip install .` in its source folder"
+        " (without SENET_FAST_SE=0 to build the torch op too)"
+    ) from None
+
+__all__ = [
+    "DISCORD",
+    "INSTAGRAM",
+    "JS53",
+    "LOCAL",
+    "MASTODON",
+    "SONYFLAKE",
+    "TWITTER",
+    "WIDE",
+    "ClockMovedBackwards",
+    "ClockOutOfRange",
+    "DecodedID",
+    "DecodedIDs",
+    "ForkedError",
+    "Layout",
+    "PythonSnowflake",
+    "Snowflake",
+    "SnowflakeError",
+    "SnowflakeTimeout",
+]

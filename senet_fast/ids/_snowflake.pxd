@@ -1,0 +1,26 @@
+# For other Cython code: `from senet_fast.ids._snowflake cimport Snowflake`. Needs no header and no C++.
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+
+@cython.final
+cdef class Snowflake:
+    cdef void* _generator
+    cdef bint _system_clock
+    cdef double _timeout_ns
+    cdef int64_t _max_backward_ms
+    cdef object _clock
+    cdef readonly object layout
+    cdef readonly object worker_id
+
+    # The next ID, as next_id(). Sleeps without the GIL, whether or not the caller holds it.
+    cdef int64_t issue(self) except -1 nogil
+
+    # The next n IDs into out, as fill(). Call it without the GIL: it sleeps in place. stream: write past the caches,
+    # which pays for arrays larger than they are.
+    cdef int issue_run(self, int64_t* out, uint64_t n, bint stream) except -1 nogil
+
+    cdef uint64_t _now_ms(self) except? 0 nogil
+    cdef int64_t _attempt(self, uint64_t n, uint64_t* first) except -1 nogil
+    cdef uint64_t _wait(self) except 0 nogil
+    cdef int _check_timeout(self, uint64_t waited_ns) except -1 nogil

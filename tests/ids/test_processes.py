@@ -1,0 +1,245 @@
+"""Threads, forks, signals, imports, and calls from other Cython code."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ids_testing import FakeClock, Generator
+
+import senet_fast
+from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake
+
+ROOT = Path(senet_fast.__file__).parents[1]
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
+@pytest.mark.parametrize("layout", [TWITTER, LOCAL], ids=["TWITTER", "LOCAL"])
+def test_threads(generator_class: Generator, layout: Layout, bulk: bool, worker_id: int) -> None:
+    generator = generator_class(min(worker_id, layout.worker.max), layout)
+    outs = np.zeros((4, 5000), np.int64)
+    barrier = threading.Barrier(4)
+
+    def work(out: np.ndarray) -> None:
+        barrier.wait()
+        if bulk:
+            for part in np.split(out, 10):
+                generator.fill(part)
+        else:
+            for i in range(out.size):
+                out[i] = generator.next_id()
+
+    threads = [threading.Thread(target=work, args=(out,)) for out in outs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (np.diff(outs) > 0).all()
+    assert np.unique(outs).size == outs.size
+
+
+def in_child(call: Callable[[], object]) -> int:
+    """The exit status of a forked child that runs `call`: 0 for ForkedError, 1 for any other end."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            call()
+        except ForkedError:
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_forked_child_is_refused(generator_class: Generator, worker_id: int) -> None:
+    generator = generator_class(worker_id)
+    before = generator.next_id()
+    out = np.zeros(1000, np.int64)
+    assert in_child(generator.next_id) == 0
+    assert in_child(generator.try_next) == 0
+    assert in_child(lambda: generator.next_ids(3)) == 0
+    assert in_child(lambda: generator.fill(out)) == 0
+    assert in_child(lambda: next(generator)) == 0
+    assert in_child(lambda: generator_class(worker_id)) == 0
+    assert generator.next_id() > before
+
+
+def test_a_forked_child_may_use_another_worker(generator_class: Generator, worker_id: int) -> None:
+    generator_class(worker_id).next_id()
+    pid = os.fork()
+    if pid == 0:
+        ids = generator_class(worker_id + 300).next_ids(5000)
+        os._exit(0 if (np.diff(ids) > 0).all() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def expect_forked_error(generator: Snowflake) -> None:
+    try:
+        generator.next_id()
+    except ForkedError:
+        sys.exit(7)
+
+
+def test_multiprocessing(generator_class: Generator, worker_id: int) -> None:
+    generator = generator_class(worker_id)
+    child = multiprocessing.get_context("fork").Process(target=expect_forked_error, args=(generator,))
+    child.start()
+    child.join()
+    assert child.exitcode == 7
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        multiprocessing.get_context("spawn").Process(target=expect_forked_error, args=(generator,)).start()
+
+
+class Alarm(Exception):
+    pass
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
+def test_a_signal_handler_ends_the_wait(generator_class: Generator, bulk: bool, fake_clock: FakeClock) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise Alarm
+
+    generator = generator_class(1, clock=fake_clock)
+    generator.next_ids(4096)
+    previous = signal.signal(signal.SIGALRM, handler)
+    started = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Alarm):
+            generator.next_ids(1000) if bulk else generator.next_id()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert time.monotonic() - started < 1
+
+
+def test_ctrl_c_ends_a_long_fill() -> None:
+    program = """
+        import numpy as np
+        from senet_fast.ids import Snowflake
+        out = np.zeros(100_000_000, np.int64)  # half a minute at 4.1 million a second
+        print("filling", flush=True)
+        Snowflake(1).fill(out)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filling\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - started < 2
+    assert "KeyboardInterrupt" in errors
+
+
+def test_waiting_costs_little_cpu(worker_id: int) -> None:
+    generator = Snowflake(worker_id)
+    out = np.zeros(819_200, np.int64)
+    generator.fill(out)
+    cpu, started = time.thread_time(), time.monotonic()
+    generator.fill(out)
+    elapsed = time.monotonic() - started
+    assert elapsed > 0.19  # 200 ticks of 4096
+    assert (time.thread_time() - cpu) / elapsed < 0.25
+
+
+def test_others_run_while_a_fill_waits(worker_id: int) -> None:
+    generator = Snowflake(worker_id)
+    out = np.zeros(409_600, np.int64)
+    thread = threading.Thread(target=generator.fill, args=(out,))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 10
+
+
+def test_imports() -> None:
+    program = """
+        import sys
+        import senet_fast.ids
+        generator = senet_fast.ids.Snowflake(1)
+        generator.decode(generator.next_id())
+        import array
+        generator.fill(array.array("q", [0] * 5000))
+        unwanted = {"torch", "numpy", "senet_fast.se"} & sys.modules.keys()
+        assert not unwanted, unwanted
+        generator.next_ids(3)
+        assert "numpy" in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True)
+
+
+def test_without_the_compiled_module(tmp_path: Path) -> None:
+    program = """
+        import sys
+        sys.modules["senet_fast.ids._snowflake"] = None
+        try:
+            import senet_fast.ids
+        except ImportError as error:
+            assert "SENET_FAST_SE=0 pip install ." in str(error), error
+        else:
+            raise SystemExit("imported")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True)
+
+
+CALLER = """
+from libc.stdint cimport int64_t
+from senet_fast.ids._snowflake cimport Snowflake
+
+
+def issue_sum(Snowflake generator, int n):
+    cdef int64_t last = 0, number
+    with nogil:
+        for _ in range(n):
+            number = generator.issue()
+            assert number > last
+            last = number
+    return last
+
+
+def issue_into(Snowflake generator, int64_t[::1] out):
+    with nogil:
+        generator.issue_run(&out[0], out.shape[0], False)
+"""
+
+
+def test_cimport(tmp_path: Path, worker_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Cython module calls the generator without Python, in plain C and without any header."""
+    cython = pytest.importorskip("Cython.Compiler.Main")
+    source = tmp_path / "caller.pyx"
+    source.write_text("# cython: language_level=3\n" + CALLER)
+    monkeypatch.chdir(tmp_path)
+    result = cython.compile([str(source)], cython.CompilationOptions(include_path=[str(ROOT)]))
+    assert result.num_errors == 0
+    library = tmp_path / f"caller{sysconfig.get_config_var('EXT_SUFFIX')}"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    include = f"-I{sysconfig.get_path('include')}"
+    subprocess.run([*compiler, "-O0", "-shared", "-fPIC", include, "caller.c", "-o", str(library)], check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    import caller
+
+    generator = Snowflake(worker_id % 64, WIDE)
+    last = caller.issue_sum(generator, 100_000)
+    out = np.zeros(100_000, np.int64)
+    caller.issue_into(generator, out)
+    assert last < out[0]
+    assert (np.diff(out) > 0).all()
