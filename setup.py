@@ -114,9 +114,10 @@ def ids_extension() -> list[Extension]:
         "senet_fast.ids._snowflake",
         ["senet_fast/ids/_snowflake.pyx"],
         include_dirs=[str(ROOT / "csrc")],
+        depends=sources("csrc/ids", "*.*"),
         language="c++",
-        extra_compile_args=["-O3", "-std=c++17", "-g0", *sanitizer_flags()],
-        extra_link_args=sanitizer_flags(),
+        extra_compile_args=["-O3", "-std=c++17", "-g0", "-pthread", *sanitizer_flags()],
+        extra_link_args=["-pthread", *sanitizer_flags()],
     )
     return cythonize([extension])
 
@@ -130,6 +131,7 @@ def se_extension(torch) -> tuple[Extension, type]:
         "senet_fast.se._C",
         sources("csrc/bindings") + sources("csrc/se/cpu"),
         include_dirs=[str(ROOT / "csrc")],
+        depends=[path for folder in ("csrc/se", "csrc/se/cpu", "csrc/bindings") for path in sources(folder, "*.[hi]*")],
         # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf keep their meaning.
         extra_compile_args=[
             *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],

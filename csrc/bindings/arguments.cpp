@@ -34,7 +34,8 @@ std::string activation_names() {
 void check_weight(const Arguments& a, const Tensor& t, const char* name, at::ArrayRef<c10::SymInt> expected) {
   const auto sizes = t.sym_sizes();
   bool fits = sizes.size() >= expected.size();
-  for (std::size_t i = 0; fits && i < sizes.size(); ++i) fits = sizes[i] == (i < expected.size() ? expected[i] : c10::SymInt(1));
+  for (std::size_t i = 0; fits && i < sizes.size(); ++i)
+    fits = sizes[i] == (i < expected.size() ? expected[i] : c10::SymInt(1));
   TORCH_CHECK_VALUE(fits, "squeeze_excite: ", name, " has shape ", sizes, "; expected ", expected,
                     expected.size() > 1 ? " (or with further axes of size 1)" : "");
   TORCH_CHECK_TYPE(t.scalar_type() == a.x.scalar_type() || t.scalar_type() == at::kFloat, "squeeze_excite: ", name, " is ",
@@ -68,7 +69,8 @@ Excitation parse_excitation(std::string_view name) {
 Activation parse_activation(std::string_view spec, const char* argument) {
   const std::size_t open = spec.find('(');
   const std::string_view name = spec.substr(0, open);
-  const auto* row = std::find_if(std::begin(kActivations), std::end(kActivations), [&](const auto& r) { return r.name == name; });
+  const auto* row =
+      std::find_if(std::begin(kActivations), std::end(kActivations), [&](const auto& r) { return r.name == name; });
   TORCH_CHECK_VALUE(row != std::end(kActivations), "squeeze_excite: ", argument, " is '", spec, "'; expected one of ",
                     activation_names());
   Activation activation{row->kind, {}};
@@ -102,7 +104,8 @@ Activation parse_activation(std::string_view spec, const char* argument) {
 }
 
 void check(const Arguments& a) {
-  TORCH_CHECK_VALUE(a.x.dim() >= 2, "squeeze_excite: x has shape ", a.x.sym_sizes(), "; expected [B, ..., K, ...], at least 2-D");
+  TORCH_CHECK_VALUE(a.x.dim() >= 2, "squeeze_excite: x has shape ", a.x.sym_sizes(),
+                    "; expected [B, ..., K, ...], at least 2-D");
   const at::ScalarType type = a.x.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
                    "squeeze_excite: x is ", type, "; expected Float, Double, BFloat16 or Half");
@@ -137,15 +140,16 @@ void check(const Arguments& a) {
   }
   if (a.excitation != "two_fc") {
     for (const auto& [t, name] : {std::pair{&a.fc2_weight, "fc2_weight"}, std::pair{&a.fc2_bias, "fc2_bias"}}) {
-      TORCH_CHECK_VALUE(!t->has_value() || !(*t)->defined(), "squeeze_excite: ", name, " was given; expected None for excitation '",
-                        a.excitation, "'");
+      TORCH_CHECK_VALUE(!t->has_value() || !(*t)->defined(), "squeeze_excite: ", name,
+                        " was given; expected None for excitation '", a.excitation, "'");
     }
   }
   if (a.residual.has_value() && a.residual->defined()) {
     const Tensor& r = *a.residual;
     TORCH_CHECK_VALUE(r.sym_sizes() == a.x.sym_sizes(), "squeeze_excite: residual has shape ", r.sym_sizes(),
                       "; expected the shape of x ", a.x.sym_sizes());
-    TORCH_CHECK_TYPE(r.scalar_type() == type, "squeeze_excite: residual is ", r.scalar_type(), "; expected the dtype of x (", type, ")");
+    TORCH_CHECK_TYPE(r.scalar_type() == type, "squeeze_excite: residual is ", r.scalar_type(), "; expected the dtype of x (",
+                     type, ")");
     TORCH_CHECK_VALUE(r.device() == a.x.device(), "squeeze_excite: residual is on ", r.device(), "; expected the device of x (",
                       a.x.device(), ")");
   }
@@ -222,7 +226,7 @@ Weights contiguous_weights(const Arguments& a) {
 Params params_of(const Arguments& a, const View& x, const Weights& weights) {
   Params p;
   p.excitation = parse_excitation(a.excitation);
-  const std::int64_t R = p.excitation == Excitation::one_fc ? 0
+  const std::int64_t R = p.excitation == Excitation::one_fc   ? 0
                          : p.excitation == Excitation::two_fc ? a.fc1_weight.size(0)
                                                               : a.fc1_weight.numel();
   p.shape = {x.tensor.size(0), x.O, x.K, x.I, R};

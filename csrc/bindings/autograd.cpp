@@ -19,9 +19,7 @@ bool any(std::initializer_list<Tensor> tensors, bool (*holds)(const Tensor&)) {
   return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.defined() && holds(t); });
 }
 // torch.func transforms wrap their tensors; forward mode carries a tangent. Neither goes through a Function.
-bool transformed(const Tensor& t) {
-  return t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || t._fw_grad(0).defined();
-}
+bool transformed(const Tensor& t) { return t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || t._fw_grad(0).defined(); }
 bool requires_grad(const Tensor& t) { return t.requires_grad(); }
 
 struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
@@ -52,8 +50,8 @@ struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
     const auto saved = ctx->get_saved_variables();
     const auto text = [&](const char* key) { return ctx->saved_data[key].toStringRef(); };
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
-    const bool given[kGradients] = {true, true, saved[2].defined(), saved[3].defined(), saved[4].defined(),
-                                    ctx->saved_data["residual"].toBool()};
+    const bool given[kGradients] = {
+        true, true, saved[2].defined(), saved[3].defined(), saved[4].defined(), ctx->saved_data["residual"].toBool()};
     Mask mask;
     for (int i = 0, edge = 0; i < kGradients; ++i) mask[i] = given[i] && ctx->needs_input_grad(edge++);  // edges: given only
     const std::string post_activation = text("post_activation");
@@ -72,16 +70,9 @@ struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
 };
 
 Tensor op_autograd(SENET_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {x,
-                                                 fc1_weight,
-                                                 or_undefined(fc1_bias),
-                                                 or_undefined(fc2_weight),
-                                                 or_undefined(fc2_bias),
-                                                 or_undefined(residual)};
-  if (any(tensors, transformed)) {
-    check({SENET_PASS});
-    return composite(SENET_PASS);
-  }
+  const std::initializer_list<Tensor> tensors = {
+      x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
+  if (any(tensors, transformed)) return composite(SENET_PASS);
   if (!at::GradMode::is_enabled() || !any(tensors, requires_grad)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_op(SENET_PASS);
@@ -92,17 +83,19 @@ Tensor op_autograd(SENET_ARGUMENTS) {
 // The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond.
 Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   const bool identity = post_activation == "identity";
-  // an input that requires no gradient still has one of the first order to give: it takes part as a fresh leaf
-  const auto leaf = [](const OptionalTensor& t) {
-    return !t.has_value() || !t->defined() || t->requires_grad() ? or_undefined(t) : t->detach().requires_grad_();
-  };
+  const auto wants = [&](int i, const Tensor& t) { return mask[i] && t.defined() && !(i == 5 && identity); };
   at::AutoGradMode enable(true);
-  const Tensor inputs[] = {leaf(x), leaf(fc1_weight), leaf(fc1_bias), leaf(fc2_weight), leaf(fc2_bias), leaf(residual)};
-  const Tensor y = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate, dim,
-                             add_one, post_activation);
+  Tensor inputs[] = {
+      x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
+  for (int i = 0; i < kGradients; ++i) {
+    // a gradient may be asked for though no graph leads on from it: its input takes part as a fresh leaf
+    if (wants(i, inputs[i]) && !inputs[i].requires_grad()) inputs[i] = inputs[i].detach().requires_grad_();
+  }
+  const Tensor y = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate,
+                             dim, add_one, post_activation);
   variable_list wanted;
   for (int i = 0; i < kGradients; ++i) {
-    if (mask[i] && inputs[i].defined() && !(i == 5 && identity)) wanted.push_back(inputs[i]);
+    if (wants(i, inputs[i])) wanted.push_back(inputs[i]);
   }
   variable_list found = wanted.empty() ? variable_list()
                                        : torch::autograd::grad({y}, wanted, {grad_y}, /*retain_graph=*/true,
@@ -110,20 +103,14 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   Tensor results[kGradients];
   auto next = found.begin();
   for (int i = 0; i < kGradients; ++i) {
-    const bool has = mask[i] && inputs[i].defined() && !(i == 5 && identity);
-    results[i] = has ? *next++ : at::empty({0}, x.options());
+    results[i] = wants(i, inputs[i]) ? *next++ : at::empty({0}, x.options());
   }
   return {results[0], results[1], results[2], results[3], results[4], results[5]};
 }
 
 Gradients backward_autograd(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {grad_y,
-                                                 x,
-                                                 fc1_weight,
-                                                 or_undefined(fc1_bias),
-                                                 or_undefined(fc2_weight),
-                                                 or_undefined(fc2_bias),
-                                                 or_undefined(residual)};
+  const std::initializer_list<Tensor> tensors = {
+      grad_y, x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
   if (any(tensors, transformed) || (at::GradMode::is_enabled() && any(tensors, requires_grad))) {
     return composite_backward(grad_y, mask, SENET_PASS);
   }
@@ -144,7 +131,8 @@ Tensor op_autocast(SENET_ARGUMENTS) {
   const bool fits = fc1_weight.scalar_type() == type;
   const at::ScalarType weight_type = fits ? type : at::kFloat;
   return call_op(x.to(type), *cast(fc1_weight, weight_type), cast(fc1_bias, weight_type), cast(fc2_weight, weight_type),
-                 cast(fc2_bias, weight_type), cast(residual, type), excitation, activation, gate, dim, add_one, post_activation);
+                 cast(fc2_bias, weight_type), cast(residual, type), excitation, activation, gate, dim, add_one,
+                 post_activation);
 }
 
 }  // namespace

@@ -59,6 +59,7 @@ Tensor matrix(const Tensor& weight) { return weight.flatten(1); }
 }  // namespace
 
 Tensor composite(SENET_ARGUMENTS) {
+  check({SENET_PASS});
   const std::int64_t axis = gated_axis(x, dim);
   std::vector<std::int64_t> pooled;
   for (std::int64_t d = 1; d < x.dim(); ++d) {

@@ -2,8 +2,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 #include <sys/mman.h>
+#include <torch/library.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -94,8 +94,9 @@ std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
 Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes() && grad_y.scalar_type() == x.scalar_type(), "squeeze_excite_backward: grad_y is ",
-                    grad_y.scalar_type(), " of shape ", grad_y.sizes(), "; expected ", x.scalar_type(), " of ", x.sizes());
+  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes() && grad_y.scalar_type() == x.scalar_type(),
+                    "squeeze_excite_backward: grad_y is ", grad_y.scalar_type(), " of shape ", grad_y.sizes(), "; expected ",
+                    x.scalar_type(), " of ", x.sizes());
   TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == x.size(0) && saved.size(1) == saved_width(a).expect_int() &&
                         saved.scalar_type() == accumulate_type(x),
                     "squeeze_excite_backward: saved is ", saved.scalar_type(), " of shape ", saved.sizes(),

@@ -51,7 +51,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What this library was built with: torch, compiler, openmp, cuda (None, or a dict).");
   m.def("isas", &senet::isas, "The instruction sets built in and supported by this processor, widest last.");
   m.def("isa", [] { return senet::kernels().name; }, "The instruction set in use.");
-  m.def("select_isa", &senet::select_isa, py::arg("name"), "Use the kernels of this instruction set; ValueError if it is not one of isas().");
-  m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(), py::arg("item_bytes") = 4,
-        "How a two_fc call on x [B, O, K, I] is cut: images_per_tile, rows_per_block and blocks.");
+  m.def("select_isa", &senet::select_isa, py::arg("name"),
+        "Use the kernels of this instruction set; ValueError if it is not one of isas().");
+  m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
+        py::arg("item_bytes") = 4, "How a two_fc call on x [B, O, K, I] is cut: images_per_tile, rows_per_block and blocks.");
 }

@@ -5,10 +5,10 @@
 
 #include "bindings/arguments.h"
 
-#define SENET_ARGUMENTS                                                                                                     \
-  const Tensor &x, const Tensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight,              \
-      const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view excitation, c10::string_view activation, \
-      c10::string_view gate, std::int64_t dim, bool add_one, c10::string_view post_activation
+#define SENET_ARGUMENTS                                                                                        \
+  const Tensor &x, const Tensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight, \
+      const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view excitation,             \
+      c10::string_view activation, c10::string_view gate, std::int64_t dim, bool add_one, c10::string_view post_activation
 #define SENET_PASS \
   x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one, post_activation
 

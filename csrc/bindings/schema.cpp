@@ -22,8 +22,7 @@ Tensor op_meta(SENET_ARGUMENTS) {
 std::tuple<Tensor, Tensor> forward_meta(SENET_ARGUMENTS) {
   const Arguments arguments{SENET_PASS};
   check(arguments);
-  return {at::empty_like(x),
-          at::empty_symint({x.sym_size(0), saved_width(arguments)}, x.options().dtype(accumulate_type(x)))};
+  return {at::empty_like(x), at::empty_symint({x.sym_size(0), saved_width(arguments)}, x.options().dtype(accumulate_type(x)))};
 }
 
 Gradients backward_meta(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
@@ -54,9 +53,9 @@ Gradients empty_gradients(const Arguments& a, Mask mask) {
   constexpr auto kPreserve = at::MemoryFormat::Preserve, kContiguous = at::MemoryFormat::Contiguous;
   // with an activation the residual's gradient is what grad_x is made of: it is there whenever there is a residual
   const bool activated = a.post_activation != "identity";
-  return {like(mask[0], a.x, kPreserve),           like(mask[1], a.fc1_weight, kContiguous),
-          like(mask[2], a.fc1_bias, kContiguous),  like(mask[3], a.fc2_weight, kContiguous),
-          like(mask[4], a.fc2_bias, kContiguous),  like(mask[5] && activated, a.residual, kPreserve)};
+  return {like(mask[0], a.x, kPreserve),          like(mask[1], a.fc1_weight, kContiguous),
+          like(mask[2], a.fc1_bias, kContiguous), like(mask[3], a.fc2_weight, kContiguous),
+          like(mask[4], a.fc2_bias, kContiguous), like(mask[5] && activated, a.residual, kPreserve)};
 }
 
 }  // namespace senet::bindings

@@ -5,21 +5,23 @@
 // value and slope are expressions in z, the pre-activation (float or double), and p[], the arguments. Both keep a NaN a NaN
 // where torch does: comparisons are written so that NaN takes the branch that returns z. They are compiled once per ISA,
 // with the functions of cpu/math.inl in scope.
-#define SENET_ACTIVATIONS(X)                                                                                          \
-  X(identity, 0, kRequired, z, 1)                                                                                     \
-  X(relu, 0, kRequired, z < 0 ? 0 : z, z <= 0 ? 0 : 1)                                                                \
-  X(relu6, 0, kRequired, clamp(z, 0, 6), z <= 0 || z >= 6 ? 0 : 1)                                                    \
-  X(leaky_relu, 1, 0.01, z > 0 ? z : z * p[0], z > 0 ? 1 : p[0])                                                      \
-  X(sigmoid, 0, kRequired, sigmoid(z), sigmoid_slope(z))\
-  X(hardsigmoid, 0, kRequired, clamp(z + 3, 0, 6) / 6, z <= -3 || z >= 3 ? 0 : A(1) / 6)                              \
-  X(tanh, 0, kRequired, tanh(z), 1 - tanh(z) * tanh(z))                                                               \
-  X(silu, 0, kRequired, z* sigmoid(z), sigmoid(z) + z * sigmoid_slope(z))                                            \
-  X(hardswish, 0, kRequired, z* clamp(z + 3, 0, 6) / 6, z <= -3 ? 0 : (z < 3 ? z / 3 + A(0.5) : 1))                   \
-  X(gelu, 0, kRequired, z* normal_cdf(z), normal_cdf(z) + z * normal_pdf(z))                                          \
-  X(gelu_tanh, 0, kRequired, z* A(0.5) * (1 + tanh(gelu_inner(z))), gelu_tanh_slope(z))                               \
-  X(mish, 0, kRequired, z* tanh_softplus(z), mish_slope(z))                                                           \
-  X(affine_clamp, 4, kRequired, clamp(p[0] * z + p[1], p[2], p[3]),                                                   \
+// clang-format off
+#define SENET_ACTIVATIONS(X) \
+  X(identity, 0, kRequired, z, 1) \
+  X(relu, 0, kRequired, z < 0 ? 0 : z, z <= 0 ? 0 : 1) \
+  X(relu6, 0, kRequired, clamp(z, 0, 6), z <= 0 || z >= 6 ? 0 : 1) \
+  X(leaky_relu, 1, 0.01, z > 0 ? z : z * p[0], z > 0 ? 1 : p[0]) \
+  X(sigmoid, 0, kRequired, sigmoid(z), sigmoid_slope(z)) \
+  X(hardsigmoid, 0, kRequired, clamp(z + 3, 0, 6) / 6, z <= -3 || z >= 3 ? 0 : A(1) / 6) \
+  X(tanh, 0, kRequired, tanh(z), 1 - tanh(z) * tanh(z)) \
+  X(silu, 0, kRequired, z * sigmoid(z), sigmoid(z) + z * sigmoid_slope(z)) \
+  X(hardswish, 0, kRequired, z * clamp(z + 3, 0, 6) / 6, z <= -3 ? 0 : (z < 3 ? z / 3 + A(0.5) : 1)) \
+  X(gelu, 0, kRequired, z * normal_cdf(z), normal_cdf(z) + z * normal_pdf(z)) \
+  X(gelu_tanh, 0, kRequired, z * A(0.5) * (1 + tanh(gelu_inner(z))), gelu_tanh_slope(z)) \
+  X(mish, 0, kRequired, z * tanh_softplus(z), mish_slope(z)) \
+  X(affine_clamp, 4, kRequired, clamp(p[0] * z + p[1], p[2], p[3]), \
     p[0] * z + p[1] < p[2] || p[0] * z + p[1] > p[3] ? 0 : p[0])
+// clang-format on
 
 namespace senet {
 

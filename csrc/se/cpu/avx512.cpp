@@ -13,9 +13,11 @@
 
 static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES,
                                               [] {
-                                                return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                                                       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+                                                return __builtin_cpu_supports("avx512f") &&
+                                                       __builtin_cpu_supports("avx512bw") &&
+                                                       __builtin_cpu_supports("avx512vl") &&
+                                                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
+                                                       __builtin_cpu_supports("f16c");
                                               },
                                               &senet::avx512::kernels});
 #endif

@@ -13,9 +13,7 @@ inline const char* unsupported(const Params& p) {
   return prologue ? "a prologue" : nullptr;
 }
 
-inline std::int64_t item_bytes(Dtype dtype) {
-  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
-}
+inline std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 
 inline std::int64_t weight_elements(const Params& p) {
   const Shape& s = p.shape;
@@ -66,7 +64,8 @@ class Drive {
   void backward(const BackwardParams& p) {
     const std::int64_t tile = plan_.images_per_tile, K = shape_.K, R = p.hidden();
     const bool activated = !p.epilogue.activation.is_identity();
-    // grad_gate and grad_hidden: of the inputs of gate and activation, for all images, since the weights' gradients sum over them
+    // grad_gate and grad_hidden: of the inputs of gate and activation, for all images, since the weights' gradients sum over
+    // them
     Buffer grad_gate = buffer(shape_.B * K), grad_hidden = buffer(shape_.B * R), hidden = buffer(shape_.B * R);
     Buffer scale = buffer(tile * K), shift = buffer(tile * K), partial = partial_sums(tile);
     for (std::int64_t b = 0; b < shape_.B; b += tile) {
@@ -108,9 +107,7 @@ class Drive {
   const ActivationKernels<A>* activations_;
 
   static Buffer buffer(std::int64_t n) { return Buffer(new A[static_cast<std::size_t>(n)]); }
-  Buffer partial_sums(std::int64_t images) const {
-    return buffer(plan_.blocks > 1 ? images * plan_.blocks * shape_.K : 0);
-  }
+  Buffer partial_sums(std::int64_t images) const { return buffer(plan_.blocks > 1 ? images * plan_.blocks * shape_.K : 0); }
 
   std::int64_t elements() const { return shape_.O * shape_.K * shape_.I; }
   A count() const { return A(shape_.O * shape_.I); }
@@ -281,8 +278,8 @@ class Drive {
 
   void weight_gradients(const BackwardParams& p, const A* dz, const A* dh, const A* hidden) const {
     const std::int64_t B = shape_.B, K = shape_.K, R = p.hidden();
-    const auto outer = [&](const A* left, std::int64_t M, const A* right, std::int64_t right_stride, std::int64_t N, void* weight,
-                           void* bias) {
+    const auto outer = [&](const A* left, std::int64_t M, const A* right, std::int64_t right_stride, std::int64_t N,
+                           void* weight, void* bias) {
       if (weight == nullptr && bias == nullptr) return;
       for_range(M, B * N, [&](std::int64_t begin, std::int64_t end) {
         weights_->outer(left, M, right, right_stride, weight, bias, B, N, begin, end);
@@ -328,7 +325,8 @@ class Drive {
     for (std::int64_t k = 0; k < K; ++k) out[k] = 0;
     for (std::int64_t t = 0; t < width; ++t) {
       const A tap = taps[reversed ? width - 1 - t : t];
-      for (std::int64_t k = std::max<std::int64_t>(0, pad - t); k < std::min(K, K + pad - t); ++k) out[k] += tap * in[k + t - pad];
+      for (std::int64_t k = std::max<std::int64_t>(0, pad - t); k < std::min(K, K + pad - t); ++k)
+        out[k] += tap * in[k + t - pad];
     }
   }
 };

@@ -28,8 +28,8 @@ struct DataKernels {
                 std::int64_t begin, std::int64_t end);
   // sums as in squeeze, of grad_v * x, with grad_v = grad_y * activation'(x * scale[k] + residual).
   // grad_v is written where the activation is not the identity, else it may be null.
-  void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual,
-                     const Activation&, void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
+  void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual, const Activation&,
+                     void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
   // grad_x = grad_v * scale[k] + shift[k].
   void (*grad_x)(const Image&, const void* grad_v, const A* scale, const A* shift, void* grad_x, std::int64_t begin,
                  std::int64_t end);
@@ -39,14 +39,14 @@ struct DataKernels {
 template <class A>
 struct WeightKernels {
   // out[b, n] = sum_m in[b, m] * weight[n, m] + bias[n], for n in [begin, end); weight [N, M], bias may be null.
-  void (*linear)(const A* in, std::int64_t in_stride, const void* weight, const void* bias, A* out,
-                 std::int64_t out_stride, std::int64_t B, std::int64_t M, std::int64_t begin, std::int64_t end);
+  void (*linear)(const A* in, std::int64_t in_stride, const void* weight, const void* bias, A* out, std::int64_t out_stride,
+                 std::int64_t B, std::int64_t M, std::int64_t begin, std::int64_t end);
   // out[b, n] = sum_m in[b, m] * weight[m, n], for n in [begin, end); weight [M, N].
   void (*linear_transposed)(const A* in, std::int64_t in_stride, const void* weight, A* out, std::int64_t out_stride,
                             std::int64_t B, std::int64_t M, std::int64_t N, std::int64_t begin, std::int64_t end);
   // weight[m, n] = sum_b left[b, m] * right[b, n], bias[m] = sum_b left[b, m], for m in [begin, end); either may be null.
-  void (*outer)(const A* left, std::int64_t left_stride, const A* right, std::int64_t right_stride, void* weight,
-                void* bias, std::int64_t B, std::int64_t N, std::int64_t begin, std::int64_t end);
+  void (*outer)(const A* left, std::int64_t left_stride, const A* right, std::int64_t right_stride, void* weight, void* bias,
+                std::int64_t B, std::int64_t N, std::int64_t begin, std::int64_t end);
   void (*read)(const void* weight, A* out, std::int64_t n);
   void (*write)(const A* in, void* weight, std::int64_t n);
 };
@@ -79,8 +79,8 @@ struct RegisterIsa {
   explicit RegisterIsa(const Isa&);
 };
 
-std::vector<std::string> isas();          // supported here, widest last
-const Kernels& kernels();                 // in use: the widest, or SENET_FAST_ISA, or what select_isa() chose
+std::vector<std::string> isas();           // supported here, widest last
+const Kernels& kernels();                  // in use: the widest, or SENET_FAST_ISA, or what select_isa() chose
 void select_isa(const std::string& name);  // std::invalid_argument for one that is not supported here
 
 }  // namespace senet

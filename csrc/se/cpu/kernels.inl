@@ -18,12 +18,12 @@ void activation_value(const Activation& activation, const A* z_, A* out, int64_t
   A p[4];
   for (int i = 0; i < 4; ++i) p[i] = A(activation.arguments[i]);
   switch (activation.kind) {
-#define SENET_CASE(name, arguments, optional, value, slope)     \
-  case ActivationKind::name:                                    \
-    for (int64_t i = 0; i < n; ++i) {                           \
-      const A z = z_[i];                                        \
-      out[i] = A(value);                                        \
-    }                                                           \
+#define SENET_CASE(name, arguments, optional, value, slope) \
+  case ActivationKind::name:                                \
+    for (int64_t i = 0; i < n; ++i) {                       \
+      const A z = z_[i];                                    \
+      out[i] = A(value);                                    \
+    }                                                       \
     break;
     SENET_ACTIVATIONS(SENET_CASE)
 #undef SENET_CASE
@@ -35,12 +35,12 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
   A p[4];
   for (int i = 0; i < 4; ++i) p[i] = A(activation.arguments[i]);
   switch (activation.kind) {
-#define SENET_CASE(name, arguments, optional, value, slope)     \
-  case ActivationKind::name:                                    \
-    for (int64_t i = 0; i < n; ++i) {                           \
-      [[maybe_unused]] const A z = z_[i];                       \
-      out[i] = grad[i] * A(slope);                              \
-    }                                                           \
+#define SENET_CASE(name, arguments, optional, value, slope) \
+  case ActivationKind::name:                                \
+    for (int64_t i = 0; i < n; ++i) {                       \
+      [[maybe_unused]] const A z = z_[i];                   \
+      out[i] = grad[i] * A(slope);                          \
+    }                                                       \
     break;
     SENET_ACTIVATIONS(SENET_CASE)
 #undef SENET_CASE
@@ -165,7 +165,8 @@ struct Data {
       for (int64_t k = 0; k < K; ++k) sums[k] = 0;
     }
     if (activation.is_identity() && image.by_rows()) {
-      sum_rows(begin, end, K, sums, [&](int64_t o, int64_t k, auto load) { return load(dy + o * K + k) * load(x + o * K + k); });
+      sum_rows(begin, end, K, sums,
+               [&](int64_t o, int64_t k, auto load) { return load(dy + o * K + k) * load(x + o * K + k); });
       return;
     }
     if (!image.by_rows()) {
@@ -184,9 +185,8 @@ struct Data {
                                     residual ? residual + at + from : nullptr, activation, dv + at + from, v, count);
         const auto term = [&](int64_t i, auto load) { return load(v + i) * load(x_at + from + i); };
         if constexpr (row.value) {
-          for_vectors<A>(count, [&](int64_t i, auto load, auto store) {
-            store(load(sums + from + i) + term(i, load), sums + from + i);
-          });
+          for_vectors<A>(
+              count, [&](int64_t i, auto load, auto store) { store(load(sums + from + i) + term(i, load), sums + from + i); });
         } else {
           sums[k] += sum_terms<A>(count, term);
         }
@@ -273,8 +273,8 @@ struct Weights {
   }
 
   template <int kB, int kN>
-  static SENET_INLINE void dot_rows(const A* in, int64_t in_stride, const W* weight, const W* bias, A* out,
-                                    int64_t out_stride, int64_t M, int64_t begin, int64_t end) {
+  static SENET_INLINE void dot_rows(const A* in, int64_t in_stride, const W* weight, const W* bias, A* out, int64_t out_stride,
+                                    int64_t M, int64_t begin, int64_t end) {
     int64_t n = begin;
     for (; n + kN <= end; n += kN) {
       dot_tile<kB, kN>(in, in_stride, weight + n * M, bias ? bias + n : nullptr, out + n, out_stride, M);

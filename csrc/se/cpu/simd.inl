@@ -34,12 +34,12 @@ SENET_INLINE Vec<A> broadcast(A value) {
   for (auto& part : v.part) part = value - typename Vec<A>::Native{};
   return v;
 }
-#define SENET_OPERATOR(op)                                                        \
-  template <class A>                                                              \
-  SENET_INLINE Vec<A> operator op(const Vec<A>& a, const Vec<A>& b) {             \
-    Vec<A> v;                                                                     \
-    for (int i = 0; i < Vec<A>::kParts; ++i) v.part[i] = a.part[i] op b.part[i];  \
-    return v;                                                                     \
+#define SENET_OPERATOR(op)                                                       \
+  template <class A>                                                             \
+  SENET_INLINE Vec<A> operator op(const Vec<A>& a, const Vec<A>& b) {            \
+    Vec<A> v;                                                                    \
+    for (int i = 0; i < Vec<A>::kParts; ++i) v.part[i] = a.part[i] op b.part[i]; \
+    return v;                                                                    \
   }
 SENET_OPERATOR(+)
 SENET_OPERATOR(*)

@@ -1,0 +1,24 @@
+from typing import TypedDict
+
+class CudaInfo(TypedDict):
+    nvcc: str
+    runtime: int
+    driver: int
+    devices: int
+
+class BuildInfo(TypedDict):
+    torch: str
+    compiler: str
+    openmp: bool
+    cuda: CudaInfo | None
+
+class Plan(TypedDict):
+    images_per_tile: int
+    rows_per_block: int
+    blocks: int
+
+def build_info() -> BuildInfo: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def select_isa(name: str) -> None: ...
+def plan(B: int, O: int, K: int, I: int, R: int, *, item_bytes: int = 4) -> Plan: ...  # noqa: E741
