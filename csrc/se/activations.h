@@ -15,7 +15,7 @@
   X(hardsigmoid, 0, kRequired, clamp(z + 3, 0, 6) / 6, z <= -3 || z >= 3 ? 0 : A(1) / 6) \
   X(tanh, 0, kRequired, tanh(z), 1 - tanh(z) * tanh(z)) \
   X(silu, 0, kRequired, z * sigmoid(z), sigmoid(z) + z * sigmoid_slope(z)) \
-  X(hardswish, 0, kRequired, z * clamp(z + 3, 0, 6) / 6, z <= -3 ? 0 : (z < 3 ? z / 3 + A(0.5) : 1)) \
+  X(hardswish, 0, kRequired, z * (clamp(z + 3, 0, 6) / 6), z <= -3 ? 0 : (z < 3 ? z / 3 + A(0.5) : 1)) \
   X(gelu, 0, kRequired, z * normal_cdf(z), normal_cdf(z) + z * normal_pdf(z)) \
   X(gelu_tanh, 0, kRequired, z * A(0.5) * (1 + tanh(gelu_inner(z))), gelu_tanh_slope(z)) \
   X(mish, 0, kRequired, z * tanh_softplus(z), mish_slope(z)) \

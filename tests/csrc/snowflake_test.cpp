@@ -15,12 +15,12 @@
 
 using namespace senet::ids;
 
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
       std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                       \
-    }                                                                     \
+      std::exit(1);                                                        \
+    }                                                                      \
   } while (0)
 
 constexpr Layout kTwitter{1288834974657, 1, mask(41), 22, 10, 12, 12, 0};
@@ -61,10 +61,10 @@ void test_write_run() {
     WriteRun write;
   };
   const Isa isas[] = {
-    {true, baseline::write_run},
+      {true, baseline::write_run},
 #if defined(__x86_64__)
-    {__builtin_cpu_supports("avx2") != 0, avx2::write_run},
-    {__builtin_cpu_supports("avx512f") != 0, avx512::write_run},
+      {__builtin_cpu_supports("avx2") != 0, avx2::write_run},
+      {__builtin_cpu_supports("avx512f") != 0, avx512::write_run},
 #endif
   };
   for (const Isa& isa : isas) {

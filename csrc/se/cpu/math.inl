@@ -68,7 +68,8 @@ inline A gelu_inner(A z) {
   return A(0.79788456080286536) * (z + A(0.044715) * z * z * z);
 }
 template <class A>
-inline A gelu_tanh_slope(A z) {
+inline A gelu_tanh_slope(A z_) {
+  const A z = clamp(z_, -30, 30);  // 0 and 1 to the last bit from there on, where inner_slope would overflow
   const A t = tanh(gelu_inner(z));
   const A inner_slope = A(0.79788456080286536) * (1 + 3 * A(0.044715) * z * z);
   return A(0.5) * (1 + t) + A(0.5) * z * (1 - t * t) * inner_slope;

@@ -1,0 +1,311 @@
+// The CPU kernels of every ISA supported here against the naive implementation. A plain program, so that it runs under any
+// sanitizer and emulator; exits 1 on a failure.
+#include "naive.h"
+
+namespace {
+
+// ---- activations ----
+
+template <class A>
+void test_activation(const char* isa, int kind, const ActivationKernels<A>& kernel) {
+  using Limits = std::numeric_limits<A>;
+  Doubles grid = {0,   3,   6,    2,    -2.5, 20,    45,        85,    88.5, 104,           700,           745,
+                  1e4, 1e9, 1e18, 1e20, 1e-5, 1e-20, 0.6249999, 0.625, kInf, Limits::max(), Limits::min(), Limits::denorm_min(),
+                  kNaN};
+  for (double z = 0.0103; z < 30; z += 0.0371) grid.push_back(z);
+  for (std::size_t i = grid.size(); i-- > 0;) grid.push_back(-grid[i]);
+  const Row& r = kRows[kind];
+  const auto n = static_cast<int64_t>(grid.size());
+  const double epsilon = Limits::epsilon(), tiny = 100 * Limits::min();
+  std::vector<A> z(grid.begin(), grid.end()), values(z), pieces(z), grads(z), slopes(z), slopes_over_z(z);
+  for (std::size_t i = 0; i < z.size(); ++i) slopes[i] = grads[i] = A(1 + 0.25 * double(i % 5));
+  kernel.value(row(kind), values.data(), values.data(), n);  // in place, in each of the ways the kernels do that
+  kernel.grad(row(kind), z.data(), slopes.data(), slopes.data(), n);
+  kernel.grad(row(kind), slopes_over_z.data(), grads.data(), slopes_over_z.data(), n);
+  for (int64_t i = 0; i < n; i += 7) kernel.value(row(kind), &z[size_t(i)], &pieces[size_t(i)], std::min<int64_t>(7, n - i));
+  check(std::memcmp(slopes.data(), slopes_over_z.data(), sizeof(A) * z.size()) == 0, "%s %s': written over z it differs", isa,
+        r.name);
+  for (std::size_t i = 0; i < z.size(); ++i) {
+    const double want = r.value(z[i], r.arguments), want_slope = r.slope(z[i], r.arguments) * grads[i],
+                 size = std::abs(double(z[i]));
+    const double scale = std::isfinite(want) ? std::abs(want) + (r.trait == Row::kExact ? 0 : std::min(size, 10.0)) : 0;
+    const auto close = [&](A got) { return std::abs(want - got) <= 6 * epsilon * scale + tiny; };
+    check(std::isnan(want) ? std::isnan(values[i]) : want == values[i] || close(values[i]),
+          "%s %s(%g), %zu bytes: %.17g, expected %.17g", isa, r.name, double(z[i]), sizeof(A), double(values[i]), want);
+    check(std::isnan(want) ? std::isnan(pieces[i]) : pieces[i] == values[i],
+          "%s %s(%g), %zu bytes: alone %.17g, in a row %.17g", isa, r.name, double(z[i]), sizeof(A), double(pieces[i]),
+          double(values[i]));
+    if (std::isnan(want_slope) || std::isnan(z[i])) continue;  // 0 * Inf at an end
+    check(std::abs(want_slope - slopes[i]) <= 6 * epsilon * (1 + std::min(size, 20.0)),
+          "%s %s'(%g) * %g, %zu bytes: %.17g, expected %.17g", isa, r.name, double(z[i]), double(grads[i]), sizeof(A),
+          double(slopes[i]), want_slope);
+  }
+}
+
+void test_activations() {
+  for_isas([](const Kernels& k) {
+    for (int kind = 0; kind < kRowCount; ++kind) {
+      test_activation(k.name, kind, k.activation_f32);
+      test_activation(k.name, kind, k.activation_f64);
+    }
+  });
+}
+
+// ---- conversions ----
+
+void test_conversions() {
+  std::mt19937 random(1);
+  for (const Dtype dtype : {Dtype::bf16, Dtype::f16}) {
+    const Format f = format(dtype);
+    std::vector<unsigned short> halves(65536);
+    std::vector<float> wide(65536), floats;
+    for (const unsigned nan : {0x7F800001u, 0x7FFFFFFFu, 0xFF800001u, 0xFFFFFFFFu, 0x7F80FFFFu})
+      floats.push_back(std::bit_cast<float>(nan));
+    for (unsigned i = 0; i < 65536; ++i) {
+      halves[i] = static_cast<unsigned short>(i);
+      const unsigned above = (i & 0x7FFF) + 1;  // towards infinity, in whose place stands the number that would come next
+      const double next = above == f.infinity() ? std::ldexp(1.0, f.bias() + 1) : decode(above, f);
+      const auto tie = float((decode(i & 0x7FFF, f) + next) / (i >> 15 ? -2 : 2)),
+                 any = std::bit_cast<float>(unsigned(random()));
+      floats.insert(floats.end(), {float(decode(i, f)), tie, std::nextafter(tie, 0.0f), std::nextafter(tie, 2 * tie), any});
+    }
+    for_isas([&](const Kernels& kernels) {
+      const WeightKernels<float>& k = dtype == Dtype::f16 ? kernels.weight_f16 : kernels.weight_bf16;
+      k.read(halves.data(), wide.data(), 65536);
+      for (unsigned i = 0; i < 65536; ++i) {
+        const auto want = float(decode(i, f));
+        check(std::isnan(want) ? std::isnan(wide[i]) && std::signbit(wide[i]) == (i >> 15)
+                               : std::bit_cast<unsigned>(wide[i]) == std::bit_cast<unsigned>(want),
+              "%s reads 0x%04x, %d mantissa bits, as %.9g, expected %.9g", kernels.name, i, f.mantissa, wide[i], want);
+      }
+      Output out(floats.size(), dtype);
+      k.write(floats.data(), out.data(), static_cast<int64_t>(floats.size()));
+      check(out.guarded(), "%s: a conversion wrote outside", kernels.name);
+      for (std::size_t i = 0; i < floats.size(); ++i) {
+        unsigned short got;
+        std::memcpy(&got, &out.bytes[Output::kGuard + 2 * i], 2);
+        const unsigned want = encode(floats[i], f);
+        check(std::isnan(floats[i]) ? std::isnan(decode(got, f)) : got == want,
+              "%s writes %a with %d mantissa bits as 0x%04x, expected 0x%04x", kernels.name, floats[i], f.mantissa, got, want);
+      }
+    });
+  }
+}
+
+// ---- the whole operation ----
+
+// Ranges of unequal length, far below the grain: whatever the cut, the bits must not change.
+struct Threads {
+  int count;
+
+  template <class Body>
+  void operator()(int64_t n, int64_t, const Body& body) const {
+    if (count == 1) return body(int64_t{0}, n);
+    const int64_t cuts[] = {0, n / 3, n - n / 4, n};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 3; ++i) {
+      if (cuts[i] < cuts[i + 1]) threads.emplace_back([&body, begin = cuts[i], end = cuts[i + 1]] { body(begin, end); });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, const Kernels& kernels, int64_t tile,
+                        int threads) {
+  const int64_t image = c.shape.O * c.shape.K * c.shape.I;
+  const auto spread = [&](const Doubles& images) {  // NaNs between the images, but not behind the last
+    Doubles all;
+    for (int64_t b = 0; b < c.shape.B; ++b) {
+      if (b > 0) all.insert(all.end(), static_cast<std::size_t>(c.gap), kNaN);
+      all.insert(all.end(), images.begin() + b * image, images.begin() + (b + 1) * image);
+    }
+    return all;
+  };
+  const Input x(spread(in[X]), c.dtype), residual(spread(in[RESIDUAL]), c.dtype), grad_y(in[GRAD_Y], c.dtype);
+  const Input w1(in[W1], c.weight_dtype), b1(in[B1], c.weight_dtype), w2(in[W2], c.weight_dtype), b2(in[B2], c.weight_dtype);
+  std::vector<Output> out;
+  for (int t = 0; t < kTensors; ++t) {
+    out.emplace_back(want[t].size(), t == SAVED ? c.sum_dtype() : t >= DW1 ? c.weight_dtype : c.dtype);
+  }
+  const auto asked = [&](int t) { return c.gradients >> t & 1 ? out[t].data() : nullptr; };
+
+  ForwardParams f;
+  static_cast<Params&>(f) = {.shape = c.shape,
+                             .dtype = c.dtype,
+                             .weight_dtype = c.weight_dtype,
+                             .excitation = c.excitation,
+                             .activation = c.activation,
+                             .gate = c.gate,
+                             .prologue = {},
+                             .epilogue = {c.add_one, c.residual ? residual.data : nullptr, image + c.gap, c.post},
+                             .x = x.data,
+                             .x_batch_stride = image + c.gap,
+                             .fc1_weight = w1.data,
+                             .fc2_weight = c.two_fc() ? w2.data : nullptr,
+                             .saved = out[SAVED].data()};
+  f.fc1_bias = c.bias1 ? b1.data : nullptr;
+  f.fc2_bias = c.two_fc() && c.bias2 ? b2.data : nullptr;
+  f.y = out[Y].data();
+  Plan cut = plan(f, 1 << 20);
+  cut.images_per_tile = tile;
+  if (c.rows_per_block && c.shape.I == 1) {
+    cut.rows_per_block = c.rows_per_block;
+    cut.blocks = (c.shape.O + c.rows_per_block - 1) / c.rows_per_block;
+  }
+  forward(f, kernels, cut, Threads{threads});
+
+  const Input saved(out[SAVED].values(), c.sum_dtype());
+  BackwardParams g;
+  static_cast<Params&>(g) = f;
+  g.saved = saved.data;
+  g.grad_y = grad_y.data;
+  g.grad_x = asked(DX);
+  g.grad_residual = out[DRESIDUAL].data();
+  g.grad_fc1_weight = asked(DW1), g.grad_fc1_bias = asked(DB1);
+  if (c.two_fc()) g.grad_fc2_weight = asked(DW2), g.grad_fc2_bias = asked(DB2);
+  backward(g, kernels, cut, Threads{threads});
+  return out;
+}
+
+// Rounded once to its type, a result may be off by half a unit in the last place of the number, and by some noise of the
+// sums, which is relative to the tensor's largest number. grad_x reads grad_residual back: there its roundings count too.
+void compare(const std::string& where, Tensor t, const Case& c, const Output& out, const Doubles& want, double noise) {
+  check(out.guarded(), "%s: wrote outside %s", where.c_str(), kTensorNames[t]);
+  const bool activated = !c.post.is_identity(), written = t == DRESIDUAL ? activated : t < DX || (c.gradients >> t & 1);
+  if (!written) return check(out.untouched(), "%s: %s was not asked for, but written", where.c_str(), kTensorNames[t]);
+  const Doubles got = out.values();
+  double largest = 0, worst = -1;
+  for (const double v : want) largest = std::max(largest, std::abs(v));
+  const double unit = std::ldexp(1.01, -1 - format(out.dtype).mantissa), denormal = out.dtype == Dtype::f16 ? 0x1p-25 : 1e-300;
+  const double everywhere = largest * (noise + (t == DX && activated ? unit : 0)) + denormal;
+  std::size_t index = 0;
+  for (std::size_t i = 0; i < want.size() && !std::isnan(worst); ++i) {
+    const double error = std::abs(got[i] - want[i]) / (std::abs(want[i]) * unit + everywhere);
+    if (!(error <= worst)) worst = error, index = i;
+  }
+  if (want.empty()) return;
+  check(worst <= 1, "%s: %s[%zu] is %.17g, expected %.17g (%.3g times the tolerance)", where.c_str(), kTensorNames[t], index,
+        got[index], want[index], worst);
+}
+
+std::vector<Case> cases() {
+  constexpr Shape shapes[] = {
+      {5, 1, 3, 49, 5},    {1, 1, 17, 129, 1}, {5, 1, 70, 16, 5}, {5, 3, 3, 2, 5},    {5, 3, 17, 15, 3},
+      {5, 1, 1, 67, 1},    {2, 2, 3, 600, 3},  {0, 1, 3, 4, 3},   {5, 1, 1, 1, 1},    {5, 40, 17, 1, 5},
+      {1, 700, 70, 1, 35}, {2, 3, 300, 1, 5},  {5, 40, 3, 1, 5},  {9, 1, 112, 1, 71}, {0, 3, 3, 1, 1},
+  };
+  constexpr Dtype dtypes[][2] = {{Dtype::f32, Dtype::f32},   {Dtype::f64, Dtype::f64},  {Dtype::f64, Dtype::f32},
+                                 {Dtype::bf16, Dtype::bf16}, {Dtype::bf16, Dtype::f32}, {Dtype::f16, Dtype::f16},
+                                 {Dtype::f16, Dtype::f32}};
+  std::vector<Case> all;
+  std::mt19937 random(7);
+  const auto one_in = [&](unsigned n) { return random() % n == 0; };
+  for (const Shape& shape : shapes) {
+    for (const auto& [dtype, weight_dtype] : dtypes) {
+      for (const Excitation excitation : {Excitation::two_fc, Excitation::one_fc, Excitation::channel_conv}) {
+        Case c{.shape = shape, .excitation = excitation, .dtype = dtype, .weight_dtype = weight_dtype};
+        if (excitation == Excitation::one_fc) c.shape.R = 0;
+        const int n = static_cast<int>(all.size());
+        c.activation = row(n / 3 % kRowCount);
+        c.gate = row(one_in(2) ? int(ActivationKind::sigmoid) : n % kRowCount);
+        c.post = row(one_in(2) ? int(ActivationKind::identity) : int(random() % kRowCount));
+        c.add_one = one_in(2), c.residual = one_in(2), c.bias1 = !one_in(3), c.bias2 = !one_in(3);
+        c.gap = one_in(2) ? 0 : 1 + random() % 9;
+        c.gradients = one_in(2) ? ~0u : unsigned(random());
+        c.rows_per_block = one_in(3) ? 7 : 0;
+        all.push_back(c);
+      }
+    }
+  }
+  return all;
+}
+
+void test_operation() {
+  unsigned seed = 0;
+  for (const Case& c : cases()) {
+    const Inputs in = random_inputs(c, ++seed);
+    const Results want = naive(c, in);
+    const int64_t all = std::max<int64_t>(1, c.shape.B);
+    std::vector<Output> first;
+    for_isas([&](const Kernels& kernels) {
+      for (const auto& [tile, threads] : {std::pair{all, 1}, {all, 3}, {int64_t{1}, 1}, {int64_t{2}, 3}}) {
+        const std::string where =
+            c.name() + " on " + kernels.name + ", tile " + std::to_string(tile) + ", threads " + std::to_string(threads);
+        const std::vector<Output> out = run(c, in, want, kernels, tile, threads);
+        if (first.empty()) first = out;
+        for (int t = 0; t < kTensors; ++t) {
+          compare(where, Tensor(t), c, out[t], want[t], c.dtype == Dtype::f64 ? 1e-14 : 4e-6);
+          check(out[t].bytes == first[t].bytes, "%s: %s has other bits than %s with one thread", where.c_str(), kTensorNames[t],
+                isas()[0].c_str());
+        }
+      }
+    });
+  }
+}
+
+void test_finite_differences() {
+  for (const Excitation excitation : {Excitation::two_fc, Excitation::one_fc, Excitation::channel_conv}) {
+    for (const Shape shape : {Shape{2, 2, 5, 3, 3}, Shape{3, 4, 5, 1, 3}}) {
+      Case c{.shape = shape, .excitation = excitation};
+      c.add_one = c.residual = true;
+      c.activation = row(int(ActivationKind::gelu)), c.gate = row(int(ActivationKind::sigmoid)),
+      c.post = row(int(ActivationKind::silu));
+      Inputs in = random_inputs(c, 3);
+      Results differences = naive(c, in);
+      for (const auto& [input, gradient] :
+           {std::pair{X, DX}, {RESIDUAL, DRESIDUAL}, {W1, DW1}, {B1, DB1}, {W2, DW2}, {B2, DB2}}) {
+        for (std::size_t i = 0; i < in[input].size(); ++i) {
+          double& number = in[input][i];
+          const double middle = number, step = 1e-5;
+          const Doubles above = (number = middle + step, naive(c, in)[Y]), below = (number = middle - step, naive(c, in)[Y]);
+          number = middle, differences[gradient][i] = 0;
+          for (std::size_t j = 0; j < above.size(); ++j) {
+            differences[gradient][i] += (above[j] - below[j]) / (2 * step) * in[GRAD_Y][j];
+          }
+        }
+      }
+      for_isas([&](const Kernels& kernels) {
+        const std::vector<Output> out = run(c, in, differences, kernels, 2, 1);
+        for (int t = DX; t < kTensors; ++t) {
+          compare(c.name() + " on " + kernels.name + ", by differences", Tensor(t), c, out[t], differences[t], 1e-8);
+        }
+      });
+    }
+  }
+}
+
+void test_contract() {
+  Params plain, scaled, shifted, activated;
+  scaled.prologue.scale = shifted.prologue.shift = &plain;
+  activated.prologue.activation = row(int(ActivationKind::relu));
+  check(unsupported(plain) == nullptr, "unsupported() of plain parameters is not null");
+  for (const Params& p : {scaled, shifted, activated}) {
+    const std::string name = unsupported(p) ? unsupported(p) : "nothing";
+    check(name.find("prologue") != name.npos, "unsupported() names %s, expected a prologue", name.c_str());
+  }
+  for (const std::string& name : isas()) {
+    select_isa(name);
+    check(kernels().name == name, "select_isa(%s) chose %s", name.c_str(), kernels().name);
+  }
+  try {
+    select_isa("abacus");
+    check(false, "select_isa(abacus): no std::invalid_argument");
+  } catch (const std::invalid_argument& error) {
+    check(std::strstr(error.what(), "abacus") && std::strstr(error.what(), isas()[0].c_str()), "select_isa(abacus): %s",
+          error.what());
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& name : isas()) std::printf("%s ", name.c_str());
+  std::printf("\n");
+  group("contract", test_contract);
+  group("conversions", test_conversions);
+  group("activations", test_activations);
+  group("operation", test_operation);
+  group("finite differences", test_finite_differences);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed ? 1 : 0;
+}
