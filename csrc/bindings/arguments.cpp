@@ -20,7 +20,7 @@ struct ActivationRow {
   double optional;
 };
 constexpr ActivationRow kActivations[] = {
-#define SENET_ROW(name, arguments, optional, value, slope) {#name, ActivationKind::name, arguments, optional},
+#define SENET_ROW(name, arguments, optional, value, gradient) {#name, ActivationKind::name, arguments, optional},
     SENET_ACTIVATIONS(SENET_ROW)
 #undef SENET_ROW
 };
@@ -80,6 +80,7 @@ Activation parse_activation(std::string_view spec, const char* argument) {
     std::string_view rest = spec.substr(open + 1, spec.size() - open - 2);
     while (true) {
       while (!rest.empty() && rest.front() == ' ') rest.remove_prefix(1);
+      if (rest.size() > 1 && rest.front() == '+' && rest[1] != '-') rest.remove_prefix(1);
       double value = 0;
       const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
       TORCH_CHECK_VALUE(error == std::errc(), "squeeze_excite: ", argument, " is '", spec,

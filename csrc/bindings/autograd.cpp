@@ -1,5 +1,7 @@
 // Autograd, forward mode, functorch and autocast. The fused kernels give the first derivative; whatever needs more gets the
 // composite, whose derivatives of every order torch knows.
+#include <Python.h>
+
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -80,6 +82,19 @@ Tensor op_autograd(SENET_ARGUMENTS) {
   return SqueezeExcite::apply(SENET_PASS);
 }
 
+// The autograd engine refuses to start under Python's lock, which dispatch modes written in Python hold.
+class WithoutPythonLock {
+ public:
+  WithoutPythonLock() : state_(PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutPythonLock() {
+    if (state_) PyEval_RestoreThread(state_);
+  }
+  WithoutPythonLock(const WithoutPythonLock&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond.
 Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   const bool identity = post_activation == "identity";
@@ -97,9 +112,11 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   for (int i = 0; i < kGradients; ++i) {
     if (wants(i, inputs[i])) wanted.push_back(inputs[i]);
   }
-  variable_list found = wanted.empty() ? variable_list()
-                                       : torch::autograd::grad({y}, wanted, {grad_y}, /*retain_graph=*/true,
-                                                               /*create_graph=*/true, /*allow_unused=*/false);
+  variable_list found;
+  if (!wanted.empty()) {
+    const WithoutPythonLock unlocked;
+    found = torch::autograd::grad({y}, wanted, {grad_y}, /*retain_graph=*/true, /*create_graph=*/true);
+  }
   Tensor results[kGradients];
   auto next = found.begin();
   for (int i = 0; i < kGradients; ++i) {

@@ -5,12 +5,12 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/hardsigmoid.h>
 #include <ATen/ops/hardswish.h>
+#include <ATen/ops/hardtanh.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mish.h>
 #include <ATen/ops/relu.h>
-#include <ATen/ops/relu6.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
@@ -29,7 +29,7 @@ Tensor activate(std::string_view spec, const char* argument, const Tensor& z) {
     case ActivationKind::relu:
       return at::relu(z);
     case ActivationKind::relu6:
-      return at::clamp(z, 0, 6);
+      return at::hardtanh(z, 0, 6);
     case ActivationKind::leaky_relu:
       return at::leaky_relu(z, p[0]);
     case ActivationKind::sigmoid:

@@ -1,26 +1,27 @@
 // The list of activations and gates: a new one is a row here and a row in senet_fast/se/activations.py.
 #pragma once
 
-// X(name, arguments, default of a single optional argument or kRequired, value, slope)
-// value and slope are expressions in z, the pre-activation (float or double), and p[], the arguments. Both keep a NaN a NaN
-// where torch does: comparisons are written so that NaN takes the branch that returns z. They are compiled once per ISA,
-// with the functions of cpu/math.inl in scope.
+// X(name, arguments, default of a single optional argument or kRequired, value, gradient)
+// value is an expression in z, the pre-activation (float or double), and p[], the arguments; gradient also in g, the gradient
+// of the value. A NaN in z stays one where torch's does: comparisons are written so that it takes the branch that returns z.
+// Where a branch is closed the gradient is 0 whatever g is, as in torch, not 0 * g. They are compiled once per ISA, with the
+// functions of cpu/math.inl in scope.
 // clang-format off
 #define SENET_ACTIVATIONS(X) \
-  X(identity, 0, kRequired, z, 1) \
-  X(relu, 0, kRequired, z < 0 ? 0 : z, z <= 0 ? 0 : 1) \
-  X(relu6, 0, kRequired, clamp(z, 0, 6), z <= 0 || z >= 6 ? 0 : 1) \
-  X(leaky_relu, 1, 0.01, z > 0 ? z : z * p[0], z > 0 ? 1 : p[0]) \
-  X(sigmoid, 0, kRequired, sigmoid(z), sigmoid_slope(z)) \
-  X(hardsigmoid, 0, kRequired, clamp(z + 3, 0, 6) / 6, z <= -3 || z >= 3 ? 0 : A(1) / 6) \
-  X(tanh, 0, kRequired, tanh(z), 1 - tanh(z) * tanh(z)) \
-  X(silu, 0, kRequired, z * sigmoid(z), sigmoid(z) + z * sigmoid_slope(z)) \
-  X(hardswish, 0, kRequired, z * (clamp(z + 3, 0, 6) / 6), z <= -3 ? 0 : (z < 3 ? z / 3 + A(0.5) : 1)) \
-  X(gelu, 0, kRequired, z * normal_cdf(z), normal_cdf(z) + z * normal_pdf(z)) \
-  X(gelu_tanh, 0, kRequired, z * A(0.5) * (1 + tanh(gelu_inner(z))), gelu_tanh_slope(z)) \
-  X(mish, 0, kRequired, z * tanh_softplus(z), mish_slope(z)) \
+  X(identity, 0, kRequired, z, g) \
+  X(relu, 0, kRequired, z < 0 ? 0 : z, z <= 0 ? 0 : g) \
+  X(relu6, 0, kRequired, clamp(z, 0, 6), z <= 0 || z >= 6 ? 0 : g) \
+  X(leaky_relu, 1, 0.01, z > 0 ? z : z * p[0], z > 0 ? g : g * p[0]) \
+  X(sigmoid, 0, kRequired, sigmoid(z), g * sigmoid_slope(z)) \
+  X(hardsigmoid, 0, kRequired, clamp(z + 3, 0, 6) / 6, z <= -3 || z >= 3 ? 0 : g / 6) \
+  X(tanh, 0, kRequired, tanh(z), g * (1 - tanh(z) * tanh(z))) \
+  X(silu, 0, kRequired, z * sigmoid(z), g * (sigmoid(z) + z * sigmoid_slope(z))) \
+  X(hardswish, 0, kRequired, z * (clamp(z + 3, 0, 6) / 6), z <= -3 ? 0 : (z >= 3 ? g : g * (z / 3 + A(0.5)))) \
+  X(gelu, 0, kRequired, z * normal_cdf(z), g * (normal_cdf(z) + z * normal_pdf(z))) \
+  X(gelu_tanh, 0, kRequired, z * A(0.5) * (1 + tanh(gelu_inner(z))), g * gelu_tanh_slope(z)) \
+  X(mish, 0, kRequired, z * tanh_softplus(z), g * mish_slope(z)) \
   X(affine_clamp, 4, kRequired, clamp(p[0] * z + p[1], p[2], p[3]), \
-    p[0] * z + p[1] < p[2] || p[0] * z + p[1] > p[3] ? 0 : p[0])
+    p[0] * z + p[1] < p[2] || p[0] * z + p[1] > p[3] ? 0 : g * p[0])
 // clang-format on
 
 namespace senet {

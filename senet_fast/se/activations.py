@@ -4,6 +4,7 @@ The C++ table is csrc/se/activations.h; tests/test_boundaries.py fails while the
 such as ``"relu"``, ``"leaky_relu(0.2)"`` or ``"affine_clamp(0.2, 0.5, 0, 1)"``.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -60,6 +61,7 @@ _MODULE_SPECS: dict[type[nn.Module], Callable[[nn.Module], str]] = {
 }
 
 _SPEC = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?")
+_NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")
 
 
 def parse(spec: str, argument: str = "activation") -> tuple[Activation, list[float]]:
@@ -71,13 +73,10 @@ def parse(spec: str, argument: str = "activation") -> tuple[Activation, list[flo
     row = ACTIVATIONS.get(match[1]) if match else None
     if match is None or row is None:
         raise ValueError(f"{argument} is {spec!r}; expected one of {', '.join(ACTIVATIONS)}")
-    if match[2] is None:
-        given: list[float] = []
-    else:
-        try:
-            given = [float(text) for text in match[2].split(",")]
-        except ValueError:
-            raise ValueError(f"{argument} is {spec!r}; the arguments in parentheses must be numbers") from None
+    texts = match[2].split(",") if match[2] is not None else []
+    given = [float(text) for text in texts if _NUMBER.fullmatch(text)]
+    if len(given) != len(texts) or not all(map(math.isfinite, given)):
+        raise ValueError(f"{argument} is {spec!r}; the arguments in parentheses must be numbers")
     defaults = list(row.arguments.values())
     values = [*given, *(value for value in defaults[len(given) :] if value is not REQUIRED)]
     if len(values) != len(defaults):
@@ -100,9 +99,9 @@ def spec_of(value: "str | nn.Module | type[nn.Module]", argument: str) -> str:
     if isinstance(value, str):
         parse(value, argument)
         return value
-    module = value() if isinstance(value, type) and issubclass(value, nn.Module) else value
-    describe = _MODULE_SPECS.get(type(module))
+    kind = value if isinstance(value, type) else type(value)
+    describe = _MODULE_SPECS.get(kind)
     if describe is None:
-        known = ", ".join(sorted(kind.__name__ for kind in _MODULE_SPECS))
+        known = ", ".join(sorted(module.__name__ for module in _MODULE_SPECS))
         raise TypeError(f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}) or one of nn.{known}")
-    return describe(module)
+    return describe(value() if value is kind else value)

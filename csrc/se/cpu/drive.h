@@ -151,8 +151,7 @@ class Drive {
     for_range(B * width, 8, [&](std::int64_t begin, std::int64_t end) { for_images(begin, end, width, body); });
   }
 
-  // out[i, k] = sums / divisor of B images from image b on: per channel, or per block of rows and then the blocks joined in
-  // order.
+  // out[i, k] = sums / divisor of B images from image b on: per channel, or per block of rows and then the blocks joined.
   template <class Kernel>
   void sums(std::int64_t b, std::int64_t B, A* out, std::int64_t stride, A divisor, A* partial, const Kernel& kernel) const {
     const std::int64_t K = shape_.K, blocks = plan_.blocks;
@@ -179,12 +178,13 @@ class Drive {
     if (blocks == 1) return;
     for_range(B * K, blocks, [&](std::int64_t begin, std::int64_t end) {
       for_images(begin, end, K, [&](std::int64_t i, std::int64_t k0, std::int64_t k1) {
-        A* to = out + i * stride;
-        const A* from = partial + i * blocks * K;
-        for (std::int64_t k = k0; k < k1; ++k) to[k] = from[k];
-        for (std::int64_t block = 1; block < blocks; ++block) {
-          for (std::int64_t k = k0; k < k1; ++k) to[k] += from[block * K + k];
+        A *to = out + i * stride, *from = partial + i * blocks * K;
+        for (std::int64_t step = 1; step < blocks; step *= 2) {  // in pairs: the error grows with the logarithm
+          for (std::int64_t block = 0; block + step < blocks; block += 2 * step) {
+            for (std::int64_t k = k0; k < k1; ++k) from[block * K + k] += from[(block + step) * K + k];
+          }
         }
+        for (std::int64_t k = k0; k < k1; ++k) to[k] = from[k];
         divide(to, k0, k1);
       });
     });

@@ -18,12 +18,12 @@ void activation_value(const Activation& activation, const A* z_, A* out, int64_t
   A p[4];
   for (int i = 0; i < 4; ++i) p[i] = A(activation.arguments[i]);
   switch (activation.kind) {
-#define SENET_CASE(name, arguments, optional, value, slope) \
-  case ActivationKind::name:                                \
-    for (int64_t i = 0; i < n; ++i) {                       \
-      const A z = z_[i];                                    \
-      out[i] = A(value);                                    \
-    }                                                       \
+#define SENET_CASE(name, arguments, optional, value, gradient) \
+  case ActivationKind::name:                                   \
+    for (int64_t i = 0; i < n; ++i) {                          \
+      const A z = z_[i];                                       \
+      out[i] = A(value);                                       \
+    }                                                          \
     break;
     SENET_ACTIVATIONS(SENET_CASE)
 #undef SENET_CASE
@@ -35,12 +35,13 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
   A p[4];
   for (int i = 0; i < 4; ++i) p[i] = A(activation.arguments[i]);
   switch (activation.kind) {
-#define SENET_CASE(name, arguments, optional, value, slope) \
-  case ActivationKind::name:                                \
-    for (int64_t i = 0; i < n; ++i) {                       \
-      [[maybe_unused]] const A z = z_[i];                   \
-      out[i] = grad[i] * A(slope);                          \
-    }                                                       \
+#define SENET_CASE(name, arguments, optional, value, gradient) \
+  case ActivationKind::name:                                   \
+    for (int64_t i = 0; i < n; ++i) {                          \
+      [[maybe_unused]] const A z = z_[i];                      \
+      const A g = grad[i];                                     \
+      out[i] = A(gradient);                                    \
+    }                                                          \
     break;
     SENET_ACTIVATIONS(SENET_CASE)
 #undef SENET_CASE
@@ -94,22 +95,33 @@ SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const 
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i), grad_v + i); });
 }
 
-// The sum over a channel: four accumulators, so that additions overlap, joined in a fixed order.
+// The sum over a channel: four accumulators, so that additions overlap, emptied into outer ones now and then, so that the
+// rounding error grows with the square root of the channel's size at most; joined in a fixed order.
 template <class A, class Term>
 SENET_INLINE A sum_terms(int64_t n, Term term) {
   constexpr int kLanes = Vec<A>::kLanes;
-  Vec<A> a = broadcast(A(0)), b = a, c = a, d = a;
+  constexpr int64_t kStep = 4 * kLanes, kInner = 64 * kStep;
   const auto whole = [](auto* p) { return load<A>(p); };
+  const Vec<A> zero = broadcast(A(0));
+  Vec<A> outer[4] = {zero, zero, zero, zero};
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    a = a + term(i, whole);
-    b = b + term(i + kLanes, whole);
-    c = c + term(i + 2 * kLanes, whole);
-    d = d + term(i + 3 * kLanes, whole);
+  while (i + kStep <= n) {
+    const int64_t last = i + kInner < n ? i + kInner : n;
+    Vec<A> a = zero, b = zero, c = zero, d = zero;
+    for (; i + kStep <= last; i += kStep) {
+      a = a + term(i, whole);
+      b = b + term(i + kLanes, whole);
+      c = c + term(i + 2 * kLanes, whole);
+      d = d + term(i + 3 * kLanes, whole);
+    }
+    outer[0] = outer[0] + a;
+    outer[1] = outer[1] + b;
+    outer[2] = outer[2] + c;
+    outer[3] = outer[3] + d;
   }
-  for (; i + kLanes <= n; i += kLanes) a = a + term(i, whole);
-  b = add_rest<A>(b, i, n, term);
-  return sum((a + b) + (c + d));
+  for (; i + kLanes <= n; i += kLanes) outer[0] = outer[0] + term(i, whole);
+  outer[1] = add_rest<A>(outer[1], i, n, term);
+  return sum((outer[0] + outer[1]) + (outer[2] + outer[3]));
 }
 
 // sums[k] += terms of rows [begin, end); rows are added four at a time, so that sums pass through L1 once for four.
@@ -138,12 +150,12 @@ struct Data {
       return;
     }
     for (int64_t k = begin; k < end; ++k) {
-      A total = 0;
+      double total = 0;
       for (int64_t o = 0; o < O; ++o) {
         const T* segment = x + (o * K + k) * I;
         total += sum_terms<A>(I, [&](int64_t i, auto load) { return load(segment + i); });
       }
-      sums[k] = total;
+      sums[k] = A(total);
     }
   }
 
@@ -163,35 +175,32 @@ struct Data {
     const int64_t K = image.K;
     if (image.by_rows()) {
       for (int64_t k = 0; k < K; ++k) sums[k] = 0;
-    }
-    if (activation.is_identity() && image.by_rows()) {
-      sum_rows(begin, end, K, sums,
-               [&](int64_t o, int64_t k, auto load) { return load(dy + o * K + k) * load(x + o * K + k); });
-      return;
-    }
-    if (!image.by_rows()) {
-      for (int64_t k = begin; k < end; ++k) sums[k] = 0;
-    }
-    for_segments(image, begin, end, [&](int64_t k, int64_t at, int64_t n, auto row) {
-      const T *dy_at = dy + at, *x_at = x + at;
       if (activation.is_identity()) {
-        sums[k] += sum_terms<A>(n, [&](int64_t i, auto load) { return load(dy_at + i) * load(x_at + i); });
+        const auto term = [&](int64_t o, int64_t k, auto load) { return load(dy + o * K + k) * load(x + o * K + k); };
+        sum_rows(begin, end, K, sums, term);
         return;
       }
-      for (int64_t from = 0; from < n; from += kChunk) {
-        const int64_t count = n - from < kChunk ? n - from : kChunk;
-        A v[kChunk];
-        grad_chunk<A, T, row.value>(dy_at + from, x_at + from, row.value ? scale + from : scale + k,
-                                    residual ? residual + at + from : nullptr, activation, dv + at + from, v, count);
-        const auto term = [&](int64_t i, auto load) { return load(v + i) * load(x_at + from + i); };
-        if constexpr (row.value) {
+      for (int64_t o = begin; o < end; ++o) {
+        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K, [&](int64_t from, int64_t count, auto term) {
           for_vectors<A>(
               count, [&](int64_t i, auto load, auto store) { store(load(sums + from + i) + term(i, load), sums + from + i); });
+        });
+      }
+      return;
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      double total = 0;
+      for (int64_t o = 0; o < image.O; ++o) {
+        const int64_t at = (o * K + k) * image.I;
+        if (activation.is_identity()) {
+          total += sum_terms<A>(image.I, [&](int64_t i, auto load) { return load(dy + at + i) * load(x + at + i); });
         } else {
-          sums[k] += sum_terms<A>(count, term);
+          activated_segment<false>(dy, x, scale + k, residual, activation, dv, at, image.I,
+                                   [&](int64_t, int64_t count, auto term) { total += sum_terms<A>(count, term); });
         }
       }
-    });
+      sums[k] = A(total);
+    }
   }
 
   static void grad_x(const Image& image, const void* grad_v_, const A* scale, const A* shift, void* grad_x_, int64_t begin,
@@ -209,6 +218,20 @@ struct Data {
   static constexpr DataKernels<A> table() { return {squeeze, scale, grad_scale, grad_x}; }
 
  private:
+  // grad_v of the n elements from `at` on, in chunks, each then given to add(from, count, term) as terms grad_v * x.
+  template <bool kRow, class Add>
+  static SENET_INLINE void activated_segment(const T* dy, const T* x, const A* scale, const T* residual,
+                                             const Activation& activation, T* dv, int64_t at, int64_t n, Add add) {
+    for (int64_t from = 0; from < n; from += kChunk) {
+      const int64_t count = n - from < kChunk ? n - from : kChunk;
+      const T* x_at = x + at + from;
+      A v[kChunk];
+      grad_chunk<A, T, kRow>(dy + at + from, x_at, kRow ? scale + from : scale, residual ? residual + at + from : nullptr,
+                             activation, dv + at + from, v, count);
+      add(from, count, [&](int64_t i, auto load) { return load(v + i) * load(x_at + i); });
+    }
+  }
+
   template <bool kValue>
   struct Constant {
     static constexpr bool value = kValue;

@@ -9,7 +9,7 @@ namespace senet {
 
 struct Plan {
   std::int64_t images_per_tile;  // images squeezed together, then scaled while they are still in cache
-  std::int64_t rows_per_block;   // by rows: rows summed together; the blocks are then joined in order
+  std::int64_t rows_per_block;   // by rows: rows summed together; the blocks are then joined in pairs
   std::int64_t blocks;           // of rows in an image
 };
 
@@ -22,8 +22,8 @@ inline Plan plan(const Shape& shape, std::int64_t item_bytes, std::int64_t weigh
   const std::int64_t for_weights = std::min<std::int64_t>(16, weight_bytes / image_bytes);
   Plan plan;
   plan.images_per_tile = std::clamp<std::int64_t>(std::max(in_cache, for_weights), 1, std::max<std::int64_t>(1, shape.B));
-  // 16k elements a block: enough blocks for many threads, few enough for the joining to cost nothing
-  plan.rows_per_block = std::max<std::int64_t>(8, 16384 / std::max<std::int64_t>(1, shape.K));
+  // at most 16k elements a block: enough for many threads; few rows, because they are added one after another
+  plan.rows_per_block = std::clamp<std::int64_t>(16384 / std::max<std::int64_t>(1, shape.K), 8, 128);
   plan.blocks = shape.I == 1 ? std::max<std::int64_t>(1, (shape.O + plan.rows_per_block - 1) / plan.rows_per_block) : 1;
   return plan;
 }

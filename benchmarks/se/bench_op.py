@@ -1,0 +1,41 @@
+"""The op alone: SEBlock, torch.compile(SEBlock), FusedSE and a copy of x, over the shapes of real networks."""
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.harness import CONTENDERS, PASSES, Forward, Setup
+from benchmarks.shapes import Case, all_cases, default_cases
+
+
+@lru_cache(maxsize=1)
+def prepare(case: Case) -> tuple[Setup, Forward]:
+    setup = Setup(case)
+    return setup, setup.compile()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases = all_cases() if metafunc.config.getoption("--every-shape") else default_cases()
+    names = [name for name in CONTENDERS if name != "compile" or not metafunc.config.getoption("--no-compile")]
+    # By case, pass, contender: one case is prepared once, and contenders to be compared run after each other.
+    rows = [(case, kind, name) for case in cases for kind in PASSES for name in names]
+    metafunc.parametrize(("case", "kind", "name"), rows, ids=[f"{case.id}-{kind}-{name}" for case, kind, name in rows])
+
+
+def bench_op(benchmark: Any, case: Case, kind: str, name: str) -> None:
+    setup, compiled = prepare(case)
+    benchmark.group = f"{case.id} {kind}"
+    benchmark.extra_info.update(kind=kind, contender=name, threads=torch.get_num_threads())
+    if kind != "backward" or name == "copy":
+        benchmark(setup.call(name, "forward" if name == "copy" else kind, compiled))
+        return
+    forward = {"eager": setup.block, "compile": compiled, "ours": setup.fused}[name]
+    x = setup.x.detach().requires_grad_()
+    inputs = [x, *setup.block.parameters()]
+
+    def graph() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (forward(x), inputs, setup.grad), {}
+
+    benchmark.pedantic(torch.autograd.grad, setup=graph, rounds=30, warmup_rounds=3)

@@ -1,0 +1,27 @@
+"""Both halves on real input: train with the fused op, swap it into a network, draw a million IDs, write a report."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from senet_fast.commands import Subparsers
+
+
+def add(commands: "Subparsers") -> None:
+    parser = commands.add_parser("demo", help="both halves on real input, with a report", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="FOLDER", help="where the report goes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile: a check only")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        from senet_fast.demo.main import run as demo
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("senet_fast"):
+            raise
+        print(f"demo: {error}; install the demo's needs with `pip install senet-fast[demo]`", file=sys.stderr)
+        return 1
+    return demo(options.out, quick=options.quick)

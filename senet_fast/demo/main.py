@@ -1,0 +1,83 @@
+"""The order of the demo, and what must hold."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from senet_fast.demo import digits, ids, network, report
+from senet_fast.demo.measure import surroundings
+
+LEAST_ACCURACY = 0.97
+LOSS_TOLERANCE = {"float64": 1e-6, "float32": 0.2}  # training amplifies the last bit of rounding
+OUTPUT_TOLERANCE = 1e-4
+
+
+def run(out: Path, quick: bool = False) -> int:
+    """Run all three parts and write report.png and report.json into `out`; 1 where a result is not as it must be."""
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    if quick:
+        torch.set_num_threads(1)  # nothing here is a timing, and several would wait for each other on a busy machine
+    where = surroundings()
+    exact = digits.train(1 if quick else 3, torch.float64)
+    trainings = digits.train(6 if quick else 12, torch.float32)
+    differences = {"float64": digits.largest_difference(exact), "float32": digits.largest_difference(trainings)}
+    sizes = network.Sizes(2, 64, 0.0, 0.05, False) if quick else network.Sizes()
+    swapped = network.run(sizes)
+    draws, decoded = ids.run(100_000 if quick else 1_000_000)
+
+    failures = problems(trainings, differences, swapped, draws)
+    results: dict[str, Any] = {
+        **where,
+        "quick": quick,
+        "training": {name: asdict(training) for name, training in trainings.items()},
+        "largest_loss_difference": differences,
+        "network": asdict(swapped),
+        "ids": {"draws": [asdict(draw) for draw in draws], "decoded": [asdict(one) for one in decoded]},
+        "failures": failures,
+        "seconds": time.perf_counter() - start,
+    }
+    machine = f"{where['machine']['cpu']}, {where['machine']['threads']} threads, torch {torch.__version__}"
+    report.write_json(out / "report.json", results)
+    report.write_picture(out / "report.png", swapped, trainings, f"{machine}, {where['date']}")
+    parts = [
+        f"{machine}, {where['build']['isa']}, {where['date']}",
+        report.training_text(trainings, differences["float64"], differences["float32"]),
+        report.network_text(swapped),
+        report.ids_text(draws, decoded),
+        f"{results['seconds']:.0f} s; written: {out / 'report.png'}, {out / 'report.json'}",
+    ]
+    print("\n" + "\n\n".join(parts), flush=True)
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def problems(
+    trainings: dict[str, digits.Training],
+    differences: dict[str, float],
+    swapped: network.Network,
+    draws: list[ids.Draw],
+) -> list[str]:
+    """What is not as it must be, a sentence each."""
+    found = []
+    for name, training in trainings.items():
+        if not training.accuracy > LEAST_ACCURACY:
+            found.append(f"test accuracy with {name} is {training.accuracy:.2%}; expected above {LEAST_ACCURACY:.0%}")
+    for dtype, tolerance in LOSS_TOLERANCE.items():
+        if not differences[dtype] <= tolerance:
+            found.append(f"{dtype} losses differ by {differences[dtype]:.1e}; expected at most {tolerance:.0e}")
+    for what, difference in [
+        ("SE-ResNet-50", swapped.difference),
+        *((f"SE of {stage.shape}", stage.difference) for stage in swapped.stages),
+    ]:
+        if not difference <= OUTPUT_TOLERANCE:
+            found.append(f"outputs of {what} differ by {difference:.1e}; expected at most {OUTPUT_TOLERANCE:.0e}")
+    found += [
+        f"IDs of {draw.generator} {draw.how}, {draw.layout}, do not increase" for draw in draws if not draw.increasing
+    ]
+    return found

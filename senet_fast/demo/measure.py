@@ -1,0 +1,126 @@
+"""Timing on a shared machine: contenders take turns in one process, so that only their ratios are to be believed."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import torch
+
+BLOCK_SECONDS = 0.01
+MOST_CALLS = 200
+LEAST_KEPT = 0.1
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    seconds: float,
+    rounds: int = 3,
+    calls: int | None = None,
+    timed: Callable[[Callable[[], Any]], float] = _timed,
+) -> "Timings":
+    """Median seconds per call of each contender; `timed` calls one and returns its seconds.
+
+    The contenders alternate in blocks of `calls` calls (default: as many as take about 10 ms) until `seconds` have
+    passed and each had at least `rounds` blocks. The first third of a block, where caches and clocks settle, is
+    dropped; every other round runs in reverse order. See `_median` for calls that lost their core.
+    """
+    for call in contenders.values():
+        call()
+    sizes = {name: calls or _block_size(call, timed) for name, call in contenders.items()}
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    order = list(contenders)
+    start, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - start < seconds:
+        for name in order:
+            block = []
+            for _ in range(sizes[name]):
+                before = _preemptions()
+                taken = timed(contenders[name])
+                block.append(Sample(taken, _preemptions() > before))
+            samples[name] += block[len(block) // 3 :]
+        order.reverse()
+        done += 1
+    disturbed = [sum(sample.preempted for sample in values) / len(values) for values in samples.values()]
+    return Timings({name: _median(values) for name, values in samples.items()}, max(disturbed))
+
+
+class Timings(dict[str, float]):
+    """Seconds per contender. `disturbed`: the share of calls that lost a core, of the contender that suffered most."""
+
+    def __init__(self, seconds: Mapping[str, float], disturbed: float) -> None:
+        super().__init__(seconds)
+        self.disturbed = disturbed
+
+    @property
+    def believable(self) -> bool:
+        """Whether enough calls kept their cores for the medians to leave the others out."""
+        return self.disturbed <= 1 - LEAST_KEPT
+
+
+class Sample(NamedTuple):
+    seconds: float
+    preempted: bool
+
+
+def _preemptions() -> int:
+    """How often the scheduler took a core from one of this process's threads."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _median(samples: list[Sample]) -> float:
+    """The median of the calls that kept their cores, if at least LEAST_KEPT of all did; else of all.
+
+    Where one of two threads loses its core, the other waits for a whole time slice: that is the neighbour's time.
+    """
+    kept = [sample.seconds for sample in samples if not sample.preempted]
+    return statistics.median(kept if len(kept) >= LEAST_KEPT * len(samples) else [sample.seconds for sample in samples])
+
+
+def _block_size(call: Callable[[], object], timed: Callable[[Callable[[], Any]], float]) -> int:
+    fastest = max(min(timed(call) for _ in range(3)), 1e-7)
+    return min(max(round(BLOCK_SECONDS / fastest), 3), MOST_CALLS)
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def surroundings() -> dict[str, Any]:
+    """Where and with what a figure was taken."""
+    from senet_fast.se import _C
+
+    packages = ("torch", "numpy", "scikit-learn")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "build": {**_C.build_info(), "isa": _C.isa()},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,47 @@
+"""The axes of the op's tests: element type, memory layout, instruction set; and a fresh seed for each test."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from se_testing import DTYPES, LAYOUTS, Layout
+
+from senet_fast.se import _C
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(1709_01507)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS, ids=lambda layout: layout.name)
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return request.param
+
+
+@pytest.fixture(params=_C.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that this processor has, selected for the test."""
+    before = _C.isa()
+    _C.select_isa(request.param)
+    yield request.param
+    _C.select_isa(before)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,127 @@
+"""The rules that keep the parts apart: who may import or include whom, and tables that must agree."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FORBIDDEN_IN_KERNELS = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|aten|pybind11|Python\.h|bindings)')
+SUFFIXES = {".py", ".pyx", ".pxd", ".pyi", ".cpp", ".cu", ".h", ".cuh", ".inl"}
+MAX_LINES = 400
+
+
+def sources(root: Path, *folders: str, suffixes: set[str] = SUFFIXES) -> list[Path]:
+    """Source files below the folders, without what a build leaves there."""
+    found = [path for folder in folders for path in (root / folder).rglob("*") if path.suffix in suffixes]
+    generated = {path for path in found if path.suffix == ".cpp" and path.with_suffix(".pyx").exists()}
+    return sorted(set(found) - generated)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("senet_fast", ("torch", "numpy", "senet_fast.se", "senet_fast.ids")),
+        ("senet_fast.ids", ("torch", "numpy", "senet_fast.se")),
+        ("senet_fast.cli", ("torch", "numpy", "matplotlib", "sklearn")),
+    ],
+)
+def test_import_stays_light(module: str, absent: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_kernels_know_no_torch_and_no_python(root: Path) -> None:
+    files = sources(root, "csrc/se", "csrc/ids")
+    assert len(files) > 10
+    for path in files:
+        assert not FORBIDDEN_IN_KERNELS.search(path.read_text()), path
+
+
+def test_only_bindings_include_torch(root: Path) -> None:
+    everywhere = {path for path in sources(root, "csrc") if re.search(r"#include <(torch|ATen|c10)/", path.read_text())}
+    assert everywhere
+    assert all((root / "csrc/bindings") in path.parents for path in everywhere)
+
+
+@pytest.mark.parametrize("name", ["ops", "module", "reference", "activations"])
+def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
+    text = (root / f"senet_fast/se/{name}.py").read_text()
+    imports = re.findall(r"^\s*(?:from|import)\s+(senet_fast[\w.]*)(?:\s+import\s+(.*))?$", text, re.MULTILINE)
+    allowed = {
+        "ops": set(),
+        "activations": set(),
+        "reference": {"senet_fast.se.activations"},
+        "module": {"senet_fast.se.activations", "senet_fast.se.ops", "senet_fast.se.reference"},
+    }
+    assert {module for module, _ in imports} <= allowed[name]
+    assert not re.search(r"\b(fusion|adapters|models|demo)\b\s*import|import .*\b(fusion|adapters|models|demo)\b", text)
+
+
+def test_ids_stand_alone(root: Path) -> None:
+    for path in sources(root, "senet_fast/ids", suffixes={".py", ".pyx", ".pxd"}):
+        text = path.read_text()
+        assert not re.search(r"^\s*(?:from|import|cimport)\s+(torch|senet_fast\.se)\b", text, re.MULTILINE), path
+        assert not re.search(r"^(?:from|import|cimport)\s+numpy\b", text, re.MULTILINE), (
+            path
+        )  # for annotations, or lazily
+
+
+def test_package_and_benchmarks_import_no_tests(root: Path) -> None:
+    files = sources(root, "senet_fast", "benchmarks", suffixes={".py", ".pyx"})
+    for path in files:
+        assert not re.search(r"^\s*(?:from|import)\s+\w*(tests|_testing|conftest)\b", path.read_text(), re.MULTILINE), (
+            path
+        )
+
+
+def _rows(header: str) -> list[tuple[str, int, str]]:
+    """name, number of arguments and default of each X( row of activations.h."""
+    table = header[header.index("#define SENET_ACTIVATIONS") : header.index("namespace senet")]
+    return [(name, int(n), d) for name, n, d in re.findall(r"^\s*X\((\w+), (\d+), ([\w.]+),", table, re.MULTILINE)]
+
+
+def test_activation_tables_agree(root: Path) -> None:
+    """C++ and Python have the same rows in the same order, with the same numbers of arguments and defaults."""
+    pytest.importorskip("torch")
+    from senet_fast.se.activations import ACTIVATIONS
+
+    rows = _rows((root / "csrc/se/activations.h").read_text())
+    python = []
+    for row in ACTIVATIONS.values():
+        defaults = list(row.arguments.values())
+        python.append((row.name, len(defaults), defaults[0] if len(defaults) == 1 else None))
+    assert [(name, n, None if d == "kRequired" else float(d)) for name, n, d in rows] == python
+
+
+def test_composite_has_every_activation(root: Path) -> None:
+    rows = _rows((root / "csrc/se/activations.h").read_text())
+    cases = re.findall(r"case ActivationKind::(\w+):", (root / "csrc/bindings/composite.cpp").read_text())
+    assert cases == [name for name, _, _ in rows]
+
+
+@pytest.mark.parametrize("isa", ["avx2"])
+def test_wide_objects_share_no_functions(root: Path, tmp_path: Path, isa: str) -> None:
+    """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O1
+    more of them are left uninlined, and seen, than in the build.
+    """
+    compiler, nm = shutil.which("g++"), shutil.which("nm")
+    if compiler is None or nm is None:
+        pytest.skip("needs g++ and nm")
+    built = tmp_path / f"{isa}.o"
+    source = root / f"csrc/se/cpu/{isa}.cpp"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", f"-I{root / 'csrc'}"]
+    subprocess.run([compiler, *flags, "-c", str(source), "-o", str(built)], check=True, capture_output=True)
+    symbols = subprocess.run([nm, "-C", str(built)], check=True, capture_output=True, text=True).stdout
+    assert f"senet::{isa}::" in symbols
+    assert not re.findall(r"^[0-9a-f]+ [WVu] .*", symbols, re.MULTILINE)
+
+
+def test_files_stay_readable(root: Path) -> None:
+    folders = ("csrc", "senet_fast", "benchmarks", "tools", "tests/se", "tests/ids")
+    files = [*sources(root, *folders), root / "setup.py", *(root / "tests").glob("*.py")]
+    lengths = {str(path.relative_to(root)): len(path.read_text().splitlines()) for path in files}
+    assert not {name: length for name, length in lengths.items() if length > MAX_LINES}

@@ -1,0 +1,94 @@
+"""The demo at its quick size, what it checks, and the networks it uses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from senet_fast.demo import main, network
+from senet_fast.demo.digits import Training
+from senet_fast.demo.ids import Draw
+from senet_fast.demo.measure import Sample, _median, interleave
+from senet_fast.demo.network import Network, Stage, swap
+from senet_fast.models import se_resnet50, se_resnet_digits
+from senet_fast.models.resnet import no_se
+from senet_fast.se import FusedSE, SEBlock
+
+
+def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "senet_fast", "demo", "--quick", "--out", str(tmp_path / "report")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stderr
+    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert results["failures"] == []
+    assert {"cpu", "cores", "threads"} <= set(results["machine"])
+    assert results["versions"]["torch"] == torch.__version__
+    assert all(run["accuracy"] > 0.97 for run in results["training"].values())
+    assert results["network"]["swapped"] == 16
+    assert [stage["shape"][1] for stage in results["network"]["stages"]] == [256, 512, 1024, 2048]
+    assert all(stage["seconds"]["fused"] > 0 for stage in results["network"]["stages"])
+    assert {draw["how"] for draw in results["ids"]["draws"]} == {"one at a time", "in bulk"}
+    assert "| x " in done.stdout
+
+
+def test_problems_are_named() -> None:
+    trainings = {"SEBlock": Training(accuracy=0.99), "FusedSE": Training(accuracy=0.5)}
+    stage = Stage((1, 2, 3, 3), {}, float("nan"), True)
+    swapped = Network(16, 0.5, {}, True, 1, [stage], None)
+    draws = [Draw("twitter", "Snowflake", "in bulk", 1.0, 10, False)]
+    found = main.problems(trainings, {"float64": 1.0, "float32": 0.0}, swapped, draws)
+    assert len(found) == 5
+    assert all(
+        word in text for word, text in zip(("FusedSE", "float64", "ResNet-50", "(1, 2", "twitter"), found, strict=True)
+    )
+
+
+def test_a_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> object:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: broken)
+    function, problem = network.compiled(SEBlock(16), torch.zeros(1, 16, 2, 2))
+    assert function is None
+    assert problem == "RuntimeError: no compiler"
+
+
+def test_networks() -> None:
+    plain = se_resnet50()
+    assert sum(parameter.numel() for parameter in plain.parameters()) == 28_088_024
+    without = se_resnet50(se=no_se)
+    assert sum(parameter.numel() for parameter in without.parameters()) == 25_557_032
+    blocks = [module for module in plain.modules() if isinstance(module, SEBlock)]
+    assert [block.fc1.in_channels for block in blocks] == [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3
+    assert se_resnet_digits()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_swap_keeps_parameters_and_outputs() -> None:
+    torch.manual_seed(0)
+    plain = se_resnet_digits().eval()
+    x = torch.randn(3, 1, 8, 8)
+    before, names = plain(x), list(plain.state_dict())
+    parameters = list(plain.parameters())
+    assert swap(plain) == 6
+    assert list(plain.state_dict()) == names
+    assert all(a is b for a, b in zip(parameters, plain.parameters(), strict=True))
+    assert sum(isinstance(module, FusedSE) for module in plain.modules()) == 6
+    torch.testing.assert_close(plain(x), before)
+
+
+def test_interleave_takes_turns() -> None:
+    calls: list[str] = []
+    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, rounds=2, calls=3)
+    assert "".join(calls) == "ab" + "aaabbb" + "bbbaaa"
+    assert set(times) == {"a", "b"}
+
+
+def test_median_leaves_out_preempted_calls() -> None:
+    samples = [Sample(1.0, False), Sample(2.0, False), Sample(3.0, False), *[Sample(100.0, True)] * 20]
+    assert _median(samples) == 2.0
+    assert _median([*samples, *[Sample(100.0, True)] * 20]) == 100.0

@@ -1,0 +1,289 @@
+"""Prepare what a verb of the Makefile needs, then run it: `python3 tools/bootstrap.py VERB [arguments]`.
+
+An interpreter that already has torch is used as it is; only what is missing for the job is installed into it, never
+torch. Otherwise .venv is made from requirements.txt, and this file starts again inside it. The compiled modules are
+built in place, again only when their fingerprint changed. Standard library only. Annotations newer than Python 3.6
+are quoted, so that any python3 gets as far as check_python.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+VENV_STAMP = VENV / "requirements.sha256"
+BUILD_STAMP = ROOT / "build" / "fingerprint"
+
+MINIMUM_PYTHON = (3, 11)
+MINIMUM_TORCH = (2, 11)
+# What changes the compiled modules besides their sources. SENET_FAST_ISA and the like act at run time and are not here.
+BUILD_SETTINGS = (
+    *("SENET_FAST_SE", "SENET_FAST_CUDA", "SENET_FAST_NVCC", "SENET_FAST_SANITIZE"),
+    *("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "CC", "CXXFLAGS", "CFLAGS"),
+)
+BUILD_TOOLS = ("setuptools", "wheel", "cython", "ninja", "numpy")
+CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
+CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
+
+
+class Verb(NamedTuple):
+    """What a verb needs and the commands it runs; the user's arguments go to the last command."""
+
+    packages: "tuple[str, ...]"
+    build: bool
+    commands: "tuple[tuple[str, ...], ...]"
+    lint_extra: bool = False
+
+
+VERBS = {
+    "build": Verb(BUILD_TOOLS, True, ()),
+    "demo": Verb(
+        (*BUILD_TOOLS, "scikit-learn", "matplotlib", "tqdm"), True, (("{python}", "-m", "senet_fast", "demo"),)
+    ),
+    "test": Verb(
+        (*BUILD_TOOLS, "scikit-learn", "matplotlib", "tqdm", "pytest", "hypothesis", "expecttest"),
+        True,
+        (("{python}", "-m", "pytest"),),
+    ),
+    "bench": Verb(
+        (*BUILD_TOOLS, "tqdm", "pytest", "pytest-benchmark"),
+        True,
+        (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),),
+    ),
+    "lint": Verb(
+        (),
+        False,
+        (
+            ("ruff", "check", "."),
+            ("ruff", "format", "--check", "."),
+            ("mypy",),
+            ("cython-lint", "senet_fast"),
+            ("clang-format", "--dry-run", "-Werror", "{csrc}"),
+        ),
+        lint_extra=True,
+    ),
+    "format": Verb((), False, (("ruff", "format", "."), ("clang-format", "-i", "{csrc}")), lint_extra=True),
+}
+
+
+class Problem(Exception):
+    """One sentence that says what is missing and how to get it."""
+
+
+# ---- decisions: plain functions, tested in tests/test_bootstrap.py -------------------------------------------------
+
+
+def numbers(version: str) -> "tuple[int, ...]":
+    """The leading numbers of a version: '2.13.0+cpu' is (2, 13, 0)."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def installed(name: str) -> "str | None":
+    """The version of a distribution in this interpreter."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def requirements(text: str) -> "dict[str, str]":
+    """Lower-case name to requirement line, for lines like 'name', 'name>=1.2' and 'name==1.2'."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return {re.split(r"[<>=!~\[; ]", line)[0].lower(): line for line in lines if line}
+
+
+def satisfied(requirement: str, version: "str | None") -> bool:
+    if version is None:
+        return False
+    least = re.search(r"[>=]=\s*([0-9.]+)", requirement)
+    return least is None or numbers(version) >= numbers(least.group(1))
+
+
+def missing(wanted: "Iterable[str]", version_of: "Callable[[str], str | None]" = installed) -> "list[str]":
+    """The requirement lines that this interpreter does not satisfy; torch is never among them."""
+    named = ((re.split(r"[<>=!~\[; ]", line)[0].lower(), line) for line in wanted)
+    return [line for name, line in named if name != "torch" and not satisfied(line, version_of(name))]
+
+
+def choose_environment(inside_venv: bool, torch_version: "str | None") -> str:
+    """'venv' where .venv is ours to fill, 'active' where this interpreter brings a suitable torch."""
+    suitable = torch_version is not None and numbers(torch_version) >= MINIMUM_TORCH
+    return "venv" if inside_venv or not suitable else "active"
+
+
+def fingerprint(root: Path, torch_version: "str | None", environment: "Mapping[str, str]") -> str:
+    """A hash of everything the compiled modules are made of."""
+    digest = hashlib.sha256()
+    settings = [f"{name}={environment.get(name, '')}" for name in BUILD_SETTINGS]
+    for text in (sys.version, sys.prefix, str(torch_version), *settings):
+        digest.update(text.encode() + b"\0")
+    sources = [root / "setup.py", *(root / "csrc").rglob("*"), *(root / "senet_fast").rglob("*.p[xy][xd]")]
+    for path in sorted(path for path in sources if path.is_file()):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def modules(root: Path, environment: "Mapping[str, str]") -> "list[Path]":
+    """The compiled modules that a build leaves in the tree."""
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+    names = ["ids/_snowflake"] if environment.get("SENET_FAST_SE") == "0" else ["ids/_snowflake", "se/_C"]
+    return [root / "senet_fast" / (name + suffix) for name in names]
+
+
+def must_build(root: Path, stamp: Path, wanted: str, environment: "Mapping[str, str]") -> bool:
+    built = all(path.exists() for path in modules(root, environment))
+    return not (built and stamp.exists() and stamp.read_text() == wanted)
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_python(version: "tuple[int, ...]") -> None:
+    if version[:2] < MINIMUM_PYTHON:
+        raise Problem(
+            f"Python {version[0]}.{version[1]} is too old: install {MINIMUM_PYTHON[0]}.{MINIMUM_PYTHON[1]} or newer "
+            "and name it, as in `make PYTHON=python3.12 demo`."
+        )
+
+
+def check_compiler(environment: "Mapping[str, str]", include: str) -> None:
+    compiler = environment.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        raise Problem(
+            f"No C++ compiler: `{compiler}` is not on PATH; install one (Debian, Ubuntu: apt install g++) or set CXX."
+        )
+    if not Path(include, "Python.h").exists():
+        raise Problem(
+            f"No Python.h in {include}: install Python's development files (Debian, Ubuntu: apt install python3-dev)."
+        )
+
+
+def check_venv() -> None:
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        raise Problem(
+            f"{sys.executable} cannot make virtual environments: install its venv module "
+            "(Debian, Ubuntu: apt install python3-venv), or activate an environment that has torch."
+        )
+
+
+# ---- actions ---------------------------------------------------------------------------------------------------------
+
+
+def run(command: "Sequence[object]", **settings: str) -> int:
+    words = [str(word) for word in command]
+    shown = words if len(words) < 20 else [*words[:6], f"... ({len(words) - 6} more)"]
+    print("+", shlex.join(shown), file=sys.stderr, flush=True)
+    return subprocess.call(words, cwd=ROOT, env={**os.environ, **settings})
+
+
+def pip_install(what: "Sequence[object]", failure: str) -> None:
+    if run([sys.executable, "-m", "pip", "install", *what], PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
+        raise Problem(failure)
+
+
+def fill_venv() -> None:
+    """requirements.txt into .venv, once, and again when the file changed."""
+    listed = ROOT / "requirements.txt"
+    wanted = hashlib.sha256(listed.read_bytes()).hexdigest()
+    if not (VENV_STAMP.exists() and VENV_STAMP.read_text() == wanted):
+        pip_install(["-r", listed], "pip could not install requirements.txt into .venv; its message is above.")
+        VENV_STAMP.write_text(wanted)
+
+
+def lint_extra(root: Path) -> "list[str]":
+    import tomllib
+
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    return list(project["optional-dependencies"]["lint"])
+
+
+def build() -> None:
+    wanted = fingerprint(ROOT, installed("torch"), os.environ)
+    if must_build(ROOT, BUILD_STAMP, wanted, os.environ):
+        check_compiler(os.environ, sysconfig.get_path("include"))
+        # --force, because setuptools does not know the headers; ninja still compiles only what changed
+        if run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]) != 0:
+            raise Problem("The build failed; the compiler's message is above.")
+        BUILD_STAMP.parent.mkdir(exist_ok=True)
+        BUILD_STAMP.write_text(wanted)
+
+
+def tool_path() -> str:
+    """PATH with the folders first where pip puts this interpreter's tools; some tools call others by name."""
+    folders = [Path(sys.executable).parent, sysconfig.get_path("scripts"), sysconfig.get_path("scripts", "posix_user")]
+    return os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+
+
+def expand(command: "Sequence[str]", arguments: "Sequence[str]") -> "list[str]":
+    """The command with this interpreter, the C++ files and the path of its tool filled in."""
+    words = []
+    for word in command:
+        if word == "{csrc}":
+            paths = (path for folder in CLANG_FORMAT_FOLDERS for path in sorted((ROOT / folder).rglob("*")))
+            words += [str(path.relative_to(ROOT)) for path in paths if path.suffix in CLANG_FORMAT_SUFFIXES]
+        else:
+            words.append(word.replace("{python}", sys.executable))
+    words[0] = shutil.which(words[0], path=tool_path()) or words[0]
+    return [*words, *arguments]
+
+
+def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
+    check_python(tuple(sys.version_info[:2]))
+    if verb.build and not BUILD_STAMP.exists():  # before anything is downloaded
+        check_compiler(os.environ, sysconfig.get_path("include"))
+    inside = Path(sys.prefix).resolve() == VENV.resolve()
+    torch_version = installed("torch") if importlib.util.find_spec("torch") else None
+    chosen = choose_environment(inside, torch_version)
+    if chosen == "venv" and not inside:
+        have = f"has torch {torch_version}, older than needed" if torch_version else "has no torch"
+        print(f"{sys.executable} {have}: using {VENV.name}", file=sys.stderr, flush=True)
+        if not VENV_PYTHON.exists():
+            check_venv()
+            if run([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
+                raise Problem(f"Making {VENV} failed; the message is above.")
+        return run([VENV_PYTHON, Path(__file__).resolve(), *sys.argv[1:]])
+    if chosen == "venv":
+        fill_venv()
+    listed = requirements((ROOT / "requirements.txt").read_text())
+    wanted = [listed[name] for name in verb.packages] + (lint_extra(ROOT) if verb.lint_extra else [])
+    lacking = missing(wanted)
+    if lacking:
+        pip_install(lacking, f"pip could not install {', '.join(lacking)} into {sys.prefix}; its message is above.")
+    if verb.build:
+        build()
+    codes = []
+    for place, command in enumerate(verb.commands, 1):
+        words = expand(command, arguments if place == len(verb.commands) else [])
+        codes.append(run(words, PATH=tool_path()))
+    return max(codes, default=0)
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        print(f"usage: bootstrap.py {{{','.join(VERBS)}}} [arguments]", file=sys.stderr)
+        return 2
+    try:
+        return prepare(VERBS[sys.argv[1]], sys.argv[2:])
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
