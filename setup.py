@@ -1,4 +1,4 @@
-"""Build both halves: the torch op `senet_fast.se._C` (C++, CUDA where asked) and the Cython module `senet_fast.ids._snowflake`.
+"""Build both halves: the torch op `senet_fast.se._C` (C++, CUDA where asked) and Cython's `senet_fast.ids._snowflake`.
 
 Switches, all of them environment variables:
   SENET_FAST_SE=0          build the ID generator only; torch is not needed
@@ -56,12 +56,19 @@ class Nvcc:
     @staticmethod
     def find() -> "Nvcc | None":
         home = os.environ.get("CUDA_HOME")
-        found = [os.environ.get("SENET_FAST_NVCC"), home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+        found = [
+            os.environ.get("SENET_FAST_NVCC"),
+            home and f"{home}/bin/nvcc",
+            shutil.which("nvcc"),
+            "/usr/local/cuda/bin/nvcc",
+        ]
         return next((Nvcc(path) for path in found if path and os.path.exists(path)), None)
 
     def library_dirs(self) -> list[str]:
         # nvcc may be a wrapper script, so the toolkit's root is asked of nvcc itself
-        dry = subprocess.run([self.path, "--dryrun", "-x", "cu", os.devnull, "-o", "x"], capture_output=True, text=True).stderr
+        dry = subprocess.run(
+            [self.path, "--dryrun", "-x", "cu", os.devnull, "-o", "x"], capture_output=True, text=True
+        ).stderr
         top = next(Path(line.split("TOP=")[1].strip()) for line in dry.splitlines() if "TOP=" in line)
         folders = [top / "lib64", top / "lib", top / f"targets/{platform.machine()}-linux/lib"]
         found = [str(folder) for folder in folders if (folder / "libcudart_static.a").exists()]
@@ -72,15 +79,21 @@ class Nvcc:
     def arch_flags(self) -> list[str]:
         import torch
 
-        known = {code.split("_")[1] for code in subprocess.check_output([self.path, "--list-gpu-code"], text=True).split()}
+        known = {
+            code.split("_")[1] for code in subprocess.check_output([self.path, "--list-gpu-code"], text=True).split()
+        }
         if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
             archs = [arch.replace(".", "").removesuffix("+PTX") for arch in listed.replace(";", " ").split()]
         elif torch.cuda.is_available():
-            archs = sorted({"{}{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())})
+            archs = sorted(
+                {"{}{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
+            )
         else:
             archs = [arch for arch in CUDA_ARCHS if arch in known]
         if unknown := [arch for arch in archs if arch not in known]:
-            raise SystemExit(f"{self.path} (release {self.release}) cannot compile for {unknown}; it knows {sorted(known)}")
+            raise SystemExit(
+                f"{self.path} (release {self.release}) cannot compile for {unknown}; it knows {sorted(known)}"
+            )
         newest = max(archs, key=lambda arch: int(arch.rstrip("af")))
         flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
@@ -101,9 +114,14 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc | None:
         return None
     nvcc = Nvcc.find()
     if nvcc is None and mode == "1":
-        raise SystemExit("SENET_FAST_CUDA=1, but no nvcc was found: set SENET_FAST_NVCC or CUDA_HOME, or put nvcc on PATH")
+        raise SystemExit(
+            "SENET_FAST_CUDA=1, but no nvcc was found: set SENET_FAST_NVCC or CUDA_HOME, or put nvcc on PATH"
+        )
     if nvcc and torch_cuda and torch_cuda.split(".")[0] != nvcc.release.split(".")[0]:
-        print(f"warning: nvcc {nvcc.release} and torch's CUDA {torch_cuda} differ; the driver must support both", file=sys.stderr)
+        print(
+            f"warning: nvcc {nvcc.release} and torch's CUDA {torch_cuda} differ; the driver must support both",
+            file=sys.stderr,
+        )
     return nvcc
 
 
@@ -132,7 +150,7 @@ def se_extension(torch) -> tuple[Extension, type]:
         sources("csrc/bindings") + sources("csrc/se/cpu"),
         include_dirs=[str(ROOT / "csrc")],
         depends=[path for folder in ("csrc/se", "csrc/se/cpu", "csrc/bindings") for path in sources(folder, "*.[hi]*")],
-        # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf keep their meaning.
+        # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf stay.
         extra_compile_args=[
             *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],
             *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *openmp, *sanitizer_flags()],

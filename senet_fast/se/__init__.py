@@ -6,7 +6,7 @@ Importing this package imports torch and loads the compiled op library ``senet_f
 import torch  # noqa: F401  (its libraries must be loaded before ours)
 
 try:
-    from senet_fast.se import _C
+    import senet_fast.se._C as _C
 except ImportError as error:
     raise ImportError(
         f"the compiled op senet_fast.se._C could not be loaded ({error}); build it against this torch with "
@@ -18,4 +18,4 @@ from senet_fast.se.module import FusedSE
 from senet_fast.se.ops import squeeze_excite
 from senet_fast.se.reference import SEBlock
 
-__all__ = ["FusedSE", "SEBlock", "_C", "reference", "squeeze_excite"]
+__all__ = ["_C", "FusedSE", "SEBlock", "reference", "squeeze_excite"]

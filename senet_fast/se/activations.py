@@ -104,4 +104,4 @@ def spec_of(value: "str | nn.Module | type[nn.Module]", argument: str) -> str:
     if describe is None:
         known = ", ".join(sorted(module.__name__ for module in _MODULE_SPECS))
         raise TypeError(f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}) or one of nn.{known}")
-    return describe(value() if value is kind else value)
+    return describe(value() if isinstance(value, type) else value)

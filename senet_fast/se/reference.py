@@ -81,5 +81,3 @@ class SEBlock(nn.Module):
         hidden = apply(self.activation, self.fc1(squeezed.view(*squeezed.shape[:2], 1, 1)))
         scale = apply(self.gate, self.fc2(hidden), "gate")
         return x * scale.view_as(squeezed)
-
-
