@@ -16,7 +16,7 @@ from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.text import microseconds, ratio, table
 
 HEAD = ("case", "pass", "eager us", "compile us", "ours us", "copy us", "eager/ours", "compile/ours", "ours/copy")
-BEGIN, END = "<!-- se table: python -m benchmarks.table -->", "<!-- end of se table -->"
+MARK = "se table: python -m benchmarks.table"
 
 
 def arguments() -> argparse.Namespace:
@@ -72,12 +72,14 @@ def markdown(results: dict[str, Any]) -> str:
     return f"{results['date'][:10]}, {where}. {note}\n\n{table(HEAD, rows)}"
 
 
-def into_readme(path: Path, text: str) -> None:
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{path} lacks the marks {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def into_readme(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between `<!-- mark -->` and `<!-- end of mark -->`."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{path} lacks the marks {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def main() -> None:
         torch._dynamo.reset()
     print(markdown(results))
     if options.readme:
-        into_readme(options.readme, markdown(results))
+        into_readme(options.readme, MARK, markdown(results))
 
 
 if __name__ == "__main__":

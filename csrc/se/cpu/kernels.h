@@ -1,5 +1,7 @@
 // The table of kernels that each ISA fills. A kernel works on a range; the caller owns the threads.
 #pragma once
+#include <math.h>  // for math.inl: before any target region begins
+
 #include <cstdint>
 #include <string>
 #include <vector>
