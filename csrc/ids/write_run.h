@@ -22,8 +22,7 @@ namespace baseline {
 #define SENET_IDS_TARGET
 #define SENET_IDS_VECTOR Lanes<16>::Vector
 #if defined(__x86_64__)
-#define SENET_IDS_STREAM(address, ids) \
-  _mm_stream_si128(reinterpret_cast<__m128i*>(address), reinterpret_cast<__m128i>(ids))
+#define SENET_IDS_STREAM(address, ids) _mm_stream_si128(reinterpret_cast<__m128i*>(address), reinterpret_cast<__m128i>(ids))
 #else
 #define SENET_IDS_STREAM(address, ids) (*(address) = (ids))
 #endif
@@ -35,16 +34,14 @@ namespace baseline {
 namespace avx2 {
 #define SENET_IDS_TARGET __attribute__((target("avx2")))
 #define SENET_IDS_VECTOR Lanes<32>::Vector
-#define SENET_IDS_STREAM(address, ids) \
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(address), reinterpret_cast<__m256i>(ids))
+#define SENET_IDS_STREAM(address, ids) _mm256_stream_si256(reinterpret_cast<__m256i*>(address), reinterpret_cast<__m256i>(ids))
 #include "write_run.inl"
 }  // namespace avx2
 
 namespace avx512 {
 #define SENET_IDS_TARGET __attribute__((target("avx512f")))
 #define SENET_IDS_VECTOR Lanes<64>::Vector
-#define SENET_IDS_STREAM(address, ids) \
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(address), reinterpret_cast<__m512i>(ids))
+#define SENET_IDS_STREAM(address, ids) _mm512_stream_si512(reinterpret_cast<__m512i*>(address), reinterpret_cast<__m512i>(ids))
 #include "write_run.inl"
 }  // namespace avx512
 

@@ -101,9 +101,11 @@ SENET_INLINE void store_part(Float v, bf16* p) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
-#if SENET_VECTOR_BYTES == 64
-SENET_INLINE void load_part(const f16* p, Float& v) { v = (Float)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-SENET_INLINE void store_part(Float v, f16* p) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
+#if SENET_VECTOR_BYTES == 64  // maskz with every lane: gcc 12 warns of the plain forms
+SENET_INLINE void load_part(const f16* p, Float& v) {
+  v = (Float)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)p));
+}
+SENET_INLINE void store_part(Float v, f16* p) { _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, 0)); }
 #elif SENET_VECTOR_BYTES == 32
 SENET_INLINE void load_part(const f16* p, Float& v) { v = (Float)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 SENET_INLINE void store_part(Float v, f16* p) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
