@@ -105,7 +105,7 @@ def surroundings() -> dict[str, Any]:
     """Where and with what a figure was taken."""
     from senet_fast.se import _C
 
-    packages = ("torch", "numpy", "scikit-learn")
+    packages = ("numpy", "scikit-learn")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -114,7 +114,11 @@ def surroundings() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: _version(name) for name in packages},
+        },
         "build": {**_C.build_info(), "isa": _C.isa()},
     }
 

@@ -34,6 +34,7 @@ SENET_INLINE void scale_segment(const T* x, const A* scale, const T* residual, c
 template <class A, class T, bool kRow>
 SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const T* residual, const Activation& activation,
                              T* grad_v, A* v, int64_t n) {
+  if (n == 0) return;
   A dy[kChunk];
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) {
     Vec<A> scaled = load(x + i) * scale_at<A, kRow>(scale, i, load);
@@ -99,6 +100,12 @@ struct Data {
       sum_rows(begin, end, K, sums, [&](int64_t o, int64_t k, auto load) { return load(x + o * K + k); });
       return;
     }
+    if (I < kFew) {
+      sum_groups(image, begin, end, sums, [&](int64_t, int64_t at, int64_t n, A* terms) {
+        map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(x + at + i), terms + i); });
+      });
+      return;
+    }
     for (int64_t k = begin; k < end; ++k) {
       double total = 0;
       for (int64_t o = 0; o < O; ++o) {
@@ -113,8 +120,8 @@ struct Data {
                     void* y_, int64_t begin, int64_t end) {
     const T *x = static_cast<const T*>(x_), *residual = static_cast<const T*>(residual_);
     T* y = static_cast<T*>(y_);
-    for_segments(image, begin, end, [&](int64_t k, int64_t at, int64_t n, auto row) {
-      scale_segment<A, T, row.value>(x + at, scale + k, residual ? residual + at : nullptr, activation, y + at, n);
+    for_segments(image, begin, end, scale, scale, [&](int64_t at, int64_t n, const A* scale_at, const A*, auto row) {
+      scale_segment<A, T, row.value>(x + at, scale_at, residual ? residual + at : nullptr, activation, y + at, n);
     });
   }
 
@@ -138,6 +145,19 @@ struct Data {
       }
       return;
     }
+    if (image.I < kFew) {
+      sum_groups(image, begin, end, sums, [&](int64_t k, int64_t at, int64_t n, A* terms) {
+        if (activation.is_identity()) {
+          map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(dy + at + i) * load(x + at + i), terms + i); });
+          return;
+        }
+        A spread_scale[kChunk], v[kChunk];
+        spread(scale + k, n, image.I, spread_scale);
+        grad_chunk<A, T, true>(dy + at, x + at, spread_scale, residual ? residual + at : nullptr, activation, dv + at, v, n);
+        map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i) * load(x + at + i), terms + i); });
+      });
+      return;
+    }
     for (int64_t k = begin; k < end; ++k) {
       double total = 0;
       for (int64_t o = 0; o < image.O; ++o) {
@@ -157,10 +177,9 @@ struct Data {
                      int64_t end) {
     const T* dv = static_cast<const T*>(grad_v_);
     T* dx = static_cast<T*>(grad_x_);
-    for_segments(image, begin, end, [&](int64_t k, int64_t at, int64_t n, auto row) {
+    for_segments(image, begin, end, scale, shift, [&](int64_t at, int64_t n, const A* a, const A* b, auto row) {
       map_vectors<A>(n, [&](int64_t i, auto load, auto store) {
-        store(load(dv + at + i) * scale_at<A, row.value>(scale + k, i, load) + scale_at<A, row.value>(shift + k, i, load),
-              dx + at + i);
+        store(load(dv + at + i) * scale_at<A, row.value>(a, i, load) + scale_at<A, row.value>(b, i, load), dx + at + i);
       });
     });
   }
@@ -187,17 +206,59 @@ struct Data {
     static constexpr bool value = kValue;
   };
 
-  // body(k, at, n, row): a contiguous run of n elements from `at` on, beginning with channel k; row says whether the
-  // channel changes along it.
+  // Channels of fewer elements than a vector has lanes are taken in groups that fill a chunk.
+  static constexpr int64_t kFew = Vec<A>::kLanes;
+
+  // per_channel[j] for each of the n elements of channels j of I elements
+  static void spread(const A* per_channel, int64_t n, int64_t I, A* out) {
+    for (int64_t i = 0; i < n; i += I, ++per_channel) {
+      for (int64_t j = 0; j < I; ++j) out[i + j] = *per_channel;
+    }
+  }
+
+  // body(k, count) for groups of `count` channels from k on
   template <class Body>
-  static SENET_INLINE void for_segments(const Image& image, int64_t begin, int64_t end, Body body) {
+  static SENET_INLINE void for_groups(const Image& image, int64_t begin, int64_t end, Body body) {
+    const int64_t group = image.I > 0 ? kChunk / image.I : kChunk;
+    for (int64_t k = begin; k < end; k += group) body(k, end - k < group ? end - k : group);
+  }
+
+  // sums[k] of the terms that fill(k, at, n, terms) writes for the n elements from `at` on, those of whole channels
+  template <class Fill>
+  static SENET_INLINE void sum_groups(const Image& image, int64_t begin, int64_t end, A* sums, Fill fill) {
+    const auto [O, K, I] = image;
+    for_groups(image, begin, end, [&](int64_t k, int64_t count) {
+      double totals[kChunk] = {};
+      A terms[kChunk];
+      for (int64_t o = 0; o < O; ++o) {
+        fill(k, (o * K + k) * I, count * I, terms);
+        for (int64_t j = 0; j < count; ++j) {
+          for (int64_t i = 0; i < I; ++i) totals[j] += terms[j * I + i];
+        }
+      }
+      for (int64_t j = 0; j < count; ++j) sums[k + j] = A(totals[j]);
+    });
+  }
+
+  // body(at, n, a, b, row): a contiguous run of n elements from `at` on, with what `scale` and `shift` hold for them; row
+  // says whether that is a number for each element or one for all.
+  template <class Body>
+  static SENET_INLINE void for_segments(const Image& image, int64_t begin, int64_t end, const A* scale, const A* shift,
+                                        Body body) {
     const auto [O, K, I] = image;
     if (image.by_rows()) {
-      for (int64_t o = begin; o < end; ++o) body(0, o * K, K, Constant<true>{});
-      return;
-    }
-    for (int64_t o = 0; o < O; ++o) {
-      for (int64_t k = begin; k < end; ++k) body(k, (o * K + k) * I, I, Constant<false>{});
+      for (int64_t o = begin; o < end; ++o) body(o * K, K, scale, shift, Constant<true>{});
+    } else if (I < kFew) {
+      for_groups(image, begin, end, [&](int64_t k, int64_t count) {
+        A a[kChunk], b[kChunk];
+        spread(scale + k, count * I, I, a);
+        spread(shift + k, count * I, I, b);
+        for (int64_t o = 0; o < O; ++o) body((o * K + k) * I, count * I, a, b, Constant<true>{});
+      });
+    } else {
+      for (int64_t o = 0; o < O; ++o) {
+        for (int64_t k = begin; k < end; ++k) body((o * K + k) * I, I, scale + k, shift + k, Constant<false>{});
+      }
     }
   }
 };
