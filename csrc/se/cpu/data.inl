@@ -34,7 +34,7 @@ SENET_INLINE void scale_segment(const T* x, const A* scale, const T* residual, c
 template <class A, class T, bool kRow>
 SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const T* residual, const Activation& activation,
                              T* grad_v, A* v, int64_t n) {
-  if (n == 0) return;
+  if (n <= 0) return;
   A dy[kChunk];
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) {
     Vec<A> scaled = load(x + i) * scale_at<A, kRow>(scale, i, load);
