@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace senet::bindings {
 namespace {
@@ -33,11 +35,12 @@ std::string activation_names() {
 
 void check_weight(const Arguments& a, const Tensor& t, const char* name, at::ArrayRef<c10::SymInt> expected) {
   const auto sizes = t.sym_sizes();
-  bool fits = sizes.size() >= expected.size();
+  const bool matrix = expected.size() > 1;  // which may be that of a 1x1 convolution
+  bool fits = matrix ? sizes.size() >= expected.size() : sizes.size() == expected.size();
   for (std::size_t i = 0; fits && i < sizes.size(); ++i)
     fits = sizes[i] == (i < expected.size() ? expected[i] : c10::SymInt(1));
   TORCH_CHECK_VALUE(fits, "squeeze_excite: ", name, " has shape ", sizes, "; expected ", expected,
-                    expected.size() > 1 ? " (or with further axes of size 1)" : "");
+                    matrix ? " (or with further axes of size 1)" : "");
   TORCH_CHECK_TYPE(t.scalar_type() == a.x.scalar_type() || t.scalar_type() == at::kFloat, "squeeze_excite: ", name, " is ",
                    t.scalar_type(), "; expected the dtype of x (", a.x.scalar_type(), ") or Float");
   TORCH_CHECK_TYPE(t.scalar_type() == a.fc1_weight.scalar_type(), "squeeze_excite: ", name, " is ", t.scalar_type(),
@@ -83,7 +86,7 @@ Activation parse_activation(std::string_view spec, const char* argument) {
       if (rest.size() > 1 && rest.front() == '+' && rest[1] != '-') rest.remove_prefix(1);
       double value = 0;
       const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
-      TORCH_CHECK_VALUE(error == std::errc(), "squeeze_excite: ", argument, " is '", spec,
+      TORCH_CHECK_VALUE(error == std::errc() && std::isfinite(value), "squeeze_excite: ", argument, " is '", spec,
                         "'; the arguments in parentheses must be numbers");
       if (given < 4) activation.arguments[given] = value;
       ++given;
@@ -101,6 +104,8 @@ Activation parse_activation(std::string_view spec, const char* argument) {
   }
   TORCH_CHECK_VALUE(given == row->arguments, "squeeze_excite: ", argument, " is '", spec, "'; expected ", row->arguments,
                     " argument(s) for ", name);
+  TORCH_CHECK_VALUE(row->kind != ActivationKind::affine_clamp || activation.arguments[2] <= activation.arguments[3],
+                    "squeeze_excite: ", argument, " is '", spec, "'; expected lo <= hi in affine_clamp(a, b, lo, hi)");
   return activation;
 }
 

@@ -59,7 +59,7 @@ Dtype dtype_of(const Tensor& t);
 // Float for half types and float32, Double for float64.
 at::ScalarType accumulate_type(const Tensor& x);
 
-// All of Params but x and saved, which the caller owns. The tensors must outlive the params: weights are `contiguous`.
+// Params but for saved and the residual. The tensors must outlive them.
 struct Weights {
   Tensor fc1_weight, fc1_bias, fc2_weight, fc2_bias;
 };

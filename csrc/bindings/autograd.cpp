@@ -4,10 +4,14 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/alias.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <string>
 
 #include "bindings/ops.h"
 
@@ -102,9 +106,12 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   at::AutoGradMode enable(true);
   Tensor inputs[] = {
       x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
-  for (int i = 0; i < kGradients; ++i) {
-    // a gradient may be asked for though no graph leads on from it: its input takes part as a fresh leaf
-    if (wants(i, inputs[i]) && !inputs[i].requires_grad()) inputs[i] = inputs[i].detach().requires_grad_();
+  for (Tensor& input : inputs) {
+    if (!wants(static_cast<int>(&input - inputs), input)) continue;
+    // A node of its own: gradients are then partial, also where one input is computed from another, and run no hooks of the
+    // user's tensors. An alias keeps the graph behind it, and tangents.
+    input = at::alias(input);
+    if (!input.requires_grad()) input.requires_grad_();
   }
   const Tensor y = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate,
                              dim, add_one, post_activation);
@@ -140,14 +147,17 @@ Gradients backward_autograd(const Tensor& grad_y, const Tensor& saved, Mask mask
 template <c10::DispatchKey kKey>
 Tensor op_autocast(SENET_ARGUMENTS) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-  const auto cast = [](const OptionalTensor& t, at::ScalarType type) {
-    return t.has_value() && t->defined() && t->is_floating_point() ? OptionalTensor(t->to(type)) : t;
+  const auto narrow = [](const Tensor& t) {
+    return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf;
+  };
+  const auto cast = [&](const OptionalTensor& t, at::ScalarType type) {  // other types are for the check to refuse
+    return t.has_value() && t->defined() && narrow(*t) ? OptionalTensor(t->to(type)) : t;
   };
   const bool has_residual = residual.has_value() && residual->defined();
   const at::ScalarType type = has_residual ? c10::promoteTypes(x.scalar_type(), residual->scalar_type()) : x.scalar_type();
   const bool fits = fc1_weight.scalar_type() == type;
   const at::ScalarType weight_type = fits ? type : at::kFloat;
-  return call_op(x.to(type), *cast(fc1_weight, weight_type), cast(fc1_bias, weight_type), cast(fc2_weight, weight_type),
+  return call_op(*cast(x, type), *cast(fc1_weight, weight_type), cast(fc1_bias, weight_type), cast(fc2_weight, weight_type),
                  cast(fc2_bias, weight_type), cast(residual, type), excitation, activation, gate, dim, add_one,
                  post_activation);
 }

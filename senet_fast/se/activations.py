@@ -7,7 +7,7 @@ such as ``"relu"``, ``"leaky_relu(0.2)"`` or ``"affine_clamp(0.2, 0.5, 0, 1)"``.
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +46,11 @@ ACTIVATIONS = {
 }
 
 # What a module stands for, so that FusedSE(activation=nn.SiLU) and FusedSE(gate=nn.Hardsigmoid()) work.
-_MODULE_SPECS: dict[type[nn.Module], Callable[[nn.Module], str]] = {
+_MODULE_SPECS: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.Identity: lambda m: "identity",
     nn.ReLU: lambda m: "relu",
     nn.ReLU6: lambda m: "relu6",
-    nn.LeakyReLU: lambda m: f"leaky_relu({m.negative_slope!r})",
+    nn.LeakyReLU: lambda m: f"leaky_relu({float(m.negative_slope)!r})",
     nn.Sigmoid: lambda m: "sigmoid",
     nn.Hardsigmoid: lambda m: "hardsigmoid",
     nn.Tanh: lambda m: "tanh",
@@ -61,7 +61,7 @@ _MODULE_SPECS: dict[type[nn.Module], Callable[[nn.Module], str]] = {
 }
 
 _SPEC = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?")
-_NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")
+_NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *")
 
 
 def parse(spec: str, argument: str = "activation") -> tuple[Activation, list[float]]:
@@ -82,6 +82,8 @@ def parse(spec: str, argument: str = "activation") -> tuple[Activation, list[flo
     if len(values) != len(defaults):
         wanted = f"{row.name}({', '.join(row.arguments)})" if row.arguments else row.name
         raise ValueError(f"{argument} is {spec!r}; expected {wanted}")
+    if row.name == "affine_clamp" and not values[2] <= values[3]:
+        raise ValueError(f"{argument} is {spec!r}; expected lo <= hi in affine_clamp(a, b, lo, hi)")
     return row, values
 
 
@@ -104,4 +106,6 @@ def spec_of(value: "str | nn.Module | type[nn.Module]", argument: str) -> str:
     if describe is None:
         known = ", ".join(sorted(module.__name__ for module in _MODULE_SPECS))
         raise TypeError(f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}) or one of nn.{known}")
-    return describe(value() if isinstance(value, type) else value)
+    spec = describe(value() if isinstance(value, type) else value)
+    parse(spec, argument)
+    return spec

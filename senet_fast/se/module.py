@@ -51,6 +51,8 @@ class FusedSE(nn.Module):
         hidden = hidden_size(channels, reduction, hidden_channels)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+        if dim == 0:
+            raise ValueError("dim is 0, the batch; expected the gated axis of x")
         self.activation = spec_of(activation, "activation")
         self.gate = spec_of(gate, "gate")
         self.dim = dim

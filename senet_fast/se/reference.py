@@ -25,7 +25,10 @@ def squeeze_excite(
     post_activation: str = "identity",
 ) -> Tensor:
     """What :func:`senet_fast.squeeze_excite` computes, for every shape it accepts, differentiable to any order."""
-    dim = dim % x.dim()
+    axis = dim + x.dim() if dim < 0 else dim
+    if not 1 <= axis < x.dim():
+        raise ValueError(f"dim is {dim}; expected an axis of x ({x.dim()}-D) other than 0, the batch")
+    dim = axis
     squeezed = x.mean([d for d in range(1, x.dim()) if d != dim]) if x.dim() > 2 else x  # [B, K]
     if excitation == "two_fc":
         assert fc2_weight is not None
@@ -43,8 +46,10 @@ def squeeze_excite(
 
 
 def hidden_size(channels: int, reduction: int, hidden_channels: int | None) -> int:
-    """R, checked: ``hidden_channels``, or ``channels // reduction``; ValueError where a size is below 1."""
+    """R, checked: ``hidden_channels``, or ``channels // reduction``; ValueError below 1, TypeError for no int."""
     for name, value in {"channels": channels, "reduction": reduction, "hidden_channels": hidden_channels}.items():
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected an int")
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
     if hidden_channels is None and channels < reduction:

@@ -75,18 +75,34 @@ SENET_INLINE A sum_terms(int64_t n, Term term) {
   return sum((outer[0] + outer[1]) + (outer[2] + outer[3]));
 }
 
+// sums[k] += term(k, load)
+template <class A, class Term>
+SENET_INLINE void add_terms(int64_t K, A* sums, Term term) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  const auto whole = [](auto* p) { return load<A>(p); };
+  int64_t k = 0;
+  for (; k + kLanes <= K; k += kLanes) store(load<A>(sums + k) + term(k, whole), sums + k);
+  const int64_t rest = K - k;
+  if (rest == 0) return;
+  if (K >= kLanes) {
+    k = K - kLanes;
+    store(load<A>(sums + k) + keep_last(term(k, whole), rest), sums + k);
+  } else {
+    store(load<A>(sums, rest) + term(0, [rest](auto* p) { return load<A>(p, rest); }), sums, rest);
+  }
+}
+
 // sums[k] += terms of rows [begin, end); rows are added four at a time, so that sums pass through L1 once for four.
 template <class A, class Term>
 SENET_INLINE void sum_rows(int64_t begin, int64_t end, int64_t K, A* sums, Term term) {
   int64_t o = begin;
   for (; o + 4 <= end; o += 4) {
-    for_vectors<A>(K, [&](int64_t k, auto load, auto store) {
-      const Vec<A> pair = term(o, k, load) + term(o + 1, k, load);
-      store(load(sums + k) + (pair + (term(o + 2, k, load) + term(o + 3, k, load))), sums + k);
+    add_terms<A>(K, sums, [&](int64_t k, auto load) {
+      return (term(o, k, load) + term(o + 1, k, load)) + (term(o + 2, k, load) + term(o + 3, k, load));
     });
   }
   for (; o < end; ++o) {
-    for_vectors<A>(K, [&](int64_t k, auto load, auto store) { store(load(sums + k) + term(o, k, load), sums + k); });
+    add_terms<A>(K, sums, [&](int64_t k, auto load) { return term(o, k, load); });
   }
 }
 
@@ -138,10 +154,8 @@ struct Data {
         return;
       }
       for (int64_t o = begin; o < end; ++o) {
-        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K, [&](int64_t from, int64_t count, auto term) {
-          for_vectors<A>(
-              count, [&](int64_t i, auto load, auto store) { store(load(sums + from + i) + term(i, load), sums + from + i); });
-        });
+        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K,
+                                [&](int64_t from, int64_t count, auto term) { add_terms<A>(count, sums + from, term); });
       }
       return;
     }

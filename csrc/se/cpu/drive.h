@@ -296,19 +296,20 @@ class Drive {
       case Excitation::channel_conv: {
         const std::int64_t width = shape_.R, pad = width / 2;
         Buffer taps = buffer(width);
-        A bias = 0;
+        double bias = 0;
         for (std::int64_t t = 0; t < width; ++t) {
-          A total = 0;
+          double total = 0;
           for (std::int64_t b = 0; b < B; ++b) {
             for (std::int64_t k = std::max<std::int64_t>(0, pad - t); k < std::min(K, K + pad - t); ++k) {
               total += dz[b * K + k] * saved(b)[k + t - pad];
             }
           }
-          taps[t] = total;
+          taps[t] = A(total);
         }
         for (std::int64_t i = 0; i < B * K; ++i) bias += dz[i];
         if (p.grad_fc1_weight) weights_->write(taps.get(), p.grad_fc1_weight, width);
-        if (p.grad_fc1_bias) weights_->write(&bias, p.grad_fc1_bias, 1);
+        const A bias_gradient = A(bias);
+        if (p.grad_fc1_bias) weights_->write(&bias_gradient, p.grad_fc1_bias, 1);
         break;
       }
     }

@@ -46,7 +46,7 @@ const Kernels& kernels() {
   const Kernels* current = chosen.load(std::memory_order_acquire);
   if (current == nullptr) {
     const char* forced = std::getenv("SENET_FAST_ISA");
-    current = forced ? &find(forced, "SENET_FAST_ISA") : &find(isas().back(), "isa");
+    current = forced && *forced ? &find(forced, "SENET_FAST_ISA") : &find(isas().back(), "isa");
     chosen.store(current, std::memory_order_release);
   }
   return *current;

@@ -112,21 +112,42 @@ struct Weights {
     }
   }
 
+  // kRows rows of weight, which share the loads of right. Images are summed in blocks, for the rounding error's sake.
+  template <int kRows>
+  static SENET_INLINE void outer_rows(const A* left, int64_t left_stride, const A* right, int64_t right_stride, W* weight,
+                                      int64_t B, int64_t N) {
+    constexpr int64_t kBlock = 64;
+    map_vectors<A>(N, [&](int64_t n, auto load, auto store) {
+      Vec<A> total[kRows];
+      for (auto& v : total) v = broadcast(A(0));
+      for (int64_t first = 0; first < B; first += kBlock) {
+        const int64_t last = first + kBlock < B ? first + kBlock : B;
+        Vec<A> acc[kRows];
+        for (auto& v : acc) v = broadcast(A(0));
+        for (int64_t b = first; b < last; ++b) {
+          const Vec<A> v = load(right + b * right_stride + n);
+          for (int m = 0; m < kRows; ++m) acc[m] = acc[m] + broadcast(left[b * left_stride + m]) * v;
+        }
+        for (int m = 0; m < kRows; ++m) total[m] = total[m] + acc[m];
+      }
+      for (int m = 0; m < kRows; ++m) store(total[m], weight + m * N + n);
+    });
+  }
+
   static void outer(const A* left, int64_t left_stride, const A* right, int64_t right_stride, void* weight_, void* bias_,
                     int64_t B, int64_t N, int64_t begin, int64_t end) {
     W *weight = static_cast<W*>(weight_), *bias = static_cast<W*>(bias_);
-    for (int64_t m = begin; m < end; ++m) {
-      if (weight != nullptr) {
-        map_vectors<A>(N, [&](int64_t n, auto load, auto store) {
-          Vec<A> acc = broadcast(A(0));
-          for (int64_t b = 0; b < B; ++b) acc = acc + broadcast(left[b * left_stride + m]) * load(right + b * right_stride + n);
-          store(acc, weight + m * N + n);
-        });
-      }
-      if (bias != nullptr) {
-        A total = 0;
+    if (weight != nullptr) {
+      int64_t m = begin;
+      for (; m + 4 <= end; m += 4) outer_rows<4>(left + m, left_stride, right, right_stride, weight + m * N, B, N);
+      for (; m < end; ++m) outer_rows<1>(left + m, left_stride, right, right_stride, weight + m * N, B, N);
+    }
+    if (bias != nullptr) {
+      for (int64_t m = begin; m < end; ++m) {
+        double total = 0;
         for (int64_t b = 0; b < B; ++b) total += left[b * left_stride + m];
-        write(&total, bias + m, 1);
+        const A sum = A(total);
+        write(&sum, bias + m, 1);
       }
     }
   }
