@@ -1,4 +1,4 @@
-"""Fused Squeeze-and-Excitation for PyTorch, and Snowflake IDs at memory speed.
+"""Fused Squeeze-and-Excitation for PyTorch, and Snowflake IDs.
 
 Importing this package imports neither torch nor NumPy: every public name is loaded on first use (PEP 562).
 """

@@ -23,7 +23,13 @@ def count(text: str) -> int:
 def add(commands: "Subparsers") -> None:
     parser = commands.add_parser("ids", help="draw Snowflake IDs, one a line", description=__doc__)
     parser.add_argument("-n", "--count", type=count, default=1, metavar="N", help="how many (default: 1)")
-    parser.add_argument("--worker-id", type=int, default=0, metavar="W", help="this generator's worker id (default: 0)")
+    parser.add_argument(
+        "--worker-id",
+        type=int,
+        default=0,
+        metavar="W",
+        help="this process's worker id; two processes at the same time need two (default: 0)",
+    )
     add_id_options(parser)
     parser.set_defaults(run=run)
 

@@ -40,7 +40,7 @@ def collect() -> dict[str, Any]:
 
         build = _C.build_info()
         facts |= {"se": "built", "isa": _C.isa(), "isas": _C.isas(), "cuda": bool(build.get("cuda")), "build": build}
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         facts["se"] = f"not usable: {error}"
     return facts
 

@@ -51,9 +51,9 @@ def run(out: Path, quick: bool = False) -> int:
         report.ids_text(draws, decoded),
         f"{results['seconds']:.0f} s; written: {out / 'report.png'}, {out / 'report.json'}",
     ]
-    print("\n" + "\n\n".join(parts), flush=True)
-    for failure in failures:
+    for failure in failures:  # first: the reader of stdout may be gone
         print(f"FAILED: {failure}", file=sys.stderr)
+    print("\n" + "\n\n".join(parts), flush=True)
     return 1 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""Snowflake IDs at memory speed: `Snowflake(worker_id=1).next_id()`.
+"""Snowflake IDs: `Snowflake(worker_id=1).next_id()`.
 
 Importing this package imports neither NumPy nor torch; NumPy is imported when an array is first asked for.
 """

@@ -25,7 +25,7 @@ NOT_COPIED = (
 
 
 def worker_id(value: int | None, layout: Layout) -> int:
-    if not isinstance(layout, Layout):
+    if type(layout) is not Layout:  # a subclass of equal fields would not find the word of its equal
         raise TypeError(f"layout is {layout!r} ({type(layout).__name__}); expected a Layout")
     if value is None and layout.worker.width == 0:
         return 0

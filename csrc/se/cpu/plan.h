@@ -13,7 +13,7 @@ struct Plan {
   std::int64_t blocks;           // of rows in an image
 };
 
-// cache_bytes: what the threads together can keep close, their L2 and their share of L3.
+// cache_bytes: what the threads together can keep close.
 // Only images_per_tile depends on it, and no sum crosses images: results are the same bits on every machine.
 inline Plan plan(const Shape& shape, std::int64_t item_bytes, std::int64_t weight_bytes, std::int64_t cache_bytes) {
   const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * item_bytes);
