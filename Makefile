@@ -13,7 +13,7 @@ help:
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers"
 	@echo "make build     compile in place"
-	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
+	@echo "make cuda      compile in place with the CUDA files (no kernel yet), also where torch or the machine has no CUDA"
 	@echo "make clean     remove what was built (.venv stays)"
 
 demo test bench lint format build:
