@@ -5,6 +5,9 @@
 #include <sys/mman.h>
 #include <torch/library.h>
 #include <unistd.h>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -18,13 +21,30 @@
 namespace senet::bindings {
 namespace {
 
-const auto parallel_for = [](std::int64_t n, std::int64_t grain, const auto& body) { at::parallel_for(0, n, grain, body); };
-
-std::int64_t cache_size() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  if (const std::int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) return bytes;
+// One parallel region a call: its threads meet at barriers, which at::parallel_for has not.
+const auto run_team = [](std::int64_t threads, const auto& body) {
+#if defined(_OPENMP)
+  if (threads > 1 && !at::in_parallel_region()) {
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+      const auto barrier = [](void*) {
+#pragma omp barrier
+      };
+      body(Member{omp_get_thread_num(), omp_get_num_threads(), barrier, nullptr});
+    }
+    return;
+  }
 #endif
-  return 1 << 20;
+  body(Member{});
+};
+
+ForcedPlan forced_plan;
+
+std::int64_t cache_bytes([[maybe_unused]] int name, std::int64_t otherwise) {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const std::int64_t bytes = sysconf(name); bytes > 0) return bytes;
+#endif
+  return otherwise;
 }
 
 // Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
@@ -72,7 +92,7 @@ Tensor run_forward(const Arguments& a, void* saved) {
   p.fc1_bias = weights.fc1_bias.defined() ? weights.fc1_bias.const_data_ptr() : nullptr;
   p.fc2_bias = weights.fc2_bias.defined() ? weights.fc2_bias.const_data_ptr() : nullptr;
   p.y = out.mutable_data_ptr();
-  forward(p, kernels(), plan(p, cache_bytes()), parallel_for);
+  forward(p, kernels(), with_forced(plan_forward(p, machine())), run_team);
   if (!out.is_same(y)) y.copy_(out);
   return y;
 }
@@ -137,7 +157,7 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SEN
   p.grad_fc1_bias = pointer(mask[2], weights.fc1_bias, grad_fc1_bias);
   p.grad_fc2_weight = pointer(mask[3], weights.fc2_weight, grad_fc2_weight);
   p.grad_fc2_bias = pointer(mask[4], weights.fc2_bias, grad_fc2_bias);
-  backward(p, kernels(), plan(p, cache_bytes()), parallel_for);
+  backward(p, kernels(), with_forced(plan_backward(p, machine())), run_team);
   if (mask[0] && !dx.is_same(grad_x)) grad_x.copy_(dx);
   if (activated && mask[5] && residual_in.defined() && !grad_v.is_same(grad_residual)) grad_residual.copy_(grad_v);
   return gradients;
@@ -145,10 +165,33 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SEN
 
 }  // namespace
 
-// The L2 of each thread in use. With a share of the L3 as well, three of four shapes were 1.15x to 1.4x slower, one the same.
-std::int64_t cache_bytes() {
-  static const std::int64_t level2 = cache_size();
-  return std::max<std::int64_t>(1 << 20, level2 * at::get_num_threads());
+// Near is the L2 of each thread in use: with a share of the L3 as well, three of four shapes were 1.15x to 1.4x slower.
+// Far: from where streaming wins. On Intel's servers that is right behind the L2 (x of 3.2 MB on 2 x 2 MB: 84 us against 99);
+// on AMD's a thread's L3 is about as fast as its L2 and streaming lost 2x to 4x inside it.
+Machine machine() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const std::int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20),
+                            level3 = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 0);
+#else
+  static const std::int64_t level2 = 1 << 20, level3 = 0;
+#endif
+  Machine m;
+  m.threads = at::get_num_threads();
+  m.near_bytes = std::max<std::int64_t>(1 << 20, level2 * m.threads);
+  m.far_bytes = m.near_bytes;
+#if defined(__x86_64__)
+  static const bool amd = __builtin_cpu_is("amd");
+  if (amd) m.far_bytes = std::max(m.far_bytes, level3 * 85 / 100);
+#endif
+  return m;
+}
+
+void force_plan(const ForcedPlan& forced) { forced_plan = forced; }
+Plan with_forced(Plan plan) {
+  plan.threads = forced_plan.threads.value_or(plan.threads);
+  plan.images_per_tile = forced_plan.images_per_tile.value_or(plan.images_per_tile);
+  plan.stream = forced_plan.stream.value_or(plan.stream);
+  return plan;
 }
 
 }  // namespace senet::bindings

@@ -36,12 +36,23 @@ py::dict build_info() {
 }
 
 py::dict plan(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, std::int64_t R, std::int64_t item_bytes) {
-  const senet::Plan plan = senet::plan({B, O, K, I, R}, item_bytes, 2 * K * R * item_bytes, senet::bindings::cache_bytes());
+  const senet::Work work{item_bytes, 2 * K * R * item_bytes};
+  const senet::Plan plan = senet::bindings::with_forced(senet::plan({B, O, K, I, R}, work, senet::bindings::machine()));
   py::dict result;
+  result["threads"] = plan.threads;
   result["images_per_tile"] = plan.images_per_tile;
   result["rows_per_block"] = plan.rows_per_block;
   result["blocks"] = plan.blocks;
+  result["stream"] = plan.stream;
   return result;
+}
+
+void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t> images_per_tile, std::optional<bool> stream) {
+  for (const auto& [name, value] : {std::pair{"threads", threads}, std::pair{"images_per_tile", images_per_tile}}) {
+    if (value && *value < 1)
+      throw py::value_error(std::string(name) + " is " + std::to_string(*value) + "; expected at least 1");
+  }
+  senet::bindings::force_plan({threads, images_per_tile, stream});
 }
 
 }  // namespace
@@ -54,5 +65,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("select_isa", &senet::select_isa, py::arg("name"),
         "Use the kernels of this instruction set; ValueError if it is not one of isas().");
   m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
-        py::arg("item_bytes") = 4, "How a two_fc call on x [B, O, K, I] is cut: images_per_tile, rows_per_block and blocks.");
+        py::arg("item_bytes") = 4,
+        "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream.");
+  m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
+        py::arg("stream") = py::none(), "Override the planner from now on; what is None it decides itself.");
 }

@@ -128,8 +128,23 @@ def test_plan_shows_how_a_call_is_cut() -> None:
     plan = _C.plan(B=32, O=1, K=256, I=56 * 56, R=16)
     assert 1 <= plan["images_per_tile"] <= 32
     assert plan["blocks"] == 1
+    assert plan["threads"] == torch.get_num_threads()
     rows = _C.plan(B=32, O=56 * 56, K=256, I=1, R=16)
     assert rows["blocks"] == -(-56 * 56 // rows["rows_per_block"])
+    tiny = _C.plan(B=1, O=1, K=16, I=16, R=4)
+    assert (tiny["threads"], tiny["stream"]) == (1, False)
+
+
+def test_plan_can_be_forced() -> None:
+    try:
+        _C.force_plan(threads=3, images_per_tile=7, stream=True)
+        forced = _C.plan(B=1, O=1, K=16, I=16, R=4)
+    finally:
+        _C.force_plan()
+    assert (forced["threads"], forced["images_per_tile"], forced["stream"]) == (3, 7, True)
+    assert _C.plan(B=1, O=1, K=16, I=16, R=4)["threads"] == 1
+    with pytest.raises(ValueError, match="threads is 0; expected at least 1"):
+        _C.force_plan(threads=0)
 
 
 def test_huge_pages_change_no_number() -> None:

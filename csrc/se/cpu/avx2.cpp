@@ -7,11 +7,14 @@
 #include "se/cpu/kernels.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,fma,f16c")
 #include "se/cpu/kernels.inl"
 #pragma GCC pop_options
 
 static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES,
-                                              [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); },
+                                              [] {
+                                                return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                                       __builtin_cpu_supports("f16c");
+                                              },
                                               &senet::avx2::kernels});
 #endif

@@ -7,7 +7,7 @@
 #include "se/cpu/kernels.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
 #include "se/cpu/kernels.inl"
 #pragma GCC pop_options
 
@@ -17,7 +17,7 @@ static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES
                                                        __builtin_cpu_supports("avx512bw") &&
                                                        __builtin_cpu_supports("avx512vl") &&
                                                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
-                                                       __builtin_cpu_supports("f16c");
+                                                       __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
                                               },
                                               &senet::avx512::kernels});
 #endif

@@ -3,7 +3,9 @@
 #define SENET_VECTOR_BYTES 16
 #if defined(__aarch64__)
 #define SENET_ISA_NAME "neon"
+#include <arm_neon.h>
 #else
+#include <emmintrin.h>
 #define SENET_ISA_NAME "baseline"
 #endif
 #include "se/cpu/kernels.h"

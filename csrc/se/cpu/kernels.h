@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "se/params.h"
@@ -25,16 +26,16 @@ template <class A>
 struct DataKernels {
   // sums[k] = sum of x over a channel (by channels); sums[K] = sums over the rows of the range (by rows).
   void (*squeeze)(const Image&, const void* x, std::int64_t begin, std::int64_t end, A* sums);
-  // y = activation(x * scale[k] + residual); residual may be null.
-  void (*scale)(const Image&, const void* x, const A* scale, const void* residual, const Activation&, void* y,
+  // y = activation(x * scale[k] + residual); residual may be null. stream: y goes past the caches.
+  void (*scale)(const Image&, const void* x, const A* scale, const void* residual, const Activation&, void* y, bool stream,
                 std::int64_t begin, std::int64_t end);
   // sums as in squeeze, of grad_v * x, with grad_v = grad_y * activation'(x * scale[k] + residual).
   // grad_v is written where the activation is not the identity, else it may be null.
   void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual, const Activation&,
                      void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
-  // grad_x = grad_v * scale[k] + shift[k].
-  void (*grad_x)(const Image&, const void* grad_v, const A* scale, const A* shift, void* grad_x, std::int64_t begin,
-                 std::int64_t end);
+  // grad_x = grad_v * scale[k] + shift[k]. stream: grad_x goes past the caches.
+  void (*grad_x)(const Image&, const void* grad_v, const A* scale, const A* shift, void* grad_x, bool stream,
+                 std::int64_t begin, std::int64_t end);
 };
 
 // in and out are rows of `in_stride`, `out_stride` elements, one per image, B of them. Weights are row-major.

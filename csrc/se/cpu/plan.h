@@ -1,4 +1,4 @@
-// How the work is cut: a pure function of shape, type and caches.
+// How the work is cut: a pure function of shape, types and machine.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -7,21 +7,39 @@
 
 namespace senet {
 
-struct Plan {
-  std::int64_t images_per_tile;  // images squeezed together, then scaled while they are still in cache
-  std::int64_t rows_per_block;   // by rows: rows summed together; the blocks are then joined in pairs
-  std::int64_t blocks;           // of rows in an image
+struct Machine {
+  std::int64_t threads = 1;
+  std::int64_t near_bytes = 1 << 20;  // what the threads together keep close to them: their L2
+  std::int64_t far_bytes = 1 << 20;   // from here on outputs go past the caches
 };
 
-// cache_bytes: what the threads together can keep close.
-// Only images_per_tile depends on it, and no sum crosses images: results are the same bits on every machine.
-inline Plan plan(const Shape& shape, std::int64_t item_bytes, std::int64_t weight_bytes, std::int64_t cache_bytes) {
-  const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * item_bytes);
-  const std::int64_t in_cache = cache_bytes / image_bytes;
-  // heavy weights are worth a larger tile: they are read once for all of its images
-  const std::int64_t for_weights = std::min<std::int64_t>(16, weight_bytes / image_bytes);
+struct Work {
+  std::int64_t item_bytes, weight_bytes;
+  std::int64_t tensors = 2;  // of the shape of x, read or written
+};
+
+struct Plan {
+  std::int64_t threads;
+  std::int64_t images_per_tile;  // images squeezed together, then scaled while they are still close
+  std::int64_t rows_per_block;   // by rows: rows summed together; the blocks are then joined in pairs
+  std::int64_t blocks;           // of rows in an image
+  bool stream;                   // the output goes past the caches
+};
+
+// threads, images_per_tile and stream decide who does what when; no sum depends on them, so results are the same bits on
+// every machine.
+inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
+  const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * work.item_bytes);
+  const std::int64_t bytes = shape.B * image_bytes * work.tensors;
   Plan plan;
-  plan.images_per_tile = std::clamp<std::int64_t>(std::max(in_cache, for_weights), 1, std::max<std::int64_t>(1, shape.B));
+  // Starting a team and its barriers take the time in which one thread gets through some 200 kB.
+  constexpr std::int64_t kThreadBytes = 128 << 10;
+  plan.threads = std::clamp<std::int64_t>((bytes + work.weight_bytes) / kThreadBytes, 1, machine.threads);
+  plan.stream = bytes > machine.far_bytes;
+  const std::int64_t close = machine.near_bytes / image_bytes;
+  // heavy weights are worth a larger tile: they are read once for all of its images
+  const std::int64_t for_weights = std::min<std::int64_t>(16, work.weight_bytes / image_bytes);
+  plan.images_per_tile = std::clamp<std::int64_t>(std::max(close, for_weights), 1, std::max<std::int64_t>(1, shape.B));
   // at most 16k elements a block: enough for many threads; few rows, because they are added one after another
   plan.rows_per_block = std::clamp<std::int64_t>(16384 / std::max<std::int64_t>(1, shape.K), 8, 128);
   plan.blocks = shape.I == 1 ? std::max<std::int64_t>(1, (shape.O + plan.rows_per_block - 1) / plan.rows_per_block) : 1;

@@ -45,6 +45,46 @@ SENET_OPERATOR(+)
 SENET_OPERATOR(*)
 #undef SENET_OPERATOR
 
+// a * b + c, rounded once where the ISA can (all but x86-64's baseline): twice the speed of the matrix products.
+SENET_INLINE NativeOf<float>::type fma_part(NativeOf<float>::type a, NativeOf<float>::type b, NativeOf<float>::type c) {
+#if SENET_VECTOR_BYTES == 64
+  return (NativeOf<float>::type)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SENET_VECTOR_BYTES == 32
+  return (NativeOf<float>::type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+SENET_INLINE NativeOf<double>::type fma_part(NativeOf<double>::type a, NativeOf<double>::type b, NativeOf<double>::type c) {
+#if SENET_VECTOR_BYTES == 64
+  return (NativeOf<double>::type)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif SENET_VECTOR_BYTES == 32
+  return (NativeOf<double>::type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return vfmaq_f64(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+template <class A>
+SENET_INLINE Vec<A> fma(const Vec<A>& a, const Vec<A>& b, const Vec<A>& c) {
+  Vec<A> v;
+  for (int i = 0; i < Vec<A>::kParts; ++i) v.part[i] = fma_part(a.part[i], b.part[i], c.part[i]);
+  return v;
+}
+
+template <class A>
+SENET_INLINE Vec<A> positive(const Vec<A>& a) {  // 0 where a < 0; a NaN stays
+  Vec<A> v;
+  using Ints = typename NativeOf<int>::type;
+  for (int i = 0; i < Vec<A>::kParts; ++i) {
+    v.part[i] = (typename Vec<A>::Native)((Ints)a.part[i] & ~(Ints)(a.part[i] < typename Vec<A>::Native{}));
+  }
+  return v;
+}
+
 // The sum of the lanes, always by the same tree: halves onto each other until one is left. (memcpy of a half compiles to
 // one extraction.)
 template <class A, int kCount>
@@ -59,11 +99,44 @@ SENET_INLINE A fold(typename ShortOf<A, kCount>::type v) {
   }
 }
 template <class A>
-SENET_INLINE A sum(Vec<A> v) {
+SENET_INLINE typename Vec<A>::Native join_parts(Vec<A> v) {
   for (int half = Vec<A>::kParts / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) v.part[i] = v.part[i] + v.part[i + half];
   }
-  return fold<A, Vec<A>::kWidth>(v.part[0]);
+  return v.part[0];
+}
+template <class A>
+SENET_INLINE A sum(const Vec<A>& v) {
+  return fold<A, Vec<A>::kWidth>(join_parts(v));
+}
+
+// a and b hold sums of 2 * kHalf lanes each, one behind the other: the sums of half as many, a's before b's.
+template <class A, int kHalf, int... kLane>
+SENET_INLINE auto halve(typename Vec<A>::Native a, typename Vec<A>::Native b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane / kHalf * 2 * kHalf + kLane % kHalf)...) +
+         __builtin_shufflevector(a, b, (kLane / kHalf * 2 * kHalf + kLane % kHalf + kHalf)...);
+}
+template <class A, int kHalf>
+SENET_INLINE void halve_all(typename Vec<A>::Native* v) {
+  for (int i = 0; i < kHalf; ++i) {
+    v[i] = halve<A, kHalf>(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, Vec<A>::kWidth>());
+  }
+  if constexpr (kHalf > 1) halve_all<A, kHalf / 2>(v);
+}
+// sums[i] = sum(v[i]), to the same bits, for kCount vectors, which share the tree's additions.
+template <class A, int kCount>
+SENET_INLINE void sum_each(const Vec<A>* v, A* sums) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  if constexpr (kCount % kWidth != 0) {
+    for (int i = 0; i < kCount; ++i) sums[i] = sum(v[i]);
+  } else {
+    for (int first = 0; first < kCount; first += kWidth) {
+      typename Vec<A>::Native joined[kWidth];
+      for (int i = 0; i < kWidth; ++i) joined[i] = join_parts(v[first + i]);
+      halve_all<A, kWidth / 2>(joined);
+      __builtin_memcpy(sums + first, joined, sizeof joined[0]);
+    }
+  }
 }
 
 // ---- one native vector of A from, and to, kWidth elements of T ----
@@ -74,18 +147,17 @@ using Halves = ShortOf<unsigned short, Vec<float>::kWidth>::type;
 SENET_INLINE Bits select(Bits mask, Bits a, Bits b) { return (mask & a) | (~mask & b); }
 
 SENET_INLINE void load_part(const float* p, Float& v) { __builtin_memcpy(&v, p, sizeof v); }
-SENET_INLINE void store_part(Float v, float* p) { __builtin_memcpy(p, &v, sizeof v); }
+SENET_INLINE Float pack(Float v, const float*) { return v; }
 SENET_INLINE void load_part(const double* p, NativeOf<double>::type& v) { __builtin_memcpy(&v, p, sizeof v); }
-SENET_INLINE void store_part(NativeOf<double>::type v, double* p) { __builtin_memcpy(p, &v, sizeof v); }
+SENET_INLINE NativeOf<double>::type pack(NativeOf<double>::type v, const double*) { return v; }
 
 SENET_INLINE void load_part(const float* p, NativeOf<double>::type& v) {
   typename ShortOf<float, Vec<double>::kWidth>::type narrow;
   __builtin_memcpy(&narrow, p, sizeof narrow);
   v = __builtin_convertvector(narrow, NativeOf<double>::type);
 }
-SENET_INLINE void store_part(NativeOf<double>::type v, float* p) {
-  const auto narrow = __builtin_convertvector(v, typename ShortOf<float, Vec<double>::kWidth>::type);
-  __builtin_memcpy(p, &narrow, sizeof narrow);
+SENET_INLINE auto pack(NativeOf<double>::type v, const float*) {
+  return __builtin_convertvector(v, typename ShortOf<float, Vec<double>::kWidth>::type);
 }
 
 SENET_INLINE void load_part(const bf16* p, Float& v) {
@@ -93,22 +165,21 @@ SENET_INLINE void load_part(const bf16* p, Float& v) {
   __builtin_memcpy(&h, p, sizeof h);
   v = (Float)(__builtin_convertvector(h, Bits) << 16);
 }
-SENET_INLINE void store_part(Float v, bf16* p) {
+SENET_INLINE Halves pack(Float v, const bf16*) {
   const Bits bits = (Bits)v;
   const Bits rounded = bits + 0x7FFF + ((bits >> 16) & 1);  // to nearest, ties to even
   const Bits quiet_nan = bits | 0x400000;
-  const Halves h = __builtin_convertvector(select((Bits)(v != v), quiet_nan, rounded) >> 16, Halves);
-  __builtin_memcpy(p, &h, sizeof h);
+  return __builtin_convertvector(select((Bits)(v != v), quiet_nan, rounded) >> 16, Halves);
 }
 
 #if SENET_VECTOR_BYTES == 64  // maskz with every lane: gcc 12 warns of the plain forms
 SENET_INLINE void load_part(const f16* p, Float& v) {
   v = (Float)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)p));
 }
-SENET_INLINE void store_part(Float v, f16* p) { _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, 0)); }
+SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)_mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, 0); }
 #elif SENET_VECTOR_BYTES == 32
 SENET_INLINE void load_part(const f16* p, Float& v) { v = (Float)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-SENET_INLINE void store_part(Float v, f16* p) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
+SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)_mm256_cvtps_ph((__m256)v, 0); }
 #else
 SENET_INLINE void load_part(const f16* p, Float& v) {
   Halves h;
@@ -125,17 +196,45 @@ SENET_INLINE void load_part(const f16* p, Float& v) {
   const Bits nan = (Bits)((wide & 0x7FFF) > 0x7C00);
   v = (Float)(bits | (nan & 0x400000) | ((wide & 0x8000) << 16));
 }
-SENET_INLINE void store_part(Float v, f16* p) {
+SENET_INLINE Halves pack(Float v, const f16*) {
   const Bits bits = (Bits)v, sign = bits & 0x80000000u, magnitude = bits & 0x7FFFFFFF;
   const Bits normal = (magnitude - (112u << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13;  // ties to even
   const Bits denormal = (Bits)((Float)magnitude + 0.5f) - 0x3F000000;  // the addition rounds at the last denormal bit
   const Bits nan = 0x7E00 | ((magnitude >> 13) & 0x3FF);
   Bits half = select((Bits)(magnitude < 0x38800000), denormal, normal);
   half = select((Bits)(magnitude >= 0x47800000), select((Bits)(magnitude > 0x7F800000), nan, Bits{} + 0x7C00), half);
-  const Halves h = __builtin_convertvector(half | (sign >> 16), Halves);
-  __builtin_memcpy(p, &h, sizeof h);
+  return __builtin_convertvector(half | (sign >> 16), Halves);
 }
 #endif
+
+// Past the caches, to aligned memory: no line of it is read before it is written. Seen by other threads after fence().
+template <class Packed>
+SENET_INLINE void stream_part(const Packed& v, void* p) {
+#if defined(__x86_64__)
+  if constexpr (sizeof v == 8) {
+    _mm_stream_si64(static_cast<long long*>(p), __builtin_bit_cast(long long, v));
+  } else if constexpr (sizeof v == 16) {
+    _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+  }
+#if SENET_VECTOR_BYTES >= 32
+  else if constexpr (sizeof v == 32) {
+    _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+  }
+#endif
+#if SENET_VECTOR_BYTES >= 64
+  else if constexpr (sizeof v == 64) {
+    _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+  }
+#endif
+#else
+  __builtin_memcpy(p, &v, sizeof v);
+#endif
+}
+SENET_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 template <int kBytes>
 struct Table {
@@ -156,7 +255,14 @@ SENET_INLINE Vec<A> load(const T* p) {
 }
 template <class A, class T>
 SENET_INLINE void store(const Vec<A>& v, T* p) {
-  for (int i = 0; i < Vec<A>::kParts; ++i) store_part(v.part[i], p + i * Vec<A>::kWidth);
+  for (int i = 0; i < Vec<A>::kParts; ++i) {
+    const auto packed = pack(v.part[i], p);
+    __builtin_memcpy(p + i * Vec<A>::kWidth, &packed, sizeof packed);
+  }
+}
+template <class A, class T>
+SENET_INLINE void stream(const Vec<A>& v, T* p) {
+  for (int i = 0; i < Vec<A>::kParts; ++i) stream_part(pack(v.part[i], p), p + i * Vec<A>::kWidth);
 }
 template <class T>
 SENET_INLINE void copy(const T* from, T* to, std::int64_t n) {
@@ -175,18 +281,33 @@ SENET_INLINE void store(const Vec<A>& v, T* p, std::int64_t n) {
   copy(lane, p, n);
 }
 
+// Lanes of ones where the last n are, zeros before them.
+template <class A>
+SENET_INLINE auto last_lanes(std::int64_t n, int part) {
+  static constexpr Table<128> kMask = make_mask_table();
+  typename NativeOf<int>::type mask;
+  __builtin_memcpy(&mask, kMask.byte + n * static_cast<std::int64_t>(sizeof(A)) + part * SENET_VECTOR_BYTES, sizeof mask);
+  return mask;
+}
 // The last n lanes of v, zeros before them.
 template <class A>
 SENET_INLINE Vec<A> keep_last(const Vec<A>& v, std::int64_t n) {
-  static constexpr Table<128> kMask = make_mask_table();
-  const char* from = kMask.byte + n * static_cast<std::int64_t>(sizeof(A));
   Vec<A> kept;
   for (int i = 0; i < Vec<A>::kParts; ++i) {
-    typename NativeOf<int>::type mask;
-    __builtin_memcpy(&mask, from + i * SENET_VECTOR_BYTES, sizeof mask);
-    kept.part[i] = (typename Vec<A>::Native)((typename NativeOf<int>::type)v.part[i] & mask);
+    kept.part[i] = (typename Vec<A>::Native)((typename NativeOf<int>::type)v.part[i] & last_lanes<A>(n, i));
   }
   return kept;
+}
+// The last n lanes of `behind`, `before` in those before them.
+template <class A>
+SENET_INLINE Vec<A> join(const Vec<A>& before, const Vec<A>& behind, std::int64_t n) {
+  using Ints = typename NativeOf<int>::type;
+  Vec<A> joined;
+  for (int i = 0; i < Vec<A>::kParts; ++i) {
+    const Ints mask = last_lanes<A>(n, i);
+    joined.part[i] = (typename Vec<A>::Native)(((Ints)behind.part[i] & mask) | ((Ints)before.part[i] & ~mask));
+  }
+  return joined;
 }
 
 // body(i, load, store) over n elements in vectors. The elements left over come last, as a vector of which that many lanes
@@ -214,6 +335,74 @@ SENET_INLINE void map_vectors(std::int64_t n, Body body) {
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) body(i, whole_load, whole_store);
   if (i < n) body(n - kLanes, whole_load, whole_store);
+}
+
+// Elements from p on to the next vector that lies in one line, or one half of a line.
+template <class A, class T>
+SENET_INLINE std::int64_t until_aligned(const T* p) {
+  constexpr std::uintptr_t kBytes = Vec<A>::kLanes * sizeof(T);
+  return static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(p) % kBytes / sizeof(T));
+}
+
+// y[i] = value(i, load) for n elements from the last to the first, past the caches if kStream. Lines at the ends are shared
+// with other runs; with the vectors next to them, which overlap theirs, they are stored as usual: a line that is both
+// streamed and stored costs most.
+template <class A, bool kStream, class T, class Value>
+SENET_INLINE void write_vectors(std::int64_t n, T* y, Value value) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  if (n < 4 * kLanes) return map_vectors<A>(n, [&](std::int64_t i, auto load, auto store) { store(value(i, load), y + i); });
+  const auto vector_at = [&](std::int64_t i) { return value(i, [](auto* p) { return load<A>(p); }); };
+  const std::int64_t head = until_aligned<A>(y), tail = (n - head) % kLanes;
+  std::int64_t i = n - tail;
+  if (tail > 0) {
+    store(vector_at(n - kLanes), y + n - kLanes);
+    i -= kLanes;
+    store(vector_at(i), y + i);
+  }
+  const std::int64_t last = head > 0 ? head + kLanes : 0;
+  while (i > last) {
+    i -= kLanes;
+    kStream ? stream(vector_at(i), y + i) : store(vector_at(i), y + i);
+  }
+  if (head > 0) {
+    store(vector_at(head), y + head);
+    store(vector_at(0), y);
+  }
+}
+
+// The same over channels of I >= kLanes elements each: y[i] = value(i, a, b) with a and b of i's channel. A vector is wholly
+// in one channel or across the border of two.
+template <class A, bool kStream, class T, class Value>
+SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A* a, const A* b, T* y, Value value) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  const auto across = [&](std::int64_t i, std::int64_t k, std::int64_t in_next) {
+    const bool two = in_next > 0;
+    return value(i, join(broadcast(a[k]), broadcast(a[k + two]), in_next),
+                 join(broadcast(b[k]), broadcast(b[k + two]), in_next));
+  };
+  const std::int64_t n = channels * I, head = until_aligned<A>(y);
+  std::int64_t i = head + (n - head) / kLanes * kLanes, k = channels - 1;
+  if (i < n) {
+    store(across(n - kLanes, k, 0), y + n - kLanes);
+    k = (i - 1) / I;
+  }
+  while (i > head) {
+    const std::int64_t first = k * I;
+    const Vec<A> a_k = broadcast(a[k]), b_k = broadcast(b[k]);
+    const std::int64_t least = first > head ? first : head;
+    while (i - kLanes >= least) {
+      i -= kLanes;
+      const Vec<A> v = value(i, a_k, b_k);
+      kStream ? stream(v, y + i) : store(v, y + i);
+    }
+    if (i <= head) break;
+    --k;
+    if (i == first) continue;
+    i -= kLanes;
+    const Vec<A> v = across(i, k, i + kLanes - first);
+    kStream ? stream(v, y + i) : store(v, y + i);
+  }
+  if (head > 0) store(across(0, 0, 0), y);
 }
 
 // acc + term(i, load) over the elements that whole vectors up to `i` have left of n.
