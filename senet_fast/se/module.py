@@ -13,6 +13,14 @@ from senet_fast.se.reference import SEBlock, hidden_size
 _LAYER_ALIASES = {"fc.0": "fc1", "fc.2": "fc2", "conv_reduce": "fc1", "conv_expand": "fc2"}
 
 
+def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """``layer.weight`` and ``layer.bias``, where they are plain parameters past the 0.5 us of ``Module.__getattr__``."""
+    parameters = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]
+    return layer.weight, layer.bias
+
+
 class FusedSE(nn.Module):
     """Squeeze-and-Excitation block, drop-in for :class:`SEBlock` (Hu et al., arXiv 1709.01507, section 3).
 
@@ -73,13 +81,11 @@ class FusedSE(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y [shape, dtype and memory layout of x] = post_activation(x * scale + residual)."""
-        fc1, fc2 = self.fc1, self.fc2
+        modules = self._modules
         return squeeze_excite(
             x,
-            fc1.weight,
-            fc1.bias,
-            fc2.weight,
-            fc2.bias,
+            *_weight_and_bias(modules["fc1"]),
+            *_weight_and_bias(modules["fc2"]),
             residual=residual,
             activation=self.activation,
             gate=self.gate,
