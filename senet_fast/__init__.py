@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from senet_fast._version import __version__
 
 if TYPE_CHECKING:
+    from senet_fast import ids as ids
+    from senet_fast import se as se
     from senet_fast.ids import Layout as Layout
     from senet_fast.ids import Snowflake as Snowflake
     from senet_fast.se import FusedSE as FusedSE
@@ -27,6 +29,8 @@ __all__ = ["FusedSE", "Layout", "SEBlock", "Snowflake", "__version__", "squeeze_
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("ids", "se"):
+        return import_module(f"senet_fast.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'senet_fast' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
@@ -34,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOME))
+    return sorted({*globals(), *_HOME, "ids", "se"})

@@ -34,6 +34,16 @@ def test_import_stays_light(module: str, absent: tuple[str, ...]) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_halves_are_attributes() -> None:
+    program = """
+import sys, senet_fast
+assert {"ids", "se"} <= set(dir(senet_fast))
+assert senet_fast.ids.TWITTER.worker.width == 10 and "torch" not in sys.modules
+assert senet_fast.se.FusedSE is senet_fast.FusedSE
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_kernels_know_no_torch_and_no_python(root: Path) -> None:
     files = sources(root, "csrc/se", "csrc/ids")
     assert len(files) > 10
