@@ -25,8 +25,8 @@ except ModuleNotFoundError as error:
     if error.name != "senet_fast.ids._snowflake":
         raise
     raise ImportError(
-        "senet_fast.ids is not compiled: run `SENET_FAST_SE=0 pip install .` in its source folder"
-        " (without SENET_FAST_SE=0 to build the torch op too)"
+        "senet_fast.ids is not compiled: run `make build` in its source folder, or for the ID generator alone, without"
+        " torch, `SENET_FAST_SE=0 pip install .`"
     ) from None
 
 __all__ = [

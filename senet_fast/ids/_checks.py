@@ -46,14 +46,26 @@ def timeout(value: float | None) -> float:
         return math.inf
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"timeout is {value!r} ({type(value).__name__}); expected a number of seconds or None")
-    if not value >= 0:
+    try:
+        seconds = float(value)
+    except OverflowError:
+        bits = int(value).bit_length()
+        raise ValueError(f"timeout is an int of {bits} bits; expected seconds that a float holds, or None") from None
+    if not seconds >= 0:
         raise ValueError(f"timeout = {value}; expected timeout >= 0, in seconds")
-    return float(value)
+    return seconds
 
 
 def clock(value: Callable[[], int] | None) -> Callable[[], int] | None:
     if value is not None and not callable(value):
         raise TypeError(f"clock is {value!r} ({type(value).__name__}); expected a callable that returns ms, or None")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"clock is {value!r} ({type(value).__name__}), which has no hash; expected a hashable callable, since"
+            " generators share their state where their clocks are equal"
+        ) from None
     return value
 
 
@@ -63,6 +75,22 @@ def clock_ms(value: Any) -> int:
 
 def count(value: int) -> int:
     return check_int("n", value, 0, sys.maxsize // 8)
+
+
+def new_array(n: int) -> npt.NDArray[np.int64]:
+    """An array of n, not filled; NumPy is imported here and nowhere else."""
+    size = count(n)
+    try:
+        import numpy as np
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise ModuleNotFoundError(
+            "next_ids() returns a NumPy array, and NumPy, the extra senet-fast[ids], is not installed: run"
+            " `pip install numpy`, or fill() an array.array('q')",
+            name="numpy",
+        ) from None
+    return np.empty(size, np.int64)
 
 
 def int64_view(out: Buffer | npt.NDArray[np.int64]) -> memoryview:

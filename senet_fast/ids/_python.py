@@ -22,7 +22,7 @@ class _State:
     """The last ID issued, as `tick << sequence bits | sequence`; one for all generators of a worker and layout."""
 
     def __init__(self) -> None:
-        self.word = 3  # Smaller words have meanings of their own in the compiled class.
+        self.word = -1  # none
         self.lock = threading.Lock()
         self.pid = os.getpid()
 
@@ -74,9 +74,7 @@ class PythonSnowflake:
         return ids[0] if ids else None
 
     def next_ids(self, n: int) -> npt.NDArray[np.int64]:
-        import numpy as np
-
-        out = np.empty(_checks.count(n), np.int64)
+        out = _checks.new_array(n)
         self.fill(out)
         return out
 

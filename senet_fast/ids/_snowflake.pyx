@@ -19,7 +19,7 @@ cdef extern from "ids/snowflake.h" namespace "senet::ids" nogil:
         uint64_t load(memory_order)
     const uint64_t kForked, kWait, kOutOfRange
     struct CLayout "senet::ids::Layout":
-        uint64_t epoch_ms, tick_ms, last_tick
+        uint64_t tick_0_ms, tick_ms, last_tick
         uint32_t timestamp_shift, worker_bits, worker_shift, sequence_bits, sequence_shift
     cppclass Generator:
         Generator()
@@ -103,7 +103,8 @@ cdef class Snowflake:
         generator.word = place.word
         generator.worker_id = self.worker_id
         generator.layout = CLayout(
-            epoch_ms=layout.epoch_ms, tick_ms=layout.tick_ms, last_tick=layout.timestamp.max,
+            tick_0_ms=<int64_t>(layout.epoch_ms - layout.tick_ms), tick_ms=layout.tick_ms,
+            last_tick=layout.timestamp.max + 1,
             timestamp_shift=layout.timestamp.shift,
             worker_bits=layout.worker.width, worker_shift=layout.worker.shift,
             sequence_bits=layout.sequence.width, sequence_shift=layout.sequence.shift,
@@ -128,8 +129,7 @@ cdef class Snowflake:
 
     def next_ids(self, n):
         """The next n IDs, as a NumPy int64 array."""
-        import numpy
-        out = numpy.empty(_checks.count(n), numpy.int64)
+        out = _checks.new_array(n)
         # Not streamed: the kernel leaves freshly zeroed pages in the caches.
         fill_buffer(self, out, False)
         return out

@@ -23,22 +23,23 @@ using namespace senet::ids;
     }                                                                      \
   } while (0)
 
-constexpr Layout kTwitter{1288834974657, 1, mask(41), 22, 10, 12, 12, 0};
-constexpr Layout kSonyflake{1409529600000, 10, mask(39), 24, 16, 0, 8, 16};
+constexpr uint64_t kEpoch = 1288834974657;
+constexpr Layout kTwitter{kEpoch - 1, 1, mask(41) + 1, 22, 10, 12, 12, 0};
+constexpr Layout kSonyflake{1409529600000 - 10, 10, mask(39) + 1, 24, 16, 0, 8, 16};
 constexpr uint64_t kNow = 1656432460105;
 
 void test_compose() {
   const Fields tweet = decompose(kTwitter, 1541815603606036480);
-  CHECK(tweet.tick + kTwitter.epoch_ms == kNow && tweet.worker_id == 378 && tweet.sequence == 0);
+  CHECK(tweet.timestamp + kEpoch == kNow && tweet.worker_id == 378 && tweet.sequence == 0);
   CHECK(compose(kTwitter, tweet) == 1541815603606036480);
   const Fields fields = decompose(kSonyflake, compose(kSonyflake, {12345, 678, 90}));
-  CHECK(fields.tick == 12345 && fields.worker_id == 678 && fields.sequence == 90);
+  CHECK(fields.timestamp == 12345 && fields.worker_id == 678 && fields.sequence == 90);
 }
 
 void test_claim() {
   Word word{kFresh};
   const Generator generator{&word, 1023, kTwitter};
-  const uint64_t begin = (kNow - kTwitter.epoch_ms) << 12;
+  const uint64_t begin = (kNow - kEpoch + 1) << 12;
   Run run = claim(generator, kNow, 4095);
   CHECK(run.first == begin && run.count == 4095);
   run = claim(generator, kNow, 10);  // the 4096th is the last of the tick
@@ -48,11 +49,25 @@ void test_claim() {
   CHECK(claim(generator, kNow - 5, 1).first == kWait);
   CHECK(begin_ms(generator, word) == kNow);
   CHECK(claim(generator, kNow + 1, 1).first == begin + 4096);
-  CHECK(claim(generator, kTwitter.epoch_ms - 1, 1).first == kOutOfRange);
-  CHECK(claim(generator, kTwitter.epoch_ms + mask(41) + 1, 1).first == kOutOfRange);
-  CHECK(claim(generator, kTwitter.epoch_ms + mask(41), 5000).count == 4096);
+  CHECK(claim(generator, kEpoch - 1, 1).first == kOutOfRange);
+  CHECK(claim(generator, kEpoch + mask(41) + 1, 1).first == kOutOfRange);
+  CHECK(claim(generator, kEpoch + mask(41), 5000).count == 4096);
   word = kForked;
   CHECK(claim(generator, kNow, 1).first == kForked && word == kForked);
+}
+
+// Where words are smallest: the first tick of the shortest sequence has all its IDs, from ID 0 on.
+void test_first_tick() {
+  constexpr Layout kShort{990, 10, mask(41) + 1, 1, 0, 1, 1, 0};
+  Word word{kFresh};
+  const Generator generator{&word, 0, kShort};
+  for (const int64_t id : {0, 1}) {
+    const Run run = claim(generator, 1000, 1);
+    CHECK(run.count == 1 && id_of(generator, run.first) == id && begin_ms(generator, run.first) == 1000);
+  }
+  CHECK(claim(generator, 1009, 1).first == kWait);
+  CHECK(claim(generator, 999, 1).first == kOutOfRange && claim(generator, 989, 1).first == kOutOfRange);
+  CHECK(id_of(generator, claim(generator, 1010, 1).first) == 2);
 }
 
 void test_write_run() {
@@ -137,6 +152,7 @@ void test_clock() {
 int main() {
   test_compose();
   test_claim();
+  test_first_tick();
   test_write_run();
   test_threads();
   test_fork();

@@ -187,7 +187,14 @@ def test_imports() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True)
 
 
-def test_without_the_compiled_module(tmp_path: Path) -> None:
+def test_next_ids_without_numpy(generator_class: Generator, worker_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = generator_class(worker_id)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"senet-fast\[ids\].*`pip install numpy`"):
+        generator.next_ids(3)
+
+
+def test_without_the_compiled_module() -> None:
     program = """
         import sys
         sys.modules["senet_fast.ids._snowflake"] = None
@@ -195,6 +202,7 @@ def test_without_the_compiled_module(tmp_path: Path) -> None:
             import senet_fast.ids
         except ImportError as error:
             assert "SENET_FAST_SE=0 pip install ." in str(error), error
+            assert "make build" in str(error), error
         else:
             raise SystemExit("imported")
     """

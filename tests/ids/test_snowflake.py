@@ -25,6 +25,12 @@ from senet_fast.ids import (
 )
 
 TWINS = (Snowflake, PythonSnowflake)
+
+
+class UnhashableClock(FakeClock):
+    __hash__ = None  # type: ignore[assignment]
+
+
 TINY = Layout(timestamp=41, worker=3, sequence=2, epoch_ms=1_700_000_000_000)
 
 
@@ -35,6 +41,18 @@ def test_first_id_is_now(generator_class: Generator, fake_clock: FakeClock) -> N
     assert generator.decode(generator.next_id())[1:] == (fake_clock.now_ms, 1023, 2)
     assert generator.worker_id == 1023
     assert generator.layout is TWITTER
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_the_first_tick_of_a_layout(generator_class: Generator, sequence: int) -> None:
+    layout = Layout(timestamp=41, sequence=sequence, epoch_ms=1_800_000_000_000, tick_ms=10)
+    clock = FakeClock(layout.epoch_ms)
+    generator = generator_class(layout=layout, clock=clock, max_backward_ms=0)
+    ids = range(1 << sequence)
+    assert [generator.try_next() for _ in ids] == list(ids)
+    assert generator.try_next() is None
+    clock.now_ms += layout.tick_ms
+    assert generator.try_next() == 1 << sequence
 
 
 def test_system_clock(generator_class: Generator, worker_id: int) -> None:
@@ -262,7 +280,9 @@ def test_refuses_copies(generator_class: Generator, worker_id: int) -> None:
         ({"worker_id": 1, "timeout": -1}, ValueError, "timeout = -1"),
         ({"worker_id": 1, "timeout": float("nan")}, ValueError, "timeout = nan"),
         ({"worker_id": 1, "timeout": "1"}, TypeError, "timeout is '1'"),
+        ({"worker_id": 1, "timeout": 10**5000}, ValueError, "timeout is an int of 16610 bits; expected seconds"),
         ({"worker_id": 1, "clock": 5}, TypeError, "clock is 5"),
+        ({"worker_id": 1, "clock": UnhashableClock(0)}, TypeError, r"clock is .*\(UnhashableClock\).* hashable"),
     ],
 )
 def test_bad_arguments(
