@@ -148,27 +148,57 @@ def test_ctrl_c_ends_a_long_fill() -> None:
     assert "KeyboardInterrupt" in errors
 
 
-def test_waiting_costs_little_cpu(worker_id: int) -> None:
-    generator = Snowflake(worker_id)
-    out = np.zeros(819_200, np.int64)
-    generator.fill(out)
+def test_a_signal_that_another_thread_receives_ends_a_fill(generator_class: Generator) -> None:
+    """It interrupts no sleep of the main thread, where its handler must run; the fill has to look for it."""
+    generator = generator_class(layout=Layout(timestamp=41, sequence=2, epoch_ms=1_600_000_000_000))
+    out = np.zeros(4000, np.int64)  # a second
+    done = threading.Event()
+    receiver = threading.Thread(target=done.wait)
+    receiver.start()
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generator.fill(out)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.signal(signal.SIGALRM, previous)
+        done.set()
+        receiver.join()
+    issued = np.flatnonzero(out).size
+    assert 0 < issued < out.size
+    assert (out[:issued] > 0).all()
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
+def test_waiting_costs_little_cpu(bulk: bool) -> None:
+    generator = Snowflake(layout=Layout(timestamp=41, sequence=4, epoch_ms=1_600_000_000_000 + bulk))
+    out = np.zeros(3200, np.int64)
+    generator.next_id()
     cpu, started = time.thread_time(), time.monotonic()
-    generator.fill(out)
+    if bulk:
+        generator.fill(out)
+    else:
+        for _ in range(out.size):
+            generator.next_id()
     elapsed = time.monotonic() - started
-    assert elapsed > 0.19  # 200 ticks of 4096
+    assert elapsed > 0.19  # 200 ticks of 16
     assert (time.thread_time() - cpu) / elapsed < 0.25
 
 
-def test_others_run_while_a_fill_waits(worker_id: int) -> None:
-    generator = Snowflake(worker_id)
-    out = np.zeros(409_600, np.int64)
-    thread = threading.Thread(target=generator.fill, args=(out,))
+@pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
+def test_others_run_while_a_call_waits(generator_class: Generator, bulk: bool) -> None:
+    generator = generator_class(layout=Layout(timestamp=38, sequence=1, epoch_ms=1_600_000_000_000 + bulk, tick_ms=200))
+    generator.next_ids(4)  # two ticks, so the second has just begun
+    call = (lambda: generator.next_ids(1)) if bulk else generator.next_id
+    thread = threading.Thread(target=call)
     thread.start()
     turns = 0
     while thread.is_alive():
         turns += 1
         time.sleep(0.001)
-    assert turns > 10
+    assert turns > 20  # of about 190
 
 
 def test_imports() -> None:

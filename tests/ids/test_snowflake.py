@@ -237,6 +237,24 @@ def test_timeout_on_a_frozen_clock(generator_class: Generator, fake_clock: FakeC
     assert (out[4096:] == -1).all()
 
 
+def test_timeout_counts_from_the_last_id(generator_class: Generator) -> None:
+    """A bulk call may last longer than its timeout while it makes progress, and keeps what it has when it stops."""
+    begin = time.monotonic()
+
+    def clock() -> int:  # ticks every 20 ms, and stands from the tenth tick on
+        return 1_800_000_000_000 + min(9, int((time.monotonic() - begin) / 0.02))
+
+    generator = generator_class(1, TINY, clock=clock, timeout=0.1)
+    out = np.full(60, -1)
+    with pytest.raises(SnowflakeTimeout):
+        generator.fill(out)
+    assert time.monotonic() - begin >= 0.28
+    issued = 4 * np.unique(TINY.decode(out[out != -1]).timestamp_ms).size
+    assert issued >= 8
+    assert (out[:issued] != -1).all()
+    assert (out[issued:] == -1).all()
+
+
 def test_outside_the_lifetime(generator_class: Generator) -> None:
     end_ms = round(TINY.lifetime_end.timestamp() * 1000)
     clock = FakeClock(end_ms - 1)
