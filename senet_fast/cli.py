@@ -29,13 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         top.print_help()
         return 0
+    if sys.stdout is None:
+        print("error: stdout is closed", file=sys.stderr)
+        return 1
+    code: int = 0
     try:
-        code: int = options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         discard_output()  # the reader (head, less) has what it wanted
-        return 0
+        return code
     except OSError as error:
         discard_output()
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The command line, run as users run it: help, pipes, bad lines, JSON."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ def test_ids_increase_and_decode() -> None:
 
 
 def test_hex_has_one_width_and_round_trips() -> None:
-    drawn = run("ids", "-n", "3", "--layout", "wide", "--format", "hex").stdout
+    drawn = run("ids", "-n", "3", "--layout", "wide", "--worker-id", "1", "--format", "hex").stdout
     assert {len(line) for line in drawn.splitlines()} == {16}
     decoded = run("decode", "--layout", "WIDE", "--format", "hex", stdin=drawn.encode())
     assert decoded.returncode == 0
@@ -43,12 +44,19 @@ def test_hex_has_one_width_and_round_trips() -> None:
 
 
 def test_no_ids_for_a_count_of_zero() -> None:
-    assert run("ids", "-n", "0").stdout == ""
+    done = run("ids", "-n", "0", "--worker-id", "1")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_layout_without_workers_needs_no_worker_id() -> None:
+    done = run("ids", "--layout", "local")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout)
 
 
 def test_a_reader_that_stops_is_no_error() -> None:
     with subprocess.Popen(
-        [*COMMAND, "ids", "-n", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "ids", "-n", "1000000", "--worker-id", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout
         assert process.stderr
@@ -60,16 +68,29 @@ def test_a_reader_that_stops_is_no_error() -> None:
 
 def test_a_full_disk_is_one_message() -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "ids"], stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run([*COMMAND, "ids", "--worker-id", "1"], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: ")
     assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [("ids --worker-id 1", "stdout"), ("decode 1", "stdout"), ("info", "stdout"), ("decode", "stdin")],
+)
+def test_a_closed_stream_is_one_message(arguments: str, closed: str) -> None:
+    shell = shlex.join([*COMMAND, *arguments.split()]) + (" >&-" if closed == "stdout" else " <&-")
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {closed} is closed")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["ids", "--worker-id", "1024"], "1024"),
+        (["ids"], "--worker-id is missing; expected 0 to 1023, and another one for every process"),
         (["ids", "--layout", "nobody"], "'nobody'; expected one of"),
         (["ids", "-n", "-1"], "-1"),
         (["ids", "--format", "roman"], "roman"),
@@ -116,7 +137,7 @@ def test_info() -> None:
     assert facts["torch"] in text
 
 
-@pytest.mark.parametrize("command", ["ids", "decode 1"])
+@pytest.mark.parametrize("command", ["ids --worker-id 1", "decode 1"])
 def test_id_commands_load_neither_torch_nor_numpy(command: str) -> None:
     code = f"""
 import sys

@@ -1,6 +1,8 @@
 """The demo at its quick size, what it checks, and the networks it uses."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from senet_fast import cli
 from senet_fast.demo import main, network
 from senet_fast.demo.digits import Training
 from senet_fast.demo.ids import Draw
@@ -46,6 +49,34 @@ def test_problems_are_named() -> None:
     assert all(
         word in text for word, text in zip(("FusedSE", "float64", "ResNet-50", "(1, 2", "twitter"), found, strict=True)
     )
+
+
+def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainings = {name: Training(losses=[1.0], accuracy=0.5) for name in ("SEBlock", "FusedSE")}
+    monkeypatch.setattr(main.digits, "train", lambda *arguments: trainings)
+    monkeypatch.setattr(main.network, "run", lambda sizes: Network(16, 0.0, {}, True, 1, [], None))
+    monkeypatch.setattr(main.ids, "run", lambda count: ([], []))
+    monkeypatch.setattr(main.report, "write_picture", lambda *arguments: None)
+    monkeypatch.setattr(main.report, "network_text", lambda swapped: "")
+    monkeypatch.setattr(main.report, "ids_text", lambda *arguments: "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+
+
+def test_a_missing_package_is_named_at_once(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["matplotlib"] = None
+from senet_fast.cli import main
+sys.exit(main(["demo", "--out", {str(tmp_path / "report")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"demo: .*matplotlib.*`make demo`.*'\.\[demo\]'.*\n", done.stderr)
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ def number(text: str, base: int) -> int:
 
 def stdin_lines() -> Iterator[tuple[str, str]]:
     """(where, text) of every line that is not blank; bytes that are no UTF-8 become an error of their line only."""
+    if sys.stdin is None:
+        raise OSError("stdin is closed; expected IDs there, one a line, or as arguments")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="backslashreplace")
     for place, line in enumerate(sys.stdin, 1):

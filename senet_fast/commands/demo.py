@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("senet_fast"):
             raise
-        print(f"demo: {error}; install the demo's needs with `pip install senet-fast[demo]`", file=sys.stderr)
+        advice = "run `make demo`, or `pip install --no-build-isolation -e '.[demo]'`, in the source folder"
+        print(f"demo: {error}; {advice}", file=sys.stderr)
         return 1
     return demo(options.out, quick=options.quick)

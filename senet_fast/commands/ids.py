@@ -26,9 +26,9 @@ def add(commands: "Subparsers") -> None:
     parser.add_argument(
         "--worker-id",
         type=int,
-        default=0,
         metavar="W",
-        help="this process's worker id; two processes at the same time need two (default: 0)",
+        help="this process's worker id, needed unless the layout has no worker field; two processes at the same time"
+        " need two, or they draw the same IDs",
     )
     add_id_options(parser)
     parser.set_defaults(run=run)
@@ -38,7 +38,13 @@ def run(options: argparse.Namespace) -> int:
     from senet_fast.ids import Snowflake, SnowflakeError
 
     try:
-        generator = Snowflake(worker_id=options.worker_id, layout=layout(options.layout))
+        fields = layout(options.layout)
+        if options.worker_id is None and fields.worker.width:
+            raise UsageError(
+                f"--worker-id is missing; expected 0 to {fields.worker.max}, and another one for every process that"
+                " draws at the same time: with the same they draw the same IDs"
+            )
+        generator = Snowflake(worker_id=options.worker_id, layout=fields)
     except (ValueError, UsageError) as error:
         print(f"ids: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,10 @@ def run(out: Path, quick: bool = False) -> int:
         report.ids_text(draws, decoded),
         f"{results['seconds']:.0f} s; written: {out / 'report.png'}, {out / 'report.json'}",
     ]
-    for failure in failures:  # first: the reader of stdout may be gone
+    for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-    print("\n" + "\n\n".join(parts), flush=True)
+    with suppress(BrokenPipeError):  # a reader that left must not hide a failure
+        print("\n" + "\n\n".join(parts), flush=True)
     return 1 if failures else 0
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from senet_fast.demo.digits import Training
 from senet_fast.demo.ids import Decoded, Draw
 from senet_fast.demo.network import Network
@@ -77,12 +79,8 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 def write_picture(path: Path, network: Network, trainings: dict[str, Training], title: str) -> None:
     """Left: each SE shape's time per contender, relative to eager. Right: the loss curves, one on the other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (bars, curves) = pyplot.subplots(1, 2, figsize=(12, 4.8), width_ratios=(2, 1), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    bars, curves = figure.subplots(1, 2, width_ratios=(2, 1))
     shown = [name for name in CONTENDERS if any(stage.seconds[name] is not None for stage in network.stages)]
     width = 0.8 / len(shown)
     for place, name in enumerate(shown):
@@ -106,4 +104,3 @@ def write_picture(path: Path, network: Network, trainings: dict[str, Training], 
     curves.legend()
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
