@@ -1,9 +1,9 @@
 """Prepare what a verb of the Makefile needs, then run it: `python3 tools/bootstrap.py VERB [arguments]`.
 
 An interpreter that already has torch is used as it is; only what is missing for the job is installed into it, never
-torch. Otherwise .venv is made from requirements.txt, and this file starts again inside it. The compiled modules are
-built in place, again only when their fingerprint changed. Standard library only. Annotations newer than Python 3.6
-are quoted, so that any python3 gets as far as check_python.
+torch. Otherwise this file starts again inside .venv, which it makes, and installs torch there too. What a job needs is
+listed in pyproject.toml. The compiled modules are built in place, again only when their fingerprint changed. Standard
+library only. Annotations newer than Python 3.6 are quoted, so that any python3 gets as far as check_python.
 """
 
 import hashlib
@@ -22,17 +22,16 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
-VENV_STAMP = VENV / "requirements.sha256"
 BUILD_STAMP = ROOT / "build" / "fingerprint"
 
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_TORCH = (2, 11)
+TORCH = "torch==2.13.0"  # for .venv
 # What changes the compiled modules besides their sources. SENET_FAST_ISA and the like act at run time and are not here.
 BUILD_SETTINGS = (
     *("SENET_FAST_SE", "SENET_FAST_CUDA", "SENET_FAST_NVCC", "SENET_FAST_SANITIZE"),
     *("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "CC", "CXXFLAGS", "CFLAGS"),
 )
-BUILD_TOOLS = ("setuptools", "wheel", "cython", "ninja", "numpy")
 CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
 CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 
@@ -40,29 +39,21 @@ CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 class Verb(NamedTuple):
     """What a verb needs and the commands it runs; the user's arguments go to the last command."""
 
-    packages: "tuple[str, ...]"
-    build: bool
+    extra: str  # of pyproject.toml
+    build: bool  # the compiled modules, in place
     commands: "tuple[tuple[str, ...], ...]"
-    lint_extra: bool = False
 
 
 VERBS = {
-    "build": Verb(BUILD_TOOLS, True, ()),
-    "demo": Verb(
-        (*BUILD_TOOLS, "scikit-learn", "matplotlib", "tqdm"), True, (("{python}", "-m", "senet_fast", "demo"),)
-    ),
-    "test": Verb(
-        (*BUILD_TOOLS, "scikit-learn", "matplotlib", "tqdm", "pytest", "hypothesis", "expecttest"),
-        True,
-        (("{python}", "-m", "pytest"),),
-    ),
+    "build": Verb("ids", True, ()),
+    "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
+    "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
     "bench": Verb(
-        (*BUILD_TOOLS, "tqdm", "pytest", "pytest-benchmark"),
-        True,
-        (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),),
+        "bench", True, (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),)
     ),
+    "sanitize": Verb("test", False, (("make", "--no-print-directory", "sanitize-ids", "PYTHON={python}"),)),
     "lint": Verb(
-        (),
+        "lint",
         False,
         (
             ("ruff", "check", "."),
@@ -71,9 +62,8 @@ VERBS = {
             ("cython-lint", "senet_fast"),
             ("clang-format", "--dry-run", "-Werror", "{csrc}"),
         ),
-        lint_extra=True,
     ),
-    "format": Verb((), False, (("ruff", "format", "."), ("clang-format", "-i", "{csrc}")), lint_extra=True),
+    "format": Verb("lint", False, (("ruff", "format", "."), ("clang-format", "-i", "{csrc}"))),
 }
 
 
@@ -100,10 +90,12 @@ def installed(name: str) -> "str | None":
         return None
 
 
-def requirements(text: str) -> "dict[str, str]":
-    """Lower-case name to requirement line, for lines like 'name', 'name>=1.2' and 'name==1.2'."""
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    return {re.split(r"[<>=!~\[; ]", line)[0].lower(): line for line in lines if line}
+def requirements(pyproject: Path, extra: str) -> "list[str]":
+    """What pyproject.toml asks for to build, and for an extra."""
+    import tomllib
+
+    listed = tomllib.loads(pyproject.read_text())
+    return [*listed["build-system"]["requires"], *listed["project"]["optional-dependencies"][extra]]
 
 
 def satisfied(requirement: str, version: "str | None") -> bool:
@@ -114,9 +106,8 @@ def satisfied(requirement: str, version: "str | None") -> bool:
 
 
 def missing(wanted: "Iterable[str]", version_of: "Callable[[str], str | None]" = installed) -> "list[str]":
-    """The requirement lines that this interpreter does not satisfy; torch is never among them."""
-    named = ((re.split(r"[<>=!~\[; ]", line)[0].lower(), line) for line in wanted)
-    return [line for name, line in named if name != "torch" and not satisfied(line, version_of(name))]
+    """The requirements, like 'name', 'name>=1.2' and 'name==1.2', that this interpreter does not satisfy."""
+    return [line for line in wanted if not satisfied(line, version_of(re.split("[<>=]", line)[0]))]
 
 
 def choose_environment(inside_venv: bool, torch_version: "str | None") -> str:
@@ -195,22 +186,6 @@ def pip_install(what: "Sequence[object]", failure: str) -> None:
         raise Problem(failure)
 
 
-def fill_venv() -> None:
-    """requirements.txt into .venv, once, and again when the file changed."""
-    listed = ROOT / "requirements.txt"
-    wanted = hashlib.sha256(listed.read_bytes()).hexdigest()
-    if not (VENV_STAMP.exists() and VENV_STAMP.read_text() == wanted):
-        pip_install(["-r", listed], "pip could not install requirements.txt into .venv; its message is above.")
-        VENV_STAMP.write_text(wanted)
-
-
-def lint_extra(root: Path) -> "list[str]":
-    import tomllib
-
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    return list(project["optional-dependencies"]["lint"])
-
-
 def build() -> None:
     wanted = fingerprint(ROOT, installed("torch"), os.environ)
     if must_build(ROOT, BUILD_STAMP, wanted, os.environ):
@@ -256,11 +231,8 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
             if run([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
                 raise Problem(f"Making {VENV} failed; the message is above.")
         return run([VENV_PYTHON, Path(__file__).resolve(), *sys.argv[1:]])
-    if chosen == "venv":
-        fill_venv()
-    listed = requirements((ROOT / "requirements.txt").read_text())
-    wanted = [listed[name] for name in verb.packages] + (lint_extra(ROOT) if verb.lint_extra else [])
-    lacking = missing(wanted)
+    wanted = requirements(ROOT / "pyproject.toml", verb.extra)
+    lacking = missing([TORCH, *wanted] if chosen == "venv" else wanted)
     if lacking:
         pip_install(lacking, f"pip could not install {', '.join(lacking)} into {sys.prefix}; its message is above.")
     if verb.build:
