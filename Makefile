@@ -3,7 +3,7 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help demo test bench lint format build cuda sanitize clean
+.PHONY: help demo test bench lint format build cuda sanitize sanitize-ids neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
@@ -11,7 +11,8 @@ help:
 	@echo "make bench     pytest-benchmark over the shapes of real networks"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format"
 	@echo "make format    rewrite the sources in the project's format"
-	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers"
+	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
+	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA files (no kernel yet), also where torch or the machine has no CUDA"
 	@echo "make clean     remove what was built (.venv stays)"
@@ -22,18 +23,36 @@ demo test bench lint format build:
 cuda:
 	@SENET_FAST_CUDA=1 $(PYTHON) tools/bootstrap.py build
 
-# The sanitized tests are plain programs: no Python, no torch.
+# The C++ tests are plain programs: no Python, no torch.
 SANITIZED := build/sanitize
-SANITIZE_FLAGS := -std=c++20 -O1 -g -Icsrc -pthread -fno-omit-frame-pointer -fno-sanitize-recover=all \
-	-ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
-HEADERS := $(wildcard csrc/se/*.h csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl)
+KERNEL_FLAGS := -std=c++20 -Icsrc -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
+SANITIZE_FLAGS := $(KERNEL_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
+KERNELS_TEST := tests/csrc/kernels_test.cpp $(wildcard csrc/se/cpu/*.cpp)
+HEADERS := $(wildcard csrc/se/*.h csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl tests/csrc/*.h)
 memory := address,undefined
 thread := thread
 
 sanitize: $(foreach kind,memory thread,$(SANITIZED)/kernels_test.$(kind) $(SANITIZED)/snowflake_test.$(kind))
 	@set -e; for program in $^; do echo "+ $$program"; ./$$program; done
+	@$(PYTHON) tools/bootstrap.py sanitize
 
-$(SANITIZED)/kernels_test.%: tests/csrc/kernels_test.cpp $(wildcard csrc/se/cpu/*.cpp) $(HEADERS)
+# The ID extension, built into a package of its own and run by its Python tests. libasan must be loaded before Python.
+sanitize-ids:
+	@asan=$$($(CXX) -print-file-name=libasan.so); test -e "$$asan" || \
+	  { echo "error: $(CXX) has no libasan.so; install gcc's, or name a gcc with it: make CXX=g++-12 sanitize" >&2; exit 1; }; \
+	SENET_FAST_SE=0 SENET_FAST_SANITIZE=$(memory) $(PYTHON) setup.py -q build --force --build-base $(SANITIZED)/ids \
+	  --build-lib $(SANITIZED)/ids/lib && \
+	LD_PRELOAD=$$asan ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
+	  PYTHONPATH=$(CURDIR)/$(SANITIZED)/ids/lib $(PYTHON) -m pytest --capture=sys tests/ids $(ARGS)
+
+neon: build/neon/kernels_test
+	qemu-aarch64 $<
+
+build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
+	@mkdir -p $(@D)
+	aarch64-linux-gnu-g++ $(KERNEL_FLAGS) -O2 -static $(filter %.cpp,$^) -o $@
+
+$(SANITIZED)/kernels_test.%: $(KERNELS_TEST) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE_FLAGS) -fsanitize=$($*) $(filter %.cpp,$^) -o $@
 
