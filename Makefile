@@ -1,15 +1,16 @@
-# One word each. demo, test, bench, lint, format and build set up what they need (tools/bootstrap.py).
+# One word each. All but neon and clean set up what they need (tools/bootstrap.py).
 # Arguments for the command: make test ARGS="-k residual". Another interpreter: make PYTHON=python3.12 demo.
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help demo test bench lint format build cuda sanitize sanitize-ids neon clean
+.PHONY: help demo test bench lint stubs format build cuda sanitize sanitize-ids neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
 	@echo "make test      all tests"
 	@echo "make bench     pytest-benchmark over the shapes of real networks"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format"
+	@echo "make stubs     the type stubs against the compiled modules"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
@@ -17,7 +18,7 @@ help:
 	@echo "make cuda      compile in place with the CUDA files (no kernel yet), also where torch or the machine has no CUDA"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint format build:
+demo test bench lint stubs format build:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda:

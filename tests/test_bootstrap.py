@@ -50,7 +50,7 @@ def test_requirements_of_every_verb() -> None:
     for name, verb in bootstrap.VERBS.items():
         listed = bootstrap.requirements(ROOT / "pyproject.toml", verb.extra)
         assert "cython>=3.1" in listed
-        assert ("ruff" in listed) == (name in ("lint", "format"))
+        assert ("ruff" in listed) == (name in ("lint", "stubs", "format"))
         # Only forms that missing() reads; torch is for .venv alone.
         assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in listed)
         assert not any(line.startswith("torch") for line in listed)

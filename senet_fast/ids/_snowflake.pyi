@@ -9,15 +9,15 @@ from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
 
 @final
 class Snowflake:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         worker_id: int | None = None,
         layout: Layout = TWITTER,
         *,
         max_backward_ms: int = 1000,
         timeout: float | None = None,
         clock: Callable[[], int] | None = None,
-    ) -> None: ...
+    ) -> Snowflake: ...
     @property
     def worker_id(self) -> int: ...
     @property

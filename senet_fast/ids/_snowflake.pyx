@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=False, embedsignature=True, freethreading_compatible=True
+# cython: language_level=3, binding=False, embedsignature=True, freethreading_compatible=True, autotestdict=False
 """`Snowflake`: the compiled generator. Only Python's concerns are here; the claim is in csrc/ids/snowflake.h."""
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
