@@ -4,7 +4,9 @@ import argparse
 import importlib.metadata
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from benchmarks.ids.bench_snowflake import BULK, FLOORS, OURS, PEERS, fresh_tick
 from benchmarks.table import into_readme
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.text import ratio, table
+from senet_fast.ids import TWITTER, WIDE, Snowflake
 
 MARK = "ids table: python -m benchmarks.ids.table"
 CALLS = 1000
 SIZES = (1000, 100_000, 1_000_000, 10_000_000)
 MEMSET = "memset (ndarray.fill)"
+SUSTAINED_MS = 20
+CEILINGS = {"TWITTER": TWITTER, "WIDE": WIDE}
+BUSY = " (busy: do not believe)"
 
 
 def peers() -> dict[str, Callable[[], object]]:
@@ -33,15 +39,15 @@ def peers() -> dict[str, Callable[[], object]]:
     return found
 
 
-def one_at_a_time(seconds: float) -> dict[str, float]:
-    """Seconds per call, the loop's own cost included."""
+def one_at_a_time(seconds: float) -> dict[str, Any]:
+    """Seconds per call, the loop's own cost included, and whether to believe them."""
     calls = {name: make() for name, make in {**OURS, **FLOORS}.items()} | peers()
     timings = interleave({name: lambda call=call: loop(call, CALLS) for name, call in calls.items()}, seconds, calls=9)
-    return {name: timings[name] / CALLS for name in calls}
+    return {"seconds": {name: timings[name] / CALLS for name in calls}, "believable": timings.believable}
 
 
-def bulk(n: int, seconds: float) -> dict[str, float]:
-    """Seconds per ID into an array that exists, from a fresh tick on."""
+def bulk(n: int, seconds: float) -> dict[str, Any]:
+    """Seconds per ID into an array that exists, from a fresh tick on, and whether to believe them."""
     out = np.zeros(n, np.int64)
 
     def timed(call: Callable[[], object]) -> float:
@@ -52,22 +58,77 @@ def bulk(n: int, seconds: float) -> dict[str, float]:
 
     calls = {name: lambda write=write: write(out) for name, write in BULK.items()}
     timings = interleave(calls, seconds, calls=9, timed=timed)
-    return {name: timings[name] / n for name in calls}
+    return {"seconds": {name: timings[name] / n for name in calls}, "believable": timings.believable}
+
+
+def sustained(seconds: float) -> dict[str, Any]:
+    """IDs a second and the share of a core that they took, waits included, and whether to believe them."""
+    draws: dict[str, tuple[int, Callable[[], object]]] = {}
+    for name, layout in CEILINGS.items():
+        out, generator = np.zeros((layout.sequence.max + 1) * SUSTAINED_MS, np.int64), Snowflake(3, layout)
+        draws[f"fill, {name}"] = out.size, partial(generator.fill, out)
+    n = (TWITTER.sequence.max + 1) * SUSTAINED_MS
+    for name, call in ({"next_id, TWITTER": Snowflake(4, TWITTER).next_id} | peers()).items():
+        draws[name] = n, partial(loop, call, n)
+    busy: Counter[object] = Counter()
+    passed: Counter[object] = Counter()
+
+    def timed(draw: Callable[[], object]) -> float:
+        cpu, start = time.thread_time_ns(), time.perf_counter_ns()
+        draw()
+        taken = time.perf_counter_ns() - start
+        busy[draw] += time.thread_time_ns() - cpu
+        passed[draw] += taken
+        return taken / 1e9
+
+    timings = interleave({name: draw for name, (_, draw) in draws.items()}, seconds, calls=3, timed=timed)
+    rows = {
+        name: {"per_second": n / timings[name], "cpu": busy[draw] / passed[draw]} for name, (n, draw) in draws.items()
+    }
+    return {"rows": rows, "believable": timings.believable}
+
+
+def marked(name: str, part: dict[str, Any]) -> str:
+    return name if part["believable"] else name + BUSY
+
+
+def single_table(part: dict[str, Any]) -> str:
+    clock = part["seconds"]["time.time_ns"]
+    rows = [[marked(name, part), f"{taken * 1e9:.1f}", ratio(taken, clock)] for name, taken in part["seconds"].items()]
+    return table(("one at a time", "ns per call", "/ time.time_ns"), rows)
+
+
+def bulk_table(parts: dict[str, dict[str, Any]]) -> str:
+    sizes = [parts[str(n)] for n in SIZES]
+    columns = [marked(f"{n:,}", part) for n, part in zip(SIZES, sizes, strict=True)]
+    times = [part["seconds"] for part in sizes]
+    rows = [
+        [name, *(f"{at[name] * 1e9:.3f}" for at in times), *(ratio(at[name], at[MEMSET]) for at in times)]
+        for name in BULK
+    ]
+    return table(("in bulk, ns per ID", *columns, *(f"/ memset at {n:,}" for n in SIZES)), rows)
+
+
+def sustained_table(part: dict[str, Any]) -> str:
+    ceilings = {name: (layout.sequence.max + 1) * 1000 / layout.tick_ms for name, layout in CEILINGS.items()}
+    rows = []
+    for name, row in part["rows"].items():
+        rate, ceiling = row["per_second"], ceilings.get(name.rpartition(", ")[2])
+        rows.append([marked(name, part), f"{rate / 1e6:.3f}", ratio(rate, ceiling), f"{row['cpu']:.0%}"])
+    note = "snowflake-id answers None where its tick is used up; these calls count here."
+    return table(("sustained", "million a second", "/ ceiling", "of a core"), rows) + f"\n\n{note}"
 
 
 def markdown(results: dict[str, Any]) -> str:
-    single = results["one at a time"]
-    clock = single["time.time_ns"]
-    rows = [[name, f"{taken * 1e9:.1f}", ratio(taken, clock)] for name, taken in single.items()]
-    text = [f"{results['date'][:10]}, {results['machine']['cpu']}. Medians; the loop is included in all rows.", ""]
-    text += [table(("one at a time", "ns per call", "/ time.time_ns"), rows), ""]
-    head = ("in bulk, ns per ID", *(f"{n:,}" for n in SIZES), *(f"/ memset at {n:,}" for n in SIZES))
-    sizes = [results["bulk"][str(n)] for n in SIZES]
-    rows = [
-        [name, *(f"{at[name] * 1e9:.3f}" for at in sizes), *(ratio(at[name], at[MEMSET]) for at in sizes)]
-        for name in BULK
+    note = (
+        f"{results['date'][:10]}, {results['machine']['cpu']}. Medians; the loop is included where IDs come one by one."
+    )
+    tables = [
+        single_table(results["one at a time"]),
+        bulk_table(results["bulk"]),
+        sustained_table(results["sustained"]),
     ]
-    return "\n".join([*text, table(head, rows)])
+    return "\n\n".join([note, *tables])
 
 
 def main() -> None:
@@ -78,6 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, Any] = {**surroundings(), "one at a time": one_at_a_time(options.seconds)}
     results["bulk"] = {str(n): bulk(n, options.seconds) for n in tqdm(SIZES, desc="bulk")}
+    results["sustained"] = sustained(options.seconds)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(results))
