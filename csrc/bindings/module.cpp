@@ -60,7 +60,7 @@ void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t>
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled op library of senet_fast; the ops are torch.ops.senet_fast.";
   m.def("build_info", &build_info, "What this library was built with: torch, compiler, openmp, cuda (None, or a dict).");
-  m.def("isas", &senet::isas, "The instruction sets built in and supported by this processor, widest last.");
+  m.def("isas", &senet::isas, "The instruction sets built in and supported by this processor, best last.");
   m.def("isa", [] { return senet::kernels().name; }, "The instruction set in use.");
   m.def("select_isa", &senet::select_isa, py::arg("name"),
         "Use the kernels of this instruction set; ValueError if it is not one of isas().");

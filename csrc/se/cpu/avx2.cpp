@@ -11,7 +11,7 @@
 #include "se/cpu/kernels.inl"
 #pragma GCC pop_options
 
-static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES,
+static const senet::RegisterIsa registration({SENET_ISA_NAME, 1,
                                               [] {
                                                 return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                                                        __builtin_cpu_supports("f16c");

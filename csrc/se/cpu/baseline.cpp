@@ -12,5 +12,4 @@
 
 #include "se/cpu/kernels.inl"
 
-static const senet::RegisterIsa registration({SENET_ISA_NAME, SENET_VECTOR_BYTES, [] { return true; },
-                                              &senet::baseline::kernels});
+static const senet::RegisterIsa registration({SENET_ISA_NAME, 0, [] { return true; }, &senet::baseline::kernels});

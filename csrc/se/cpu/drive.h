@@ -23,7 +23,7 @@ inline Plan plan_forward(const Params& p, const Machine& machine) {
 }
 inline Plan plan_backward(const Params& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.activation.is_identity() ? 3 : p.epilogue.residual ? 5 : 4;
-  return plan(p.shape, {item_bytes(p.dtype), 2 * weight_elements(p) * item_bytes(p.weight_dtype), tensors}, machine);
+  return plan(p.shape, {item_bytes(p.dtype), 2 * weight_elements(p) * item_bytes(p.weight_dtype), tensors, 2}, machine);
 }
 
 template <class RunTeam>

@@ -71,10 +71,10 @@ struct Kernels {
   ActivationKernels<double> activation_f64;
 };
 
-// An ISA file registers itself at its foot; of those supported here the widest one is used.
+// An ISA file registers itself at its foot; of those supported here the one of the highest rank is used.
 struct Isa {
   const char* name;
-  int vector_bytes;
+  int rank;
   bool (*supported)();
   const Kernels* kernels;
 };
@@ -82,8 +82,8 @@ struct RegisterIsa {
   explicit RegisterIsa(const Isa&);
 };
 
-std::vector<std::string> isas();           // supported here, widest last
-const Kernels& kernels();                  // in use: the widest, or SENET_FAST_ISA, or what select_isa() chose
+std::vector<std::string> isas();           // supported here, by rank
+const Kernels& kernels();                  // in use: the last of isas(), or SENET_FAST_ISA, or what select_isa() chose
 void select_isa(const std::string& name);  // std::invalid_argument for one that is not supported here
 
 }  // namespace senet

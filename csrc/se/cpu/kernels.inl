@@ -6,6 +6,7 @@ namespace {
 
 #include "se/cpu/math.inl"
 #include "se/cpu/simd.inl"
+#include "se/cpu/vectors.inl"
 
 using std::int64_t;
 

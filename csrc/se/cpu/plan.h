@@ -15,7 +15,8 @@ struct Machine {
 
 struct Work {
   std::int64_t item_bytes, weight_bytes;
-  std::int64_t tensors = 2;  // of the shape of x, read or written
+  std::int64_t tensors = 2;   // of the shape of x, read or written
+  std::int64_t squeezed = 1;  // of these, those that the squeeze passes through the cache
 };
 
 struct Plan {
@@ -36,10 +37,12 @@ inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   constexpr std::int64_t kThreadBytes = 128 << 10;
   plan.threads = std::clamp<std::int64_t>((bytes + work.weight_bytes) / kThreadBytes, 1, machine.threads);
   plan.stream = bytes > machine.far_bytes;
-  const std::int64_t close = machine.near_bytes / image_bytes;
-  // heavy weights are worth a larger tile: they are read once for all of its images
-  const std::int64_t for_weights = std::min<std::int64_t>(16, work.weight_bytes / image_bytes);
-  plan.images_per_tile = std::clamp<std::int64_t>(std::max(close, for_weights), 1, std::max<std::int64_t>(1, shape.B));
+  // A tile leaves some room for the rest. Heavy weights are worth a larger one: they are read once for all of its images,
+  // and the matrix products take four images at a time.
+  const std::int64_t close = machine.near_bytes * 3 / 4 / (image_bytes * work.squeezed);
+  const std::int64_t for_weights = std::min<std::int64_t>(16, (2 * work.weight_bytes / image_bytes + 3) / 4 * 4);
+  const std::int64_t tile = std::max(close, for_weights);
+  plan.images_per_tile = std::clamp<std::int64_t>(tile < 4 ? tile : tile / 4 * 4, 1, std::max<std::int64_t>(1, shape.B));
   // at most 16k elements a block: enough for many threads; few rows, because they are added one after another
   plan.rows_per_block = std::clamp<std::int64_t>(16384 / std::max<std::int64_t>(1, shape.K), 8, 128);
   plan.blocks = shape.I == 1 ? std::max<std::int64_t>(1, (shape.O + plan.rows_per_block - 1) / plan.rows_per_block) : 1;

@@ -36,7 +36,7 @@ std::vector<std::string> isas() {
   for (const Isa& isa : registered()) {
     if (isa.supported()) list.push_back(isa);
   }
-  std::sort(list.begin(), list.end(), [](const Isa& a, const Isa& b) { return a.vector_bytes < b.vector_bytes; });
+  std::sort(list.begin(), list.end(), [](const Isa& a, const Isa& b) { return a.rank < b.rank; });
   std::vector<std::string> names;
   for (const Isa& isa : list) names.emplace_back(isa.name);
   return names;

@@ -1,0 +1,26 @@
+#if defined(__x86_64__)
+// AVX-512 with its bfloat16 conversions: Cooper Lake, Sapphire Rapids, Zen 4 and later.
+#define SENET_ISA avx512_bf16
+#define SENET_ISA_NAME "avx512_bf16"
+#define SENET_BF16_CONVERSION
+#define SENET_VECTOR_BYTES 64
+#include <immintrin.h>
+
+#include "se/cpu/kernels.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+#include "se/cpu/kernels.inl"
+#pragma GCC pop_options
+
+static const senet::RegisterIsa registration({SENET_ISA_NAME, 3,
+                                              [] {
+                                                return __builtin_cpu_supports("avx512f") &&
+                                                       __builtin_cpu_supports("avx512bw") &&
+                                                       __builtin_cpu_supports("avx512vl") &&
+                                                       __builtin_cpu_supports("avx512dq") &&
+                                                       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx2") &&
+                                                       __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                                              },
+                                              &senet::avx512_bf16::kernels});
+#endif
