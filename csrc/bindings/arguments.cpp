@@ -164,6 +164,28 @@ void check(const Arguments& a) {
   parse_activation(a.post_activation, "post_activation");
 }
 
+void check_into(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                std::string_view pre_activation, const Tensor& out) {
+  check(a);
+  const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
+  for (const auto& [t, name] : {std::pair{&pre_scale, "pre_scale"}, std::pair{&pre_shift, "pre_shift"}}) {
+    if (!t->has_value() || !(*t)->defined()) continue;
+    TORCH_CHECK_VALUE((*t)->dim() == 1 && (*t)->sym_size(0) == K, "squeeze_excite: ", name, " has shape ", (*t)->sym_sizes(),
+                      "; expected [", K, "]");
+    TORCH_CHECK_TYPE((*t)->is_floating_point(), "squeeze_excite: ", name, " is ", (*t)->scalar_type(),
+                     "; expected a floating-point tensor");
+    TORCH_CHECK_VALUE((*t)->device() == a.x.device(), "squeeze_excite: ", name, " is on ", (*t)->device(),
+                      "; expected the device of x (", a.x.device(), ")");
+  }
+  parse_activation(pre_activation, "pre_activation");
+  TORCH_CHECK_VALUE(out.sym_sizes() == a.x.sym_sizes(), "squeeze_excite: out has shape ", out.sym_sizes(),
+                    "; expected the shape of x ", a.x.sym_sizes());
+  TORCH_CHECK_TYPE(out.scalar_type() == a.x.scalar_type(), "squeeze_excite: out is ", out.scalar_type(),
+                   "; expected the dtype of x (", a.x.scalar_type(), ")");
+  TORCH_CHECK_VALUE(out.device() == a.x.device(), "squeeze_excite: out is on ", out.device(), "; expected the device of x (",
+                    a.x.device(), ")");
+}
+
 View view(const Tensor& x, std::int64_t axis) {
   // the axes within an image from innermost to outermost in memory; those of size 1 have no place and need none
   c10::SmallVector<std::int64_t, 6> order;

@@ -12,7 +12,7 @@ namespace senet::bindings {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The arguments of the three ops, in the schema's order.
+// The arguments of all ops, in the schema's order.
 struct Arguments {
   const Tensor& x;
   const Tensor& fc1_weight;
@@ -38,6 +38,9 @@ Activation parse_activation(std::string_view spec, const char* argument);
 // Shapes, types and devices fit together; ValueError or TypeError names the argument, its value and what was expected.
 // Safe for fake tensors with symbolic sizes.
 void check(const Arguments& arguments);
+// The same, and for squeeze_excite_into. Whether `out` overlaps another tensor is not checked: fake tensors have no memory.
+void check_into(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                std::string_view pre_activation, const Tensor& out);
 
 // x as [B, O, K, I]: x itself where each of its images is dense, in whatever order of axes, else a contiguous copy (said
 // once). The batch stride is free.

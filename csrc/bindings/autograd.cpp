@@ -86,6 +86,26 @@ Tensor op_autograd(SENET_ARGUMENTS) {
   return SqueezeExcite::apply(SENET_PASS);
 }
 
+// Writes into a tensor: no derivative, and the tensor's version counts up, so that autograd notices saved ones.
+void into_autograd(SENET_INTO_ARGUMENTS) {
+  const std::initializer_list<Tensor> tensors = {x,
+                                                 fc1_weight,
+                                                 or_undefined(fc1_bias),
+                                                 or_undefined(fc2_weight),
+                                                 or_undefined(fc2_bias),
+                                                 or_undefined(residual),
+                                                 or_undefined(pre_scale),
+                                                 or_undefined(pre_shift),
+                                                 out};
+  TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
+              "squeeze_excite: out= has no derivative; expected torch.no_grad() or inputs that require no gradient");
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    call_into(SENET_INTO_PASS);
+  }
+  if (!out.is_inference()) out.unsafeGetTensorImpl()->bump_version();
+}
+
 // The autograd engine refuses to start under Python's lock, which dispatch modes written in Python hold.
 class WithoutPythonLock {
  public:
@@ -167,6 +187,7 @@ Tensor op_autocast(SENET_ARGUMENTS) {
 
 TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autograd);
+  m.impl("squeeze_excite_into", &senet::bindings::into_autograd);
   m.impl("squeeze_excite_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("squeeze_excite_backward", &senet::bindings::backward_autograd);
 }

@@ -1,4 +1,6 @@
 // The ops on the CPU: outputs from torch's allocator, threads from at::parallel_for, one call into drive.h.
+#include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -13,6 +15,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string_view>
+#include <utility>
 
 #include "bindings/cpu.h"
 #include "bindings/ops.h"
@@ -63,26 +66,22 @@ void advise_huge_pages([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
-void refuse_unsupported(const Params& p) {
-  const char* name = unsupported(p);
-  TORCH_CHECK_NOT_IMPLEMENTED(name == nullptr, "squeeze_excite: ", name, " is not implemented on the CPU");
+// The residual as the kernels read it; the tensor must outlive p.
+Tensor set_residual(const Arguments& a, const View& x, Params& p) {
+  if (!a.residual.has_value() || !a.residual->defined()) return {};
+  Tensor residual = matching(*a.residual, x, false);
+  p.epilogue.residual = residual.const_data_ptr();
+  p.epilogue.residual_batch_stride = residual.stride(0);
+  return residual;
 }
 
-Tensor run_forward(const Arguments& a, void* saved) {
-  const View x = view(a.x, gated_axis(a.x, a.dim));
+// y into `out`, whose images lie in memory as those of x
+void run_forward(const Arguments& a, const View& x, const Tensor& out, void* saved, const Prologue& prologue = {}) {
   const Weights weights = contiguous_weights(a);
-  Tensor y = at::empty_like(a.x);
-  Tensor out = matches(y, x, true) ? y : empty_dense(x);
-  advise_huge_pages(out);
   ForwardParams p;
   static_cast<Params&>(p) = params_of(a, x, weights);
-  refuse_unsupported(p);
-  Tensor residual;
-  if (a.residual.has_value() && a.residual->defined()) {
-    residual = matching(*a.residual, x, false);
-    p.epilogue.residual = residual.const_data_ptr();
-    p.epilogue.residual_batch_stride = residual.stride(0);
-  }
+  p.prologue = prologue;
+  const Tensor residual = set_residual(a, x, p);
   std::unique_ptr<char[]> scratch;
   if (saved == nullptr) {
     const std::int64_t bytes = p.shape.B * p.saved_width() * (p.dtype == Dtype::f64 ? 8 : 4);
@@ -92,7 +91,16 @@ Tensor run_forward(const Arguments& a, void* saved) {
   p.fc1_bias = weights.fc1_bias.defined() ? weights.fc1_bias.const_data_ptr() : nullptr;
   p.fc2_bias = weights.fc2_bias.defined() ? weights.fc2_bias.const_data_ptr() : nullptr;
   p.y = out.mutable_data_ptr();
+  p.y_batch_stride = out.stride(0);
   forward(p, kernels(), with_forced(plan_forward(p, machine())), run_team);
+}
+
+Tensor run_forward(const Arguments& a, void* saved) {
+  const View x = view(a.x, gated_axis(a.x, a.dim));
+  Tensor y = at::empty_like(a.x);
+  const Tensor out = matches(y, x, true) ? y : empty_dense(x);
+  advise_huge_pages(out);
+  run_forward(a, x, out, saved);
   if (!out.is_same(y)) y.copy_(out);
   return y;
 }
@@ -101,6 +109,42 @@ Tensor op_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   return run_forward(a, nullptr);
+}
+
+std::pair<const char*, const char*> memory_range(const Tensor& t) {
+  const char* begin = static_cast<const char*>(t.const_data_ptr());
+  return {begin, begin + at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize())};
+}
+
+void into_cpu(SENET_INTO_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check_into(a, pre_scale, pre_shift, pre_activation, out);
+  at::assert_no_internal_overlap(out);
+  const auto numbers = [&](const OptionalTensor& t) {
+    return t.has_value() && t->defined() ? t->to(accumulate_type(x)).contiguous() : Tensor();
+  };
+  const Tensor scale = numbers(pre_scale), shift = numbers(pre_shift);
+  const Prologue prologue{scale.defined() ? scale.const_data_ptr() : nullptr,
+                          shift.defined() ? shift.const_data_ptr() : nullptr,
+                          parse_activation(pre_activation, "pre_activation")};
+  const View v = view(x, gated_axis(x, dim));
+  const auto apart = [&](const Tensor& t, const char* name, bool may_be_same) {
+    const auto [out_begin, out_end] = memory_range(out);
+    const auto [begin, end] = memory_range(t);
+    const bool same = out_begin == begin && out.strides() == t.strides();
+    TORCH_CHECK_VALUE(end <= out_begin || out_end <= begin || (same && may_be_same), "squeeze_excite: out overlaps ", name,
+                      "; expected other memory", may_be_same ? ", or the very same tensor" : "");
+  };
+  apart(v.tensor, "x", true);
+  if (residual.has_value() && residual->defined()) apart(*residual, "residual", prologue.is_identity());
+  const bool fits = matches(out, v, false);
+  const Tensor y = fits ? out : empty_dense(v);
+  if (!fits) {
+    TORCH_WARN_ONCE("squeeze_excite: out (strides ", out.strides(), ") is not laid out as x (strides ", v.tensor.strides(),
+                    "); y is copied");
+  }
+  run_forward(a, v, y, nullptr, prologue);
+  if (!fits) out.copy_(y);
 }
 
 std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
@@ -127,16 +171,10 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SEN
 
   BackwardParams p;
   static_cast<Params&>(p) = params_of(a, v, weights);
-  refuse_unsupported(p);
   const Tensor dy = matching(grad_y, v, true), states = saved.contiguous();
   p.saved = const_cast<void*>(states.const_data_ptr());  // read only in backward
   p.grad_y = dy.const_data_ptr();
-  Tensor residual_in;
-  if (residual.has_value() && residual->defined()) {
-    residual_in = matching(*residual, v, false);
-    p.epilogue.residual = residual_in.const_data_ptr();
-    p.epilogue.residual_batch_stride = residual_in.stride(0);
-  }
+  const Tensor residual_in = set_residual(a, v, p);
   const bool activated = !p.epilogue.activation.is_identity();
   Tensor grad_v;
   if (activated) {
@@ -198,6 +236,7 @@ Plan with_forced(Plan plan) {
 
 TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
   m.impl("squeeze_excite", &senet::bindings::op_cpu);
+  m.impl("squeeze_excite_into", &senet::bindings::into_cpu);
   m.impl("squeeze_excite_forward", &senet::bindings::forward_cpu);
   m.impl("squeeze_excite_backward", &senet::bindings::backward_cpu);
 }

@@ -1,4 +1,4 @@
-// The signatures of the three ops, shared by schema, autograd and devices.
+// The signatures of the ops, shared by schema, autograd and devices.
 #pragma once
 #include <array>
 #include <tuple>
@@ -12,6 +12,12 @@
 #define SENET_PASS \
   x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one, post_activation
 
+// Those of squeeze_excite_into, for inference: what stands in front, and the tensor that is written.
+#define SENET_INTO_ARGUMENTS                                                                                          \
+  SENET_ARGUMENTS, const OptionalTensor &pre_scale, const OptionalTensor &pre_shift, c10::string_view pre_activation, \
+      const Tensor &out
+#define SENET_INTO_PASS SENET_PASS, pre_scale, pre_shift, pre_activation, out
+
 namespace senet::bindings {
 
 // Gradients of x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, in this order everywhere. One that was not asked
@@ -21,11 +27,13 @@ using Mask = std::array<bool, kGradients>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 using Op = Tensor(SENET_ARGUMENTS);
+using IntoOp = void(SENET_INTO_ARGUMENTS);
 using ForwardOp = std::tuple<Tensor, Tensor>(SENET_ARGUMENTS);
 using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
 
 // Through the dispatcher, from the first key that is not excluded.
 Tensor call_op(SENET_ARGUMENTS);
+void call_into(SENET_INTO_ARGUMENTS);
 std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS);
 Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
 

@@ -1,4 +1,4 @@
-// The interface: three ops, their shapes (Meta), and calls through the dispatcher.
+// The interface: the ops, their shapes (Meta), and calls through the dispatcher.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -19,6 +19,8 @@ Tensor op_meta(SENET_ARGUMENTS) {
   return at::empty_like(x);
 }
 
+void into_meta(SENET_INTO_ARGUMENTS) { check_into({SENET_PASS}, pre_scale, pre_shift, pre_activation, out); }
+
 std::tuple<Tensor, Tensor> forward_meta(SENET_ARGUMENTS) {
   const Arguments arguments{SENET_PASS};
   check(arguments);
@@ -36,6 +38,10 @@ Gradients backward_meta(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 Tensor call_op(SENET_ARGUMENTS) {
   static const auto op = find<Op>("senet_fast::squeeze_excite");
   return op.call(SENET_PASS);
+}
+void call_into(SENET_INTO_ARGUMENTS) {
+  static const auto op = find<IntoOp>("senet_fast::squeeze_excite_into");
+  op.call(SENET_INTO_PASS);
 }
 std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS) {
   static const auto op = find<ForwardOp>("senet_fast::squeeze_excite_forward");
@@ -68,6 +74,9 @@ TORCH_LIBRARY(senet_fast, m) {
       "bool add_one=False, str post_activation='identity'";
   const auto define = [&](const std::string& schema) { m.def(torch::schema(schema.c_str()), {at::Tag::pt2_compliant_tag}); };
   define("squeeze_excite(" + arguments + ") -> Tensor");
+  // for inference: u = pre_activation(x * pre_scale + pre_shift) in the place of x, and y into `out`, which may be x
+  define("squeeze_excite_into(" + arguments +
+         ", Tensor? pre_scale=None, Tensor? pre_shift=None, str pre_activation='identity', Tensor(a!) out) -> ()");
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");
   define("squeeze_excite_backward(Tensor grad_y, Tensor saved, bool[6] mask, " + arguments +
@@ -77,6 +86,7 @@ TORCH_LIBRARY(senet_fast, m) {
 
 TORCH_LIBRARY_IMPL(senet_fast, Meta, m) {
   m.impl("squeeze_excite", &senet::bindings::op_meta);
+  m.impl("squeeze_excite_into", &senet::bindings::into_meta);
   m.impl("squeeze_excite_forward", &senet::bindings::forward_meta);
   m.impl("squeeze_excite_backward", &senet::bindings::backward_meta);
 }

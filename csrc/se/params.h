@@ -16,11 +16,13 @@ struct Shape {
   std::int64_t R;  // hidden channels (two_fc), taps (channel_conv), 0 (one_fc)
 };
 
-// u = activation(scale * x + shift), scale and shift [K]: a folded BatchNorm. No backend implements it yet.
+// u = activation(x * scale + shift), rounded to the type of x: a folded BatchNorm and its activation. Forward only.
 struct Prologue {
-  const void* scale = nullptr;  // [K]
-  const void* shift = nullptr;  // [K]
+  const void* scale = nullptr;  // [K], in the type of sums; null: 1
+  const void* shift = nullptr;  // [K]; null: 0
   Activation activation;
+
+  bool is_identity() const { return !scale && !shift && activation.is_identity(); }
 };
 
 // y = activation(u * s + residual), with s the gate or 1 + gate.
@@ -38,7 +40,6 @@ struct Params {
   Dtype weight_dtype = Dtype::f32;  // of weights and biases: dtype, or f32
   Excitation excitation = Excitation::two_fc;
   Activation activation, gate;
-  Prologue prologue;
   Epilogue epilogue;
   const void* x = nullptr;  // [B, O, K, I]
   std::int64_t x_batch_stride = 0;
@@ -53,9 +54,12 @@ struct Params {
 };
 
 struct ForwardParams : Params {
+  Prologue prologue;
   const void* fc1_bias = nullptr;  // [R], [K] (one_fc) or [1] (channel_conv)
   const void* fc2_bias = nullptr;  // [K]
-  void* y = nullptr;               // [B, O, K, I], dense
+  // [B, O, K, I], each image dense; may be x or the residual itself
+  void* y = nullptr;
+  std::int64_t y_batch_stride = 0;
 };
 
 // A null gradient is not computed. grad_residual is written only where the epilogue has an activation, and then it must

@@ -1,8 +1,8 @@
 """FusedSE: the SE block as a module over the fused op."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from senet_fast.se.activations import spec_of
@@ -14,7 +14,7 @@ _LAYER_ALIASES = {"fc.0": "fc1", "fc.2": "fc2", "conv_reduce": "fc1", "conv_expa
 
 
 def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """``layer.weight`` and ``layer.bias``, where they are plain parameters past the 0.5 us of ``Module.__getattr__``."""
+    """``layer.weight`` and ``layer.bias``; plain parameters past ``Module.__getattr__``, which takes 0.5 us for one."""
     parameters = layer._parameters
     if "weight" in parameters and "bias" in parameters:
         return parameters["weight"], parameters["bias"]
@@ -37,10 +37,19 @@ class FusedSE(nn.Module):
         dim: the gated axis of x: 1 for [B, C, ...], -1 for [B, T, C].
         add_one: scale by 1 + gate.
         post_activation: applied to ``x * scale (+ residual)``.
+        inplace: while grad mode is off, y takes the place of ``x``: the least memory traffic. With grad mode on, where
+            backward needs ``x``, y is a new tensor.
 
     Raises:
         ValueError: sizes below 1, an unknown activation name. TypeError: an activation of an unknown kind.
     """
+
+    activation: str
+    gate: str
+    dim = 1
+    add_one = False
+    post_activation = "identity"
+    inplace = False
 
     def __init__(
         self,
@@ -54,6 +63,7 @@ class FusedSE(nn.Module):
         dim: int = 1,
         add_one: bool = False,
         post_activation: str | nn.Module | type[nn.Module] = "identity",
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden_size(channels, reduction, hidden_channels)
@@ -66,17 +76,17 @@ class FusedSE(nn.Module):
         self.dim = dim
         self.add_one = add_one
         self.post_activation = spec_of(post_activation, "post_activation")
+        self.inplace = inplace
 
     @classmethod
-    def from_block(cls, block: SEBlock) -> Self:
+    def from_block(cls, block: SEBlock, *, inplace: bool = False) -> Self:
         """A FusedSE that shares the parameters of ``block``, in the same mode: optimizers notice nothing."""
         if type(block) is not SEBlock:
             raise TypeError(f"block is a {type(block).__name__}; expected senet_fast.SEBlock")
         fused = cls.__new__(cls)
         nn.Module.__init__(fused)
         fused.fc1, fused.fc2 = block.fc1, block.fc2
-        fused.activation, fused.gate = block.activation, block.gate
-        fused.dim, fused.add_one, fused.post_activation = 1, False, "identity"
+        fused.activation, fused.gate, fused.inplace = block.activation, block.gate, inplace
         return fused.train(block.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -92,12 +102,13 @@ class FusedSE(nn.Module):
             dim=self.dim,
             add_one=self.add_one,
             post_activation=self.post_activation,
+            out=x if self.inplace and not torch.is_grad_enabled() else None,
         )
 
     def extra_repr(self) -> str:
         shown: dict[str, Any] = {"activation": self.activation, "gate": self.gate}
-        defaults: Mapping[str, Any] = {"dim": 1, "add_one": False, "post_activation": "identity"}
-        shown |= {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        options = ("dim", "add_one", "post_activation", "inplace")
+        shown |= {name: getattr(self, name) for name in options if getattr(self, name) != getattr(FusedSE, name)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from senet_fast.se import reference
+
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
+_squeeze_excite_into = torch.ops.senet_fast.squeeze_excite_into.default
 
 
 def squeeze_excite(
@@ -20,17 +23,22 @@ def squeeze_excite(
     dim: int = 1,
     add_one: bool = False,
     post_activation: str = "identity",
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "identity",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Squeeze-and-Excitation in one fused op, differentiable (Hu et al., arXiv 1709.01507, section 3).
 
     With K = ``x.shape[dim]`` and the squeeze the mean over every axis but 0 and ``dim``::
 
-        squeezed = mean(x)                                             [B, K]
+        u = pre_activation(x * pre_scale + pre_shift)                  (a folded BatchNorm; x itself by default)
+        squeezed = mean(u)                                             [B, K]
         two_fc:        z = fc2_weight @ activation(fc1_weight @ squeezed + fc1_bias) + fc2_bias
         one_fc:        z = fc1_weight @ squeezed + fc1_bias            (effective SE)
         channel_conv:  z = conv1d(squeezed, fc1_weight) + fc1_bias     (ECA, zero padded)
         scale = gate(z), or 1 + gate(z) with ``add_one``
-        y = post_activation(x * scale + residual)
+        y = post_activation(u * scale + residual)
 
     Args:
         x: [B, ..., K, ...], float32, float64, bfloat16 or float16, in any memory layout whose images are dense.
@@ -45,9 +53,14 @@ def squeeze_excite(
             parentheses where it has any: "leaky_relu(0.2)".
         dim: the gated axis; negative counts from the end, 0 (the batch) is refused.
         add_one: scale by ``1 + gate(z)``: the residual form x + x * gate.
+        pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused only without
+            gradients; with them u is made in plain torch in front of the op.
+        pre_activation: as ``activation``.
+        out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual`` where there is
+            no prologue, but overlap neither otherwise. In a layout other than that of ``x`` it costs a copy.
 
     Returns:
-        y: shape, dtype and memory layout of ``x``. It never aliases ``x``.
+        y: shape, dtype and memory layout of ``x``; ``out`` if given, else it never aliases ``x``.
 
     Sums and the excitation are float32 for half types (float64 for float64), rounded once at the store; results are
     bitwise equal from run to run and for any number of threads.
@@ -55,6 +68,7 @@ def squeeze_excite(
     Raises:
         ValueError: a shape, a name or an axis that does not fit; the message names it, its value and what was expected.
         TypeError: a dtype outside those above, or weights that differ in dtype.
+        RuntimeError: ``out`` where a gradient is wanted.
         NotImplementedError: tensors on a device for which this build has no kernel.
     """
     options: dict[str, str | int | bool] = {}  # each one given costs the dispatcher 0.3 us
@@ -70,4 +84,22 @@ def squeeze_excite(
         options["add_one"] = True
     if post_activation != "identity":
         options["post_activation"] = post_activation
-    return _squeeze_excite(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, **options)  # type: ignore[no-any-return]
+    if pre_scale is not None or pre_shift is not None or pre_activation != "identity":
+        tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
+        if out is None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            x = reference.prologue(x, pre_scale, pre_shift, pre_activation, dim)
+        else:
+            options |= {"pre_activation": pre_activation}
+            out = torch.empty_like(x) if out is None else out
+    if out is None:
+        return _squeeze_excite(  # type: ignore[no-any-return]
+            x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, **options
+        )
+    _squeeze_excite_into(
+        *(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual),
+        **options,
+        pre_scale=pre_scale,
+        pre_shift=pre_shift,
+        out=out,
+    )
+    return out

@@ -1,12 +1,27 @@
 """The specification: Squeeze-and-Excitation in plain torch (Hu et al., arXiv 1709.01507, section 3).
 
-Tests and benchmarks compare the compiled op with these; the package never falls back on them.
+Tests and benchmarks compare the compiled op with these. The package uses one of them, and says so: the prologue where
+gradients are wanted.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet_fast.se.activations import apply, spec_of
+
+
+def prologue(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, dim: int) -> Tensor:
+    """activation(x * scale + shift) along ``dim``, in float32 (float64 for float64), rounded to the dtype of ``x``."""
+    axis = dim + x.dim() if dim < 0 else dim
+    shape = [x.shape[d] if d == axis else 1 for d in range(x.dim())]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    u = x.to(wide)
+    if scale is not None:
+        u = u * scale.to(wide).view(shape)
+    if shift is not None:
+        u = u + shift.to(wide).view(shape)
+    return apply(activation, u, "pre_activation").to(x.dtype)
 
 
 def squeeze_excite(
@@ -23,12 +38,16 @@ def squeeze_excite(
     dim: int = 1,
     add_one: bool = False,
     post_activation: str = "identity",
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "identity",
 ) -> Tensor:
     """What :func:`senet_fast.squeeze_excite` computes, for every shape it accepts, differentiable to any order."""
     axis = dim + x.dim() if dim < 0 else dim
     if not 1 <= axis < x.dim():
         raise ValueError(f"dim is {dim}; expected an axis of x ({x.dim()}-D) other than 0, the batch")
     dim = axis
+    x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
     squeezed = x.mean([d for d in range(1, x.dim()) if d != dim]) if x.dim() > 2 else x  # [B, K]
     if excitation == "two_fc":
         assert fc2_weight is not None

@@ -117,7 +117,7 @@ struct Output {
   Output(std::size_t n, Dtype type) : dtype(type), bytes(2 * kGuard + n * std::size_t(item_bytes(type)), kGuardByte) {
     std::fill(bytes.begin() + kGuard, bytes.end() - kGuard, kPoison);
   }
-  void* data() { return bytes.data() + kGuard; }
+  char* data() { return bytes.data() + kGuard; }
   bool guarded() const {
     return only(kGuardByte, bytes.begin(), bytes.begin() + kGuard) && only(kGuardByte, bytes.end() - kGuard, bytes.end());
   }

@@ -150,6 +150,11 @@ _LIMITS = {
 }
 
 
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
+
+
 def assert_as_exact_as_eager(arguments: Arguments) -> None:
     """Value and gradients of the op against the reference in float64: within the limits of each result's type, and the
     error never larger than that of the reference evaluated in x's own type.

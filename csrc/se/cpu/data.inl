@@ -12,16 +12,13 @@ SENET_INLINE Vec<A> scale_at(const A* scale, int64_t i, auto load) {
   }
 }
 
-template <class A, class T, bool kRow>
-SENET_INLINE void scale_segment(const T* x, const A* scale, const T* residual, const Activation& activation, T* y, int64_t n) {
+// y[i] = activation(value(i, load)) for an activation that is computed over arrays
+template <class A, class T, class Value>
+SENET_INLINE void activate_segment(const Activation& activation, T* y, int64_t n, Value value) {
   for (int64_t from = 0; from < n; from += kChunk) {
     const int64_t count = n - from < kChunk ? n - from : kChunk;
     A v[kChunk];
-    map_vectors<A>(count, [&](int64_t i, auto load, auto store) {
-      Vec<A> scaled = load(x + from + i) * scale_at<A, kRow>(scale, from + i, load);
-      if (residual != nullptr) scaled = scaled + load(residual + from + i);
-      store(scaled, v + i);
-    });
+    map_vectors<A>(count, [&](int64_t i, auto load, auto store) { store(value(from + i, load), v + i); });
     activation_value(activation, v, v, count);
     map_vectors<A>(count, [&](int64_t i, auto load, auto store) { store(load(v + i), y + from + i); });
   }
@@ -140,24 +137,26 @@ struct Data {
                  [&](int64_t at) { return lane_sums<A>(I, [&](int64_t i, auto load) { return load(x + at + i); }); });
   }
 
+  static void prologue(const Image& image, const void* x_, const A* scale, const A* shift, const Activation& activation,
+                       void* u_, int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(x_);
+    T* u = static_cast<T*>(u_);
+    const auto value = [&](int64_t at, auto load, const Vec<A>& a, const Vec<A>& b) { return load(x + at) * a + b; };
+    write_activated(image, begin, end, scale, shift, activation, u, false, value);
+  }
+
   static void scale(const Image& image, const void* x_, const A* scale, const void* residual_, const Activation& activation,
                     void* y_, bool stream, int64_t begin, int64_t end) {
     const T *x = static_cast<const T*>(x_), *residual = static_cast<const T*>(residual_);
     T* y = static_cast<T*>(y_);
-    const auto write = [&](auto value) { write_image(image, begin, end, scale, scale, y, stream, value); };
-    const bool relu = activation.kind == ActivationKind::relu;
-    if (activation.is_identity() && residual == nullptr) {
-      write([&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) { return load(x + at) * s; });
-    } else if (activation.is_identity()) {
-      write([&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) { return load(x + at) * s + load(residual + at); });
-    } else if (relu && residual != nullptr) {
-      write([&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) {
-        return positive(load(x + at) * s + load(residual + at));
-      });
+    const auto scaled = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) { return load(x + at) * s; };
+    const auto added = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) {
+      return load(x + at) * s + load(residual + at);
+    };
+    if (residual == nullptr) {
+      write_activated(image, begin, end, scale, scale, activation, y, stream, scaled);
     } else {
-      for_segments(image, begin, end, scale, scale, [&](int64_t at, int64_t n, const A* scale_at, const A*, auto row) {
-        scale_segment<A, T, row.value>(x + at, scale_at, residual ? residual + at : nullptr, activation, y + at, n);
-      });
+      write_activated(image, begin, end, scale, scale, activation, y, stream, added);
     }
   }
 
@@ -214,7 +213,7 @@ struct Data {
                 [&](int64_t at, auto load, const Vec<A>& a, const Vec<A>& b) { return load(dv + at) * a + b; });
   }
 
-  static constexpr DataKernels<A> table() { return {squeeze, scale, grad_scale, grad_x}; }
+  static constexpr DataKernels<A> table() { return {squeeze, prologue, scale, grad_scale, grad_x}; }
 
  private:
   // grad_v of the n elements from `at` on, in chunks, each then given to add(from, count, term) as terms grad_v * x.
@@ -300,6 +299,24 @@ struct Data {
     } else {
       write_units<false>(image, begin, end, scale, shift, y, value);
     }
+  }
+  // y[at] = activation(value(at, load, a, b)). An activation that is no vector operation has its values go through a chunk
+  // in L1, and its output never past the caches: it is slower than memory anyway.
+  template <class Value>
+  static SENET_INLINE void write_activated(const Image& image, int64_t begin, int64_t end, const A* scale, const A* shift,
+                                           const Activation& activation, T* y, bool stream, Value value) {
+    if (activation.is_identity()) return write_image(image, begin, end, scale, shift, y, stream, value);
+    if (activation.kind == ActivationKind::relu) {
+      const auto relu = [&](int64_t at, auto load, const Vec<A>& a, const Vec<A>& b) {
+        return positive(value(at, load, a, b));
+      };
+      return write_image(image, begin, end, scale, shift, y, stream, relu);
+    }
+    for_segments(image, begin, end, scale, shift, [&](int64_t at, int64_t n, const A* a, const A* b, auto row) {
+      activate_segment<A>(activation, y + at, n, [&](int64_t i, auto load) {
+        return value(at + i, load, scale_at<A, row.value>(a, i, load), scale_at<A, row.value>(b, i, load));
+      });
+    });
   }
   template <bool kStream, class Value>
   static SENET_INLINE void write_units(const Image& image, int64_t begin, int64_t end, const A* scale, const A* shift, T* y,

@@ -6,20 +6,17 @@
 
 namespace senet {
 
-// What the CPU kernels cannot do with these parameters, or null.
-inline const char* unsupported(const Params& p) {
-  const bool prologue = p.prologue.scale || p.prologue.shift || !p.prologue.activation.is_identity();
-  return prologue ? "a prologue" : nullptr;
-}
-
 inline std::int64_t weight_elements(const Params& p) {
   const Shape& s = p.shape;
   return p.excitation == Excitation::two_fc ? 2 * s.R * s.K : p.excitation == Excitation::one_fc ? s.K * s.K : s.R;
 }
 
-inline Plan plan_forward(const Params& p, const Machine& machine) {
+inline Plan plan_forward(const ForwardParams& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.residual ? 3 : 2;
-  return plan(p.shape, {item_bytes(p.dtype), weight_elements(p) * item_bytes(p.weight_dtype), tensors}, machine);
+  Plan cut = plan(p.shape, {item_bytes(p.dtype), weight_elements(p) * item_bytes(p.weight_dtype), tensors}, machine);
+  // in all three y's lines are in the cache already
+  if (p.y == p.x || p.y == p.epilogue.residual || !p.prologue.is_identity()) cut.stream = false;
+  return cut;
 }
 inline Plan plan_backward(const Params& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.activation.is_identity() ? 3 : p.epilogue.residual ? 5 : 4;

@@ -22,10 +22,14 @@ struct Image {
 };
 
 // A: the type of sums and of the excitation, float or (for float64 data) double.
+// u, y and grad_x may be what they are made of.
 template <class A>
 struct DataKernels {
   // sums[k] = sum of x over a channel (by channels); sums[K] = sums over the rows of the range (by rows).
   void (*squeeze)(const Image&, const void* x, std::int64_t begin, std::int64_t end, A* sums);
+  // u = activation(x * scale[k] + shift[k]).
+  void (*prologue)(const Image&, const void* x, const A* scale, const A* shift, const Activation&, void* u, std::int64_t begin,
+                   std::int64_t end);
   // y = activation(x * scale[k] + residual); residual may be null. stream: y goes past the caches.
   void (*scale)(const Image&, const void* x, const A* scale, const void* residual, const Activation&, void* y, bool stream,
                 std::int64_t begin, std::int64_t end);

@@ -34,30 +34,35 @@ SENET_INLINE std::int64_t until_aligned(const T* p) {
   return static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(p) % kBytes / sizeof(T));
 }
 
-// y[i] = value(i, load) for n elements from the last to the first, past the caches if kStream. Lines at the ends are shared
-// with other runs; with the vectors next to them, which overlap theirs, they are stored as usual: a line that is both
-// streamed and stored costs most.
+// y[i] = value(i, load) for n elements from the last to the first, past the caches if kStream. y may be what value reads:
+// vectors that overlap are computed before one of them is stored. Lines at the ends are shared with other runs; with the
+// vectors next to them, which overlap theirs, they are stored as usual: a line both streamed and stored costs most.
 template <class A, bool kStream, class T, class Value>
 SENET_INLINE void write_vectors(std::int64_t n, T* y, Value value) {
   constexpr int kLanes = Vec<A>::kLanes;
-  if (n < 4 * kLanes) return map_vectors<A>(n, [&](std::int64_t i, auto load, auto store) { store(value(i, load), y + i); });
   const auto vector_at = [&](std::int64_t i) { return value(i, [](auto* p) { return load<A>(p); }); };
-  const std::int64_t head = until_aligned<A>(y), tail = (n - head) % kLanes;
+  const auto store_two = [&](std::int64_t i, std::int64_t j) {
+    const Vec<A> first = vector_at(i), second = vector_at(j);
+    store(first, y + i);
+    store(second, y + j);
+  };
+  if (n < 2 * kLanes) {
+    if (n > kLanes) return store_two(0, n - kLanes);
+    return for_vectors<A>(n, [&](std::int64_t i, auto load, auto store) { store(value(i, load), y + i); });
+  }
+  const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < 2 * kLanes ? 0 : to_line, tail = (n - head) % kLanes;
+  const bool streamed = kStream && head == to_line;
   std::int64_t i = n - tail;
   if (tail > 0) {
-    store(vector_at(n - kLanes), y + n - kLanes);
     i -= kLanes;
-    store(vector_at(i), y + i);
+    store_two(i, n - kLanes);
   }
   const std::int64_t last = head > 0 ? head + kLanes : 0;
   while (i > last) {
     i -= kLanes;
-    kStream ? stream(vector_at(i), y + i) : store(vector_at(i), y + i);
+    streamed ? stream(vector_at(i), y + i) : store(vector_at(i), y + i);
   }
-  if (head > 0) {
-    store(vector_at(head), y + head);
-    store(vector_at(0), y);
-  }
+  if (head > 0) store_two(0, head);
 }
 
 // The same over channels of I >= kLanes elements each: y[i] = value(i, a, b) with a and b of i's channel. A vector is wholly
@@ -70,12 +75,13 @@ SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A*
     return value(i, join(broadcast(a[k]), broadcast(a[k + two]), in_next),
                  join(broadcast(b[k]), broadcast(b[k + two]), in_next));
   };
-  const std::int64_t n = channels * I, head = until_aligned<A>(y);
-  std::int64_t i = head + (n - head) / kLanes * kLanes, k = channels - 1;
-  if (i < n) {
-    store(across(n - kLanes, k, 0), y + n - kLanes);
-    k = (i - 1) / I;
-  }
+  const std::int64_t n = channels * I;
+  if (n == 0) return;
+  const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < kLanes ? 0 : to_line;
+  const bool streamed = kStream && head == to_line;
+  std::int64_t i = head + (n - head) / kLanes * kLanes, k = (i - 1) / I;
+  const Vec<A> front = across(0, 0, 0), back = across(n - kLanes, channels - 1, 0);
+  const bool tail = i < n;
   while (i > head) {
     const std::int64_t first = k * I;
     const Vec<A> a_k = broadcast(a[k]), b_k = broadcast(b[k]);
@@ -83,16 +89,17 @@ SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A*
     while (i - kLanes >= least) {
       i -= kLanes;
       const Vec<A> v = value(i, a_k, b_k);
-      kStream ? stream(v, y + i) : store(v, y + i);
+      streamed ? stream(v, y + i) : store(v, y + i);
     }
     if (i <= head) break;
     --k;
     if (i == first) continue;
     i -= kLanes;
     const Vec<A> v = across(i, k, i + kLanes - first);
-    kStream ? stream(v, y + i) : store(v, y + i);
+    streamed ? stream(v, y + i) : store(v, y + i);
   }
-  if (head > 0) store(across(0, 0, 0), y);
+  if (tail) store(back, y + n - kLanes);
+  if (head > 0) store(front, y);
 }
 
 // acc + term(i, load) over the elements that whole vectors up to `i` have left of n.

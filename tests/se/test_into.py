@@ -1,0 +1,184 @@
+"""What inference adds: a prologue in front, and outputs written where the caller says."""
+
+import re
+
+import pytest
+import torch
+from se_testing import BY_NAME, Layout, assert_same_bits, make_arguments
+from torch import Tensor
+
+from senet_fast.se import _C, FusedSE, reference, squeeze_excite
+
+PRE = ["identity", "relu", "silu", "affine_clamp(0.5, 0.25, -1, 1)"]
+
+
+def prologue_of(arguments: dict[str, object], activation: str) -> dict[str, object]:
+    x = arguments["x"]
+    assert isinstance(x, Tensor)
+    K = x.shape[int(str(arguments.get("dim", 1)))]
+    return {"pre_scale": torch.rand(K) + 0.5, "pre_shift": torch.randn(K), "pre_activation": activation}
+
+
+@pytest.mark.parametrize("pre_activation", PRE)
+def test_prologue(dtype: torch.dtype, layout: Layout, pre_activation: str) -> None:
+    """The bits of the op on u, rounded as eager rounds a BatchNorm's output; and close to the twin."""
+    arguments = make_arguments(layout, dtype, K=67, R=9, residual=True, post_activation="relu")
+    pre = prologue_of(arguments, pre_activation)
+    y = squeeze_excite(**arguments, **pre)
+    u = reference.prologue(arguments["x"], *pre.values(), arguments.get("dim", 1))
+    expected = reference.squeeze_excite(**{**arguments, "x": u})
+    assert y.stride() == torch.empty_like(arguments["x"]).stride()
+    torch.testing.assert_close(y, expected, **({"rtol": 5e-2, "atol": 1e-1} if dtype.itemsize == 2 else {}))
+    if pre_activation in ("identity", "relu"):  # others are not the same to the last bit in torch
+        assert_same_bits(y, squeeze_excite(**{**arguments, "x": u}))
+
+
+@pytest.mark.parametrize("given", ["pre_scale", "pre_shift", "pre_activation"])
+def test_prologue_in_part(given: str) -> None:
+    arguments = make_arguments(BY_NAME["nchw"], torch.float32)
+    pre = {given: prologue_of(arguments, "relu")[given]}
+    torch.testing.assert_close(squeeze_excite(**arguments, **pre), reference.squeeze_excite(**arguments, **pre))
+
+
+def test_prologue_has_gradients() -> None:
+    arguments = make_arguments(BY_NAME["channels_last"], torch.float64)
+    pre = prologue_of(arguments, "silu")
+    inputs = [arguments["x"].requires_grad_(), pre["pre_scale"].requires_grad_(), pre["pre_shift"].requires_grad_()]
+    grads = torch.autograd.grad(squeeze_excite(**arguments, **pre).sum(), inputs)
+    expected = torch.autograd.grad(reference.squeeze_excite(**arguments, **pre).sum(), inputs)
+    for grad, want in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, want)
+
+
+@pytest.mark.parametrize("pre_activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("where", ["new", "x", "residual", "strided"])
+def test_out(dtype: torch.dtype, layout: Layout, where: str, pre_activation: str | None) -> None:
+    """Wherever y goes, it has the same bits, and only there is anything written."""
+    arguments = make_arguments(layout, dtype, K=67, R=9, residual=True, post_activation="relu")
+    pre = {} if pre_activation is None else prologue_of(arguments, pre_activation)
+    y = squeeze_excite(**arguments, **pre)
+    before = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+    if where == "strided":
+        wide = torch.full((2 * y.shape[0], *y.shape[1:]), 7.0, dtype=dtype)
+        out = wide[::2]
+    else:
+        out = torch.empty_like(y) if where == "new" else arguments[where]
+    if where == "residual" and pre_activation is not None:
+        with pytest.raises(ValueError, match="out overlaps residual; expected other memory"):
+            squeeze_excite(**arguments, **pre, out=out)
+        return
+    assert squeeze_excite(**arguments, **pre, out=out) is out
+    assert_same_bits(out, y)
+    if where == "strided":
+        assert (wide[1::2] == 7).all()
+    for name, value in before.items():
+        if name != where:
+            assert_same_bits(arguments[name], value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 24, 64])
+@pytest.mark.parametrize("side", [1, 3, 7, 14, 31])
+def test_in_place_at_every_alignment(
+    channels: int, side: int, memory_format: torch.memory_format, stream: bool
+) -> None:
+    """Vectors that overlap at the ends of runs must not be scaled twice, wherever a line begins."""
+    block = FusedSE(channels, 4)
+    try:
+        _C.force_plan(stream=stream, threads=2)
+        for offset in range(0, 17, 3):
+            memory = torch.randn(offset + 2 * channels * side * side)[offset:]
+            x = memory.view(2, side, side, channels).permute(0, 3, 1, 2)
+            if memory_format == torch.contiguous_format:
+                x = memory.view(2, channels, side, side)
+            with torch.no_grad():
+                expected = block(x.clone())
+                assert_same_bits(squeeze_excite(x, *block.parameters(), out=x), expected)
+    finally:
+        _C.force_plan()
+
+
+def test_module_in_place() -> None:
+    block, x = FusedSE(64, inplace=True), torch.randn(2, 64, 9, 9)
+    y = block(x)
+    assert y is not x
+    with torch.no_grad():
+        assert block(x) is x
+        assert_same_bits(x, y)
+    assert "inplace=True" in repr(block)
+
+
+def test_writing_is_seen_by_autograd() -> None:
+    """A tensor saved for backward and then overwritten raises, as with torch's own in-place functions."""
+    block, x = FusedSE(8, 2, inplace=True), torch.randn(2, 8, 5, 5, requires_grad=True)
+    h = x * 2
+    z = h.exp() * h
+    with torch.no_grad():
+        block(h)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+@torch.inference_mode()
+def test_inference_mode() -> None:
+    block, x = FusedSE(8, 2, inplace=True), torch.randn(2, 8, 5, 5)
+    expected = FusedSE.forward(block.requires_grad_(False), x.clone())
+    assert_same_bits(block(x), expected)
+
+
+def test_registration() -> None:
+    arguments = make_arguments(BY_NAME["channels_last"], torch.float32, residual=True)
+    pre = prologue_of(arguments, "silu")
+    tensors = [
+        arguments.pop(name, None) for name in ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual")
+    ]
+    out = torch.empty_like(tensors[0])
+    torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_into.default, tensors, {**arguments, **pre, "out": out})
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile() -> None:
+    block = FusedSE(8, 2, inplace=True).eval()
+
+    def double(x: Tensor) -> Tensor:
+        return block(x * 2) + 1
+
+    x = torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(double, fullgraph=True)(x), double(x))
+
+
+def test_errors() -> None:
+    arguments = make_arguments(BY_NAME["nchw"], torch.float32)
+    x = arguments["x"]
+    K = x.shape[1]
+    flat = torch.randn(x.numel() + 1)
+    bad = [
+        ({"out": torch.empty(1)}, ValueError, "out has shape [1]; expected the shape of x"),
+        (
+            {"out": torch.empty_like(x, dtype=torch.float64)},
+            TypeError,
+            "out is Double; expected the dtype of x (Float)",
+        ),
+        ({"out": torch.empty_like(x, device="meta")}, ValueError, "out is on meta; expected the device of x (cpu)"),
+        ({"out": torch.empty(1).expand(x.shape)}, RuntimeError, "unsupported operation"),
+        (
+            {"x": flat[1:].view(x.shape), "out": flat[:-1].view(x.shape)},
+            ValueError,
+            "out overlaps x; expected other memory",
+        ),
+        ({"pre_scale": torch.ones(K + 1)}, ValueError, f"pre_scale has shape [{K + 1}]; expected [{K}]"),
+        (
+            {"pre_shift": torch.ones(K, dtype=torch.int64)},
+            TypeError,
+            "pre_shift is Long; expected a floating-point tensor",
+        ),
+        ({"pre_activation": "swoosh"}, ValueError, "pre_activation is 'swoosh'; expected one of"),
+        ({"out": x.clone().requires_grad_()}, RuntimeError, "out= has no derivative"),
+    ]
+    for change, kind, message in bad:
+        before = x.clone()
+        with pytest.raises(kind, match=re.escape(message)):
+            squeeze_excite(**{**arguments, **change})
+        assert_same_bits(x, before)
