@@ -40,91 +40,15 @@ SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const 
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i), grad_v + i); });
 }
 
-// The sum over a channel, lane by lane: four accumulators, so that additions overlap, emptied into outer ones now and then, so
-// that the rounding error grows with the square root of the channel's size at most; joined in a fixed order.
-template <class A, class Term>
-SENET_INLINE Vec<A> lane_sums(int64_t n, Term term) {
-  constexpr int kLanes = Vec<A>::kLanes;
-  constexpr int64_t kStep = 4 * kLanes, kInner = 64 * kStep;
-  const auto whole = [](auto* p) { return load<A>(p); };
-  const Vec<A> zero = broadcast(A(0));
-  Vec<A> outer[4] = {zero, zero, zero, zero};
-  int64_t i = 0;
-  while (i + kStep <= n) {
-    const int64_t last = i + kInner < n ? i + kInner : n;
-    Vec<A> a = zero, b = zero, c = zero, d = zero;
-    for (; i + kStep <= last; i += kStep) {
-      a = a + term(i, whole);
-      b = b + term(i + kLanes, whole);
-      c = c + term(i + 2 * kLanes, whole);
-      d = d + term(i + 3 * kLanes, whole);
-    }
-    outer[0] = outer[0] + a;
-    outer[1] = outer[1] + b;
-    outer[2] = outer[2] + c;
-    outer[3] = outer[3] + d;
-  }
-  for (; i + kLanes <= n; i += kLanes) outer[0] = outer[0] + term(i, whole);
-  outer[1] = add_rest<A>(outer[1], i, n, term);
-  return (outer[0] + outer[1]) + (outer[2] + outer[3]);
-}
-
-// sums[k] += term(k, load)
-template <class A, class Term>
-SENET_INLINE void add_terms(int64_t K, A* sums, Term term) {
-  constexpr int kLanes = Vec<A>::kLanes;
-  const auto whole = [](auto* p) { return load<A>(p); };
-  int64_t k = 0;
-  for (; k + kLanes <= K; k += kLanes) store(load<A>(sums + k) + term(k, whole), sums + k);
-  const int64_t rest = K - k;
-  if (rest == 0) return;
-  if (K >= kLanes) {
-    k = K - kLanes;
-    store(load<A>(sums + k) + keep_last(term(k, whole), rest), sums + k);
-  } else {
-    store(load<A>(sums, rest) + term(0, [rest](auto* p) { return load<A>(p, rest); }), sums, rest);
-  }
-}
-
-// sums[k] += the terms of `rows` rows from element `at` on; four rows at a time, so that sums pass through L1 once for four.
-template <class A, class Term>
-SENET_INLINE void add_rows(int64_t at, int64_t rows, int64_t K, A* sums, Term term) {
-  for (; rows >= 4; rows -= 4, at += 4 * K) {
-    add_terms<A>(K, sums, [&](int64_t k, auto load) {
-      return (term(at + k, load) + term(at + K + k, load)) + (term(at + 2 * K + k, load) + term(at + 3 * K + k, load));
-    });
-  }
-  for (; rows > 0; --rows, at += K) {
-    add_terms<A>(K, sums, [&](int64_t k, auto load) { return term(at + k, load); });
-  }
-}
-
-// sums[k] = sum of the terms of rows [begin, end). Narrow rows are first joined into wide ones that fill vectors.
-template <class A, class Term>
-SENET_INLINE void sum_rows(int64_t begin, int64_t end, int64_t K, A* sums, Term term) {
-  constexpr int64_t kWide = 128;
-  const int64_t joined = kWide / K;
-  for (int64_t k = 0; k < K; ++k) sums[k] = 0;
-  int64_t o = begin;
-  if (joined >= 2 && end - begin >= joined) {
-    A wide[kWide] = {};
-    const int64_t wide_rows = (end - begin) / joined;
-    add_rows<A>(o * K, wide_rows, joined * K, wide, term);
-    for (int64_t j = 0; j < joined; ++j) {
-      for (int64_t k = 0; k < K; ++k) sums[k] += wide[j * K + k];
-    }
-    o += wide_rows * joined;
-  }
-  add_rows<A>(o * K, end - o, K, sums, term);
-}
-
 template <class A, class T>
 struct Data {
+  using Order = typename OrderOf<T>::type;
+
   static void squeeze(const Image& image, const void* x_, int64_t begin, int64_t end, A* sums) {
     const T* x = static_cast<const T*>(x_);
     const auto [O, K, I] = image;
     if (image.by_rows()) {
-      sum_rows<A>(begin, end, K, sums, [&](int64_t at, auto load) { return load(x + at); });
+      sum_rows<A, Order>(begin, end, K, sums, [&](int64_t at, auto load) { return load(x + at); });
       return;
     }
     if (I < kFew) {
@@ -134,7 +58,7 @@ struct Data {
       return;
     }
     sum_channels(image, begin, end, sums,
-                 [&](int64_t at) { return lane_sums<A>(I, [&](int64_t i, auto load) { return load(x + at + i); }); });
+                 [&](int64_t at) { return lane_sums<A, Order>(I, [&](int64_t i, auto load) { return load(x + at + i); }); });
   }
 
   static void prologue(const Image& image, const void* x_, const A* scale, const A* shift, const Activation& activation,
@@ -167,13 +91,14 @@ struct Data {
     const int64_t K = image.K;
     if (image.by_rows()) {
       if (activation.is_identity()) {
-        sum_rows<A>(begin, end, K, sums, [&](int64_t at, auto load) { return load(dy + at) * load(x + at); });
+        sum_rows<A, Order>(begin, end, K, sums, [&](int64_t at, auto load) { return load(dy + at) * load(x + at); });
         return;
       }
       for (int64_t k = 0; k < K; ++k) sums[k] = 0;
       for (int64_t o = begin; o < end; ++o) {
-        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K,
-                                [&](int64_t from, int64_t count, auto term) { add_terms<A>(count, sums + from, term); });
+        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K, [&](int64_t from, int64_t count, auto term) {
+          add_terms<A, InOrder>(count, sums + from, term);
+        });
       }
       return;
     }
@@ -192,7 +117,7 @@ struct Data {
     }
     if (activation.is_identity()) {
       sum_channels(image, begin, end, sums, [&](int64_t at) {
-        return lane_sums<A>(image.I, [&](int64_t i, auto load) { return load(dy + at + i) * load(x + at + i); });
+        return lane_sums<A, Order>(image.I, [&](int64_t i, auto load) { return load(dy + at + i) * load(x + at + i); });
       });
       return;
     }
@@ -200,7 +125,7 @@ struct Data {
       double total = 0;
       for (int64_t o = 0; o < image.O; ++o) {
         activated_segment<false>(dy, x, scale + k, residual, activation, dv, (o * K + k) * image.I, image.I,
-                                 [&](int64_t, int64_t count, auto term) { total += sum(lane_sums<A>(count, term)); });
+                                 [&](int64_t, int64_t count, auto term) { total += sum(lane_sums<A, InOrder>(count, term)); });
       }
       sums[k] = A(total);
     }

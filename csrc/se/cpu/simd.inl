@@ -144,6 +144,27 @@ using Float = NativeOf<float>::type;
 using Bits = NativeOf<unsigned>::type;
 using Halves = ShortOf<unsigned short, Vec<float>::kWidth>::type;
 
+// gcc 12 makes __builtin_convertvector of these a handful of instructions where the ISA has one.
+SENET_INLINE Bits widen(Halves h) {
+#if SENET_VECTOR_BYTES == 64
+  return (Bits)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)h);
+#elif SENET_VECTOR_BYTES == 32
+  return (Bits)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
+}
+SENET_INLINE Halves narrow(Bits bits) {  // of numbers below 2^16
+#if SENET_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)bits);
+#elif SENET_VECTOR_BYTES == 32
+  const __m256i pairs = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+#else
+  return __builtin_convertvector(bits, Halves);
+#endif
+}
+
 SENET_INLINE Bits select(Bits mask, Bits a, Bits b) { return (mask & a) | (~mask & b); }
 
 SENET_INLINE void load_part(const float* p, Float& v) { __builtin_memcpy(&v, p, sizeof v); }
@@ -163,7 +184,7 @@ SENET_INLINE auto pack(NativeOf<double>::type v, const float*) {
 SENET_INLINE void load_part(const bf16* p, Float& v) {
   Halves h;
   __builtin_memcpy(&h, p, sizeof h);
-  v = (Float)(__builtin_convertvector(h, Bits) << 16);
+  v = (Float)(widen(h) << 16);
 }
 SENET_INLINE Halves pack(Float v, const bf16*) {
 #if defined(SENET_BF16_CONVERSION)  // flushes denormals, which are to be kept; its NaNs are those below
@@ -173,7 +194,7 @@ SENET_INLINE Halves pack(Float v, const bf16*) {
   const Bits bits = (Bits)v;
   const Bits rounded = bits + 0x7FFF + ((bits >> 16) & 1);  // to nearest, ties to even
   const Bits quiet_nan = bits | 0x400000;
-  return __builtin_convertvector(select((Bits)(v != v), quiet_nan, rounded) >> 16, Halves);
+  return narrow(select((Bits)(v != v), quiet_nan, rounded) >> 16);
 }
 
 #if SENET_VECTOR_BYTES == 64  // maskz with every lane: gcc 12 warns of the plain forms
@@ -188,7 +209,7 @@ SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)_mm256_cvtps_ph((
 SENET_INLINE void load_part(const f16* p, Float& v) {
   Halves h;
   __builtin_memcpy(&h, p, sizeof h);
-  const Bits wide = __builtin_convertvector(h, Bits);
+  const Bits wide = widen(h);
   const Bits magnitude = (wide & 0x7FFF) << 13;
   const Bits exponent = magnitude & 0x0F800000;
   const Bits normal = magnitude + (112u << 23);
@@ -207,7 +228,7 @@ SENET_INLINE Halves pack(Float v, const f16*) {
   const Bits nan = 0x7E00 | ((magnitude >> 13) & 0x3FF);
   Bits half = select((Bits)(magnitude < 0x38800000), denormal, normal);
   half = select((Bits)(magnitude >= 0x47800000), select((Bits)(magnitude > 0x7F800000), nan, Bits{} + 0x7C00), half);
-  return __builtin_convertvector(half | (sign >> 16), Halves);
+  return narrow(half | (sign >> 16));
 }
 #endif
 
@@ -257,6 +278,7 @@ SENET_INLINE Vec<A> load(const T* p) {
   for (int i = 0; i < Vec<A>::kParts; ++i) load_part(p + i * Vec<A>::kWidth, v.part[i]);
   return v;
 }
+
 template <class A, class T>
 SENET_INLINE void store(const Vec<A>& v, T* p) {
   for (int i = 0; i < Vec<A>::kParts; ++i) {
