@@ -1,7 +1,8 @@
 """The contenders of a case and the three passes that are timed: forward, backward, training step."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,43 +40,31 @@ class Setup:
         torch._dynamo.reset()
         return torch.compile(self.block, dynamic=False)
 
-    def call(self, name: str, kind: str, compiled: Forward | None = None) -> Callable[[], object]:
-        """A contender's pass. A backward times itself and returns its seconds; its forward is not counted."""
+    def contender(self, name: str, kind: str, compiled: Forward | None = None) -> "Pass":
+        """A contender's pass over x; "copy" has the same one for every kind."""
         if name == "copy":
-            return timed_copy(self.x, self.y) if kind == "backward" else lambda: self.y.copy_(self.x)
+            return Pass(lambda _: self.y.copy_(self.x))
         forward = compiled if name == "compile" else {"eager": self.block, "ours": self.fused}[name]
         assert forward is not None
         if kind == "forward":
-            return no_grad(forward, self.x)
+            without_graph = torch.no_grad()(forward)
+            return Pass(lambda _: without_graph(self.x))
         x = self.x.detach().requires_grad_()
         inputs = [x, *self.block.parameters()]
         if kind == "step":
-            return lambda: torch.autograd.grad(forward(x), inputs, self.grad)
-        return timed_backward(forward, x, inputs, self.grad)
+            return Pass(lambda _: torch.autograd.grad(forward(x), inputs, self.grad))
+        return Pass(lambda y: torch.autograd.grad(y, inputs, self.grad), lambda: forward(x))
 
 
-def no_grad(forward: Forward, x: Tensor) -> Callable[[], object]:
-    @torch.no_grad()
-    def call() -> object:
-        return forward(x)
+class Pass(NamedTuple):
+    """What is timed, `run`, and what makes its argument before the clock starts."""
 
-    return call
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any] = lambda: None
 
-
-def timed_copy(x: Tensor, y: Tensor) -> Callable[[], float]:
-    def call() -> float:
+    def __call__(self) -> float:
+        """The seconds that one run took."""
+        argument = self.prepare()
         start = time.perf_counter()
-        y.copy_(x)
+        self.run(argument)
         return time.perf_counter() - start
-
-    return call
-
-
-def timed_backward(forward: Forward, x: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> Callable[[], float]:
-    def call() -> float:
-        y = forward(x)
-        start = time.perf_counter()
-        torch.autograd.grad(y, inputs, grad)
-        return time.perf_counter() - start
-
-    return call

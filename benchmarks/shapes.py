@@ -132,19 +132,21 @@ class Case(NamedTuple):
         return x.contiguous(memory_format=LAYOUTS[self.layout])
 
 
-def of(*networks: str) -> list[Layer]:
-    return [layer for layer in LAYERS if layer.network in networks]
+def of(network: str, *sizes: tuple[int, int, int]) -> list[Layer]:
+    """The layers of a network, or those of these (channels, pixels, hidden channels)."""
+    found = [layer for layer in LAYERS if layer.network == network]
+    return [layer for layer in found if not sizes or (layer.channels, layer.spatial[0], layer.hidden) in sizes]
 
 
 def default_cases() -> list[Case]:
     """SE-ResNet-50 at every batch size, in both layouts and dtypes; a few shapes of each other kind of network."""
     main = of("seresnet50")
     others = [
-        *of("mobilenetv3_large")[1:6:2],
-        *of("efficientnet_b0")[0:9:4],
-        *of("regnety_160")[1:6:4],
+        *of("mobilenetv3_large", (120, 28, 32), (672, 14, 168), (960, 7, 240)),
+        *of("efficientnet_b0", (32, 112, 8), (240, 28, 10), (672, 7, 28)),
+        *of("regnety_160", (224, 56, 56), (1232, 14, 308)),
         *of("ecapa_tdnn"),
-        *of("seresnet50_3d")[:1],
+        *of("seresnet50_3d", (256, 24, 16)),
     ]
     return [
         *(Case(layer, batch) for layer in main for batch in BATCHES),

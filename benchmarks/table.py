@@ -44,16 +44,14 @@ def measure(case: Case, passes: list[str], seconds: float, with_compile: bool) -
         try:
             compiled = setup.compile()
             for kind in passes:
-                setup.call("compile", kind, compiled)()
+                setup.contender("compile", kind, compiled)()
         except Exception as error:
             compiled, problem = None, f"{type(error).__name__}: {error}"
     names = [name for name in CONTENDERS if name != "compile" or compiled is not None]
     rows = []
     for kind in passes:
-        calls = {name: setup.call(name, kind, compiled) for name in names}
-        times = (
-            interleave(calls, seconds, timed=lambda call: call()) if kind == "backward" else interleave(calls, seconds)
-        )
+        passes_of = {name: setup.contender(name, kind, compiled) for name in names}
+        times = interleave(passes_of, seconds, timed=lambda one: one())
         row = {"case": case.id, "pass": kind, "seconds": times, "believable": times.believable}
         rows.append({**row, "compile_error": problem})
     return rows

@@ -9,11 +9,18 @@ import torch
 from benchmarks.harness import CONTENDERS, PASSES, Forward, Setup
 from benchmarks.shapes import Case, all_cases, default_cases
 
+WARMUP_ROUNDS = 3  # the first one compiles
+
 
 @lru_cache(maxsize=1)
 def prepare(case: Case) -> tuple[Setup, Forward]:
     setup = Setup(case)
     return setup, setup.compile()
+
+
+def rounds(x: torch.Tensor) -> int:
+    """Equal for all contenders of a case: as many as read about 2 GB of x, within limits."""
+    return min(max(2**31 // x.nbytes, 20), 1000)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,14 +35,10 @@ def bench_op(benchmark: Any, case: Case, kind: str, name: str) -> None:
     setup, compiled = prepare(case)
     benchmark.group = f"{case.id} {kind}"
     benchmark.extra_info.update(kind=kind, contender=name, threads=torch.get_num_threads())
-    if kind != "backward" or name == "copy":
-        benchmark(setup.call(name, "forward" if name == "copy" else kind, compiled))
-        return
-    forward = {"eager": setup.block, "compile": compiled, "ours": setup.fused}[name]
-    x = setup.x.detach().requires_grad_()
-    inputs = [x, *setup.block.parameters()]
-
-    def graph() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (forward(x), inputs, setup.grad), {}
-
-    benchmark.pedantic(torch.autograd.grad, setup=graph, rounds=30, warmup_rounds=3)
+    timed = setup.contender(name, kind, compiled)
+    benchmark.pedantic(
+        timed.run,
+        setup=lambda: ((timed.prepare(),), {}),
+        rounds=rounds(setup.x),
+        warmup_rounds=WARMUP_ROUNDS,
+    )

@@ -1,4 +1,4 @@
-"""Whole networks: SE-ResNet on digits, one training step; SE-ResNet-50, a forward pass. Without SE as the floor."""
+"""One training step of the small SE-ResNet on digits, without SE as the floor. benchmarks/networks.py has large ones."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from senet_fast.models import se_resnet50, se_resnet_digits
+from senet_fast.models import se_resnet_digits
 from senet_fast.models.resnet import SEFactory, no_se
 from senet_fast.se import FusedSE, SEBlock
 
@@ -27,15 +27,3 @@ def bench_digits_step(benchmark: Any, name: str) -> None:
 
     benchmark.group = "SE-ResNet on digits, training step, batch 64"
     benchmark.pedantic(step, rounds=40, warmup_rounds=3)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def bench_resnet50_forward(benchmark: Any, name: str) -> None:
-    torch.manual_seed(0)
-    network = se_resnet50(se=BLOCKS[name])
-    images = torch.randn(8, 3, 224, 224)
-    with torch.no_grad():
-        network(images)  # gives BatchNorm statistics
-        network.eval()
-        benchmark.group = "SE-ResNet-50, forward, batch 8"
-        benchmark.pedantic(network, args=(images,), rounds=8, warmup_rounds=1)
