@@ -90,7 +90,7 @@ def main() -> None:
         return
     if not cases:
         raise SystemExit(f"no case has all of {words}; --list shows them")
-    results: dict[str, Any] = {**surroundings(), "rows": []}
+    results: dict[str, Any] = {**surroundings("numpy"), "rows": []}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     progress = tqdm(cases)
     for case in progress:

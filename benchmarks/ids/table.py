@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/ids.json"), help="default: %(default)s")
     parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
     options = parser.parse_args()
-    results: dict[str, Any] = {**surroundings(), "one at a time": one_at_a_time(options.seconds)}
+    results: dict[str, Any] = {**surroundings("numpy"), "one at a time": one_at_a_time(options.seconds)}
     results["bulk"] = {str(n): bulk(n, options.seconds) for n in tqdm(SIZES, desc="bulk")}
     results["sustained"] = sustained(options.seconds)
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def run(out: Path, quick: bool = False) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if quick:
         torch.set_num_threads(1)  # nothing here is a timing, and several would wait for each other on a busy machine
-    where = surroundings()
+    where = surroundings("numpy", "scikit-learn")
     exact = digits.train(1 if quick else 3, torch.float64)
     trainings = digits.train(6 if quick else 12, torch.float32)
     differences = {"float64": digits.largest_difference(exact), "float32": digits.largest_difference(trainings)}

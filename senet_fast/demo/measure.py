@@ -101,11 +101,10 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-def surroundings() -> dict[str, Any]:
-    """Where and with what a figure was taken."""
+def surroundings(*packages: str) -> dict[str, Any]:
+    """Where and with what a figure was taken, with the versions of Python, torch and these packages."""
     from senet_fast.se import _C
 
-    packages = ("numpy", "scikit-learn")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {

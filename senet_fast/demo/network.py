@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,6 +50,8 @@ class Network:
 
 def photographs(count: int, pixels: int) -> Tensor:
     """[count, 3, pixels, pixels]: crops of the two photographs that scikit-learn ships, mean 0 and deviation 1."""
+    from sklearn.datasets import load_sample_images  # here: benchmarks use the rest of this file without scikit-learn
+
     crops = []
     for index in range(count):
         photograph = torch.tensor(load_sample_images().images[index % 2], dtype=torch.float32)  # [427, 640, 3]

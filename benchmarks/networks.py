@@ -1,0 +1,163 @@
+"""Whole networks as they are, with FusedSE and without SE: `python -m benchmarks.networks`.
+
+Networks of timm and torchvision with random weights and BatchNorm statistics from one batch, so that activations keep
+their size; the three versions of a network take turns in one process.
+"""
+
+import argparse
+import copy
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from benchmarks.shapes import DTYPES, LAYOUTS
+from benchmarks.swapping import fused, replace
+from benchmarks.table import into_readme
+from senet_fast.demo.measure import interleave, surroundings
+from senet_fast.demo.network import calibrate, relative_difference
+from senet_fast.demo.text import ratio, table
+
+MARK = "networks table: python -m benchmarks.networks"
+NETWORKS = {  # name: its package
+    "seresnet50": "timm",
+    "efficientnet_b0": "timm",
+    "mobilenet_v3_large": "torchvision",
+    "mobilenet_v3_small": "torchvision",
+    "regnet_y_400mf": "torchvision",
+}
+PIXELS = 224
+CALIBRATION_IMAGES = 8
+TOLERANCE = 1e-4  # float32, against the largest output
+
+
+class Mode(NamedTuple):
+    """One row: `kind` is "forward" or "step" (forward, backward, SGD)."""
+
+    network: str
+    kind: str
+    batch: int
+    layout: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.network} {self.kind} {self.batch} {self.layout} {self.dtype}"
+
+
+MODES = [
+    *(
+        Mode(network, "forward", batch, layout, dtype)
+        for network, dtype, layout, batch in itertools.product(NETWORKS, DTYPES, LAYOUTS, (1, 16))
+    ),
+    Mode("seresnet50", "step", 8, "nhwc", "fp32"),
+]
+
+
+def create(name: str) -> nn.Module:
+    """The network, calibrated. BatchNorm weights that start at 0 become 1: they would feed zeros to the SE blocks."""
+    torch.manual_seed(0)
+    if NETWORKS[name] == "timm":
+        import timm
+
+        network: nn.Module = timm.create_model(name)
+    else:
+        import torchvision
+
+        network = torchvision.models.get_model(name)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)
+    with torch.no_grad():
+        calibrate(network, torch.randn(CALIBRATION_IMAGES, 3, PIXELS, PIXELS))
+    return network
+
+
+def versions(mode: Mode) -> dict[str, nn.Module]:
+    """Three networks that share nothing."""
+    eager = create(mode.network).to(DTYPES[mode.dtype]).to(memory_format=LAYOUTS[mode.layout])
+    eager.train(mode.kind == "step")
+    networks = {"eager": eager, "fused": copy.deepcopy(eager), "none": copy.deepcopy(eager)}
+    if not replace(networks["fused"], fused) == replace(networks["none"], lambda block: nn.Identity()) > 0:
+        raise AssertionError(f"{mode.network} has no SE block that is known here")
+    return networks
+
+
+def contender(network: nn.Module, kind: str, images: Tensor) -> Callable[[], object]:
+    if kind == "forward":
+        return torch.inference_mode()(lambda: network(images))
+    labels = torch.arange(len(images))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(mode: Mode, seconds: float) -> dict[str, Any]:
+    """Median seconds of the three versions, and how far `fused` is from `eager`."""
+    networks = versions(mode)
+    images = torch.randn(mode.batch, 3, PIXELS, PIXELS, dtype=DTYPES[mode.dtype])
+    images = images.contiguous(memory_format=LAYOUTS[mode.layout])
+    with torch.no_grad():
+        difference = relative_difference(*(networks[name](images).float() for name in ("eager", "fused")))
+    if mode.dtype == "fp32" and not difference <= TOLERANCE:
+        raise AssertionError(f"{mode.id}: outputs with FusedSE differ by {difference:.1e}")
+    times = interleave({name: contender(one, mode.kind, images) for name, one in networks.items()}, seconds)
+    return {"mode": mode.id, "seconds": times, "believable": times.believable, "difference": difference}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    rows = []
+    for row in results["rows"]:
+        eager, ours, none = (row["seconds"][name] for name in ("eager", "fused", "none"))
+        name = row["mode"] if row["believable"] else f"{row['mode']} (busy: do not believe)"
+        times = [f"{seconds * 1e3:.2f}" for seconds in (eager, ours, none)]
+        rows.append([name, *times, ratio(eager, ours), ratio(eager, none), f"{row['difference']:.0e}"])
+    machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads"
+    packages = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *sorted(set(NETWORKS.values()))))
+    head = ["network, pass, batch", "eager ms", "fused ms", "none ms", "eager/fused", "eager/none", "diff"]
+    return f"{results['date'][:10]}, {machine}; {packages}.\n\n{table(head, rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
+    parser.add_argument("-k", default="", metavar="WORDS", help='only modes with these words, as in "seresnet50 nhwc"')
+    parser.add_argument("--seconds", type=float, default=15.0, help="timing per mode, shared by its three versions")
+    parser.add_argument("--list", action="store_true", help="print the modes and stop")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks/results/networks.json"), help="default: %(default)s"
+    )
+    parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
+    options = parser.parse_args()
+    modes = [mode for mode in MODES if set(options.k.split()) <= set(mode.id.split())]
+    if options.list:
+        print("\n".join(mode.id for mode in modes))
+        return
+    missing = sorted({NETWORKS[mode.network] for mode in modes if not importlib.util.find_spec(NETWORKS[mode.network])})
+    if missing or not modes:
+        raise SystemExit(f"not installed: {', '.join(missing)}" if missing else f"no mode has all of {options.k}")
+    results: dict[str, Any] = {**surroundings("timm", "torchvision"), "rows": []}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    progress = tqdm(modes)
+    for mode in progress:
+        progress.set_description(mode.id)
+        results["rows"].append(measure(mode, options.seconds))
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(markdown(results))
+    if options.readme:
+        into_readme(options.readme, MARK, markdown(results))
+
+
+if __name__ == "__main__":
+    main()
