@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from senet_fast import cli
-from senet_fast.demo import main, network
-from senet_fast.demo.digits import Training
+from senet_fast.demo import main, network, report
+from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Draw
 from senet_fast.demo.measure import Sample, _median, interleave
 from senet_fast.demo.network import Network, Stage, swap
@@ -44,7 +44,8 @@ def test_problems_are_named() -> None:
     stage = Stage((1, 2, 3, 3), {}, float("nan"), True)
     swapped = Network(16, 0.5, {}, True, 1, [stage], None)
     draws = [Draw("twitter", "Snowflake", "in bulk", 1.0, 10, False)]
-    found = main.problems(trainings, {"float64": 1.0, "float32": 0.0}, swapped, draws)
+    comparisons = {"float64": Comparison(trainings, 1.0, 1.0), "float32": Comparison(trainings, 0.0, 1.0)}
+    found = main.problems(comparisons, swapped, draws)
     assert len(found) == 5
     assert all(
         word in text for word, text in zip(("FusedSE", "float64", "ResNet-50", "(1, 2", "twitter"), found, strict=True)
@@ -53,7 +54,7 @@ def test_problems_are_named() -> None:
 
 def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainings = {name: Training(losses=[1.0], accuracy=0.5) for name in ("SEBlock", "FusedSE")}
-    monkeypatch.setattr(main.digits, "train", lambda *arguments: trainings)
+    monkeypatch.setattr(main.digits, "train", lambda *arguments: Comparison(trainings, 0.0, 0.0))
     monkeypatch.setattr(main.network, "run", lambda sizes: Network(16, 0.0, {}, True, 1, [], None))
     monkeypatch.setattr(main.ids, "run", lambda count: ([], []))
     monkeypatch.setattr(main.report, "write_picture", lambda *arguments: None)
@@ -64,6 +65,15 @@ def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, 
     with open(writer, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+
+
+def test_no_ratios_of_busy_rows() -> None:
+    seconds = {"eager": 3e-6, "torch.compile": None, "fused": 2e-6, "copy": 1e-6}
+    for believable in (True, False):
+        stage = Stage((1, 2, 3, 3), dict(seconds), 0.0, believable)
+        text = report.network_text(Network(16, 0.0, {"SEBlock": 3.0, "FusedSE": 2.0}, believable, 1, [stage], None))
+        assert [shown in text for shown in ("1.500", "1.50 |", "2.00 |")] == [believable] * 3
+        assert ("(busy)" in text) is not believable
 
 
 def test_a_missing_package_is_named_at_once(tmp_path: Path) -> None:

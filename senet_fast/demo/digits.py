@@ -3,10 +3,12 @@
 It runs on one thread: more gain little on maps of 8 x 8, and would wait for each other on a busy machine.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
@@ -42,6 +44,16 @@ class Training:
     losses: list[float] = field(default_factory=list)  # one per step
     seconds: float = 0.0
     accuracy: float = 0.0  # on the test part
+
+
+class Comparison(NamedTuple):
+    """Both trainings by the name of their SE block, and how far their losses are apart, at most."""
+
+    trainings: dict[str, Training]
+    same_weights: float  # FusedSE with the weights that SEBlock's network has at that step
+    own_weights: (
+        float  # each with its own: from the first ReLU input on that rounding puts on the other side of 0, more
+    )
 
 
 def load(dtype: torch.dtype) -> Data:
@@ -94,25 +106,30 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def train(epochs: int, dtype: torch.dtype) -> dict[str, Training]:
+def train(epochs: int, dtype: torch.dtype) -> Comparison:
     """Both networks from the same seed on the same batches, alternating step by step."""
     data = load(dtype)
     batches = len(data.train) // BATCH
     learners = {name: Learner(se, dtype, epochs * batches) for name, se in FACTORIES.items()}
+    plain, fused = learners["SEBlock"], learners["FusedSE"]
+    follower = copy.deepcopy(fused.network)
     order = torch.Generator().manual_seed(SEED)
     title = f"training, {str(dtype).removeprefix('torch.')}"
+    same_weights = 0.0
     with tqdm(total=epochs * batches, desc=title, unit="step") as progress:
         for _ in range(epochs):
             shuffled = torch.randperm(len(data.train), generator=order)
             for batch in shuffled[: batches * BATCH].view(batches, BATCH):
+                images, labels = data.train[batch], data.train_labels[batch]
+                follower.load_state_dict(plain.network.state_dict())
+                with torch.no_grad():
+                    loss = cross_entropy(follower(images), labels).item()
                 for learner in learners.values():
-                    learner.step(data.train[batch], data.train_labels[batch])
+                    learner.step(images, labels)
+                same_weights = max(same_weights, abs(loss - plain.training.losses[-1]))
                 progress.update()
     for learner in learners.values():
         learner.test(data)
-    return {name: learner.training for name, learner in learners.items()}
-
-
-def largest_difference(trainings: dict[str, Training]) -> float:
-    first, second = (torch.tensor(training.losses, dtype=torch.float64) for training in trainings.values())
-    return (first - second).abs().max().item()
+    trainings = {name: learner.training for name, learner in learners.items()}
+    own = max(abs(a - b) for a, b in zip(plain.training.losses, fused.training.losses, strict=True))
+    return Comparison(trainings, same_weights, own)

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from senet_fast.demo.digits import Training
+from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Decoded, Draw
 from senet_fast.demo.network import Network
 from senet_fast.demo.text import microseconds, ratio, table
@@ -15,31 +15,32 @@ from senet_fast.demo.text import microseconds, ratio, table
 CONTENDERS = {"eager": "#9aa0a6", "torch.compile": "#f2a33c", "fused": "#1a73e8", "copy": "#34a853"}
 
 
-def training_text(trainings: dict[str, Training], difference64: float, difference32: float) -> str:
-    plain, fused = trainings["SEBlock"], trainings["FusedSE"]
+def training_text(exact: Comparison, usual: Comparison) -> str:
     rows = [
         [name, len(run.losses), f"{run.losses[-1]:.5f}", f"{run.accuracy:.2%}", f"{run.seconds:.2f}"]
-        for name, run in trainings.items()
+        for name, run in usual.trainings.items()
     ]
+    same, own = f"{usual.same_weights:.1e}", f"{usual.own_weights:.1e}"
     return (
         "1. SE-ResNet trained on handwritten digits, same seed and batches, one thread\n\n"
         + table(["SE block", "steps", "last loss", "test accuracy", "seconds"], rows)
-        + f"\n\nSame losses: at most {difference64:.1e} apart over a float64 run; in float32 "
-        + f"{abs(plain.losses[0] - fused.losses[0]):.1e} at the first step and at most {difference32:.1e} later,\n"
-        + "where training amplifies the last bit of rounding."
+        + f"\n\nAt the same weights the losses are at most {same} apart (float64: {exact.same_weights:.1e}).\n"
+        + f"The two runs drift up to {own} apart (float64: {exact.own_weights:.1e}): now and then rounding puts\n"
+        + "a ReLU's input on the other side of 0, and a part of the gradient comes or goes."
     )
 
 
 def network_text(network: Network) -> str:
     plain, fused = network.seconds["SEBlock"], network.seconds["FusedSE"]
     rows = [
-        [name, f"{network.batch / seconds:.2f}", f"{plain / seconds:.3f}"] for name, seconds in network.seconds.items()
+        [name, f"{network.batch / seconds:.2f}", f"{plain / seconds:.3f}" if network.believable else "-"]
+        for name, seconds in network.seconds.items()
     ]
     stages = []
     for stage in network.stages:
         eager, compiled, own, copy = (stage.seconds[name] for name in CONTENDERS)
         times = [microseconds(value) for value in (eager, compiled, own, copy)]
-        ratios = [ratio(eager, own), ratio(compiled, own), ratio(own, copy)]
+        ratios = [ratio(eager, own), ratio(compiled, own), ratio(own, copy)] if stage.believable else ["-"] * 3
         busy = "" if stage.believable else " (busy)"
         stages.append(["x".join(map(str, stage.shape)) + busy, *times, *ratios, f"{stage.difference:.1e}"])
     head = ["x", "eager us", "compile us", "fused us", "copy us", "eager/fused", "compile/fused", "fused/copy", "diff"]
@@ -47,7 +48,7 @@ def network_text(network: Network) -> str:
     if not network.believable:
         notes.append("Other programs took cores during nearly every pass of the network: repeat on an idle machine.")
     if not all(stage.believable for stage in network.stages):
-        notes.append("Rows marked busy lost their cores in nearly every call: do not believe them.")
+        notes.append("Rows marked busy lost their cores in nearly every call; their ratios are left out.")
     return (
         f"2. SE-ResNet-50 on photographs, eval, {network.swapped} SE blocks swapped for FusedSE\n\n"
         + table(["SE block", "images/s", "speed"], rows)
@@ -85,13 +86,14 @@ def write_picture(path: Path, network: Network, trainings: dict[str, Training], 
     width = 0.8 / len(shown)
     for place, name in enumerate(shown):
         eager = [stage.seconds["eager"] or 1.0 for stage in network.stages]
-        values = [(stage.seconds[name] or 0.0) * 1e6 for stage in network.stages]
-        heights = [value / 1e6 / base for value, base in zip(values, eager, strict=True)]
+        values = [(stage.seconds[name] or 0.0) if stage.believable else 0.0 for stage in network.stages]
+        heights = [value / base for value, base in zip(values, eager, strict=True)]
         left = [index + (place - (len(shown) - 1) / 2) * width for index in range(len(values))]
         label = "copy of x (limit)" if name == "copy" else name
         drawn = bars.bar(left, heights, width, label=label, color=CONTENDERS[name])
-        bars.bar_label(drawn, [f"{value:.0f}" for value in values], fontsize=8)
-    bars.set_xticks(range(len(network.stages)), ["x".join(map(str, stage.shape)) for stage in network.stages])
+        bars.bar_label(drawn, [f"{value * 1e6:.0f}" if value else "" for value in values], fontsize=8)
+    names = ["x".join(map(str, stage.shape)) + ("" if stage.believable else "\n(busy)") for stage in network.stages]
+    bars.set_xticks(range(len(network.stages)), names)
     bars.set_ylabel("time relative to eager (labels: us)")
     bars.set_title("SE forward, float32")
     bars.set_ylim(0, 1.2 * bars.get_ylim()[1])
