@@ -178,7 +178,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"Not installed, left out: {', '.join(absent)}." if absent else "",
         f"Medians over {results['rounds']} processes for each; a ratio of two contenders is that of their x/copy.",
     ]
-    return " ".join(filter(None, notes)) + "\n\n" + table([*head, *(f"{name}/ours" for name in peers)], rows)
+    return " ".join(filter(None, notes)) + "\n\n" + table([*head, *(f"{name}/{OURS}" for name in peers)], rows)
 
 
 def main() -> None:
