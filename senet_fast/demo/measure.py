@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch
 BLOCK_SECONDS = 0.01
 MOST_CALLS = 200
 LEAST_KEPT = 0.1
+MOST_LOST = 0.02
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -41,14 +43,16 @@ def interleave(
     sizes = {name: calls or _block_size(call, timed) for name, call in contenders.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     order = list(contenders)
-    start, done = time.perf_counter(), 0
+    start, done, waited = time.perf_counter(), 0, _waited()
     while done < rounds or time.perf_counter() - start < seconds:
         for name in order:
             block = []
             for _ in range(sizes[name]):
                 before = _preemptions()
-                taken = timed(contenders[name])
-                block.append(Sample(taken, _preemptions() > before))
+                taken, lost = timed(contenders[name]), 0.0
+                if _preemptions() > before:  # asking how long after every call would disturb short ones
+                    lost, waited = _waited() - waited, _waited()
+                block.append(Sample(taken, lost > MOST_LOST * taken))
             samples[name] += block[len(block) // 3 :]
         order.reverse()
         done += 1
@@ -71,12 +75,20 @@ class Timings(dict[str, float]):
 
 class Sample(NamedTuple):
     seconds: float
-    preempted: bool
+    preempted: bool  # its threads waited for a core longer than MOST_LOST of the time
 
 
 def _preemptions() -> int:
     """How often the scheduler took a core from one of this process's threads."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _waited() -> float:
+    """Seconds that this process's threads waited for a core; where the kernel doesn't say, all the time counts."""
+    files = list(Path("/proc/self/task").glob("*/schedstat"))
+    if not files:
+        return time.perf_counter()
+    return sum(int(file.read_text().split()[1]) for file in files) / 1e9
 
 
 def _median(samples: list[Sample]) -> float:
