@@ -166,11 +166,12 @@ def markdown(results: dict[str, Any]) -> str:
     rows = []
     for row in results["rows"]:
         of_name = row["contenders"]
-        busy = "" if all(one["believable"] for one in of_name.values()) else " (busy: do not believe)"
+        believable = all(one["believable"] for one in of_name.values())
         times = [microseconds(one["seconds"]) for one in of_name.values()]
-        ratios = [f"{one['per_copy']:.2f}" for one in of_name.values()]
-        against = [ratio(of_name[name]["per_copy"], of_name[OURS]["per_copy"]) for name in peers]
-        rows.append([row["case"] + busy, *times, *ratios, *against])
+        ratios = [f"{one['per_copy']:.2f}" if believable else "-" for one in of_name.values()]
+        per_copy = {name: one["per_copy"] if believable else None for name, one in of_name.items()}
+        against = [ratio(per_copy[name], per_copy[OURS]) for name in peers]
+        rows.append([row["case"] + ("" if believable else " (busy)"), *times, *ratios, *against])
     versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *peers))
     absent = [name for name in MAKERS if name not in (OURS, *peers)]
     notes = [
