@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from senet_fast.se import reference
+from senet_fast.se.reference import prologue
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _squeeze_excite_into = torch.ops.senet_fast.squeeze_excite_into.default
@@ -87,7 +87,7 @@ def squeeze_excite(
     if pre_scale is not None or pre_shift is not None or pre_activation != "identity":
         tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
         if out is None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            x = reference.prologue(x, pre_scale, pre_shift, pre_activation, dim)
+            x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
         else:
             options |= {"pre_activation": pre_activation}
             out = torch.empty_like(x) if out is None else out
