@@ -126,6 +126,7 @@ def _train_in_parallel(rank: int, meeting: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         torch.save(_steps(rank), f"{results}.{rank}")
+        dist.barrier()  # neither leaves while the other still reads from it
     finally:
         dist.destroy_process_group()
 
