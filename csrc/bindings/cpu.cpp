@@ -51,10 +51,11 @@ std::int64_t cache_bytes([[maybe_unused]] int name, std::int64_t otherwise) {
 }
 
 // Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
-// (glibc maps blocks above 32 MB anew each time). Nothing changes but the time; SENET_FAST_HUGE_PAGES=0 leaves it.
+// (glibc maps blocks above 32 MB anew each time, and gives smaller ones back with the end of its heap). Nothing changes but
+// the time; SENET_FAST_HUGE_PAGES=0 leaves it.
 void advise_huge_pages([[maybe_unused]] const Tensor& t) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kPage = 2 << 20, kLeast = 32 << 20;
+  constexpr std::size_t kPage = 2 << 20, kLeast = 16 << 20;
   static const bool wanted = [] {
     const char* text = std::getenv("SENET_FAST_HUGE_PAGES");
     return text == nullptr || std::string_view(text) != "0";

@@ -1,17 +1,20 @@
-from typing import TypedDict
+from typing import TypedDict, type_check_only
 
+@type_check_only
 class CudaInfo(TypedDict):
     nvcc: str
     runtime: int
     driver: int
     devices: int
 
+@type_check_only
 class BuildInfo(TypedDict):
     torch: str
     compiler: str
     openmp: bool
     cuda: CudaInfo | None
 
+@type_check_only
 class Plan(TypedDict):
     threads: int
     images_per_tile: int
