@@ -63,7 +63,9 @@ VERBS = {
             ("clang-format", "--dry-run", "-Werror", "{csrc}"),
         ),
     ),
-    "stubs": Verb("lint", True, (("{python}", "-m", "mypy.stubtest", "senet_fast.ids._snowflake", "senet_fast.se._C"),)),
+    "stubs": Verb(
+        "lint", True, (("{python}", "-m", "mypy.stubtest", "senet_fast.ids._snowflake", "senet_fast.se._C"),)
+    ),
     "format": Verb("lint", False, (("ruff", "format", "."), ("clang-format", "-i", "{csrc}"))),
 }
 

@@ -86,7 +86,7 @@ Tensor op_autograd(SENET_ARGUMENTS) {
   return SqueezeExcite::apply(SENET_PASS);
 }
 
-// Writes into a tensor: no derivative, and the tensor's version counts up, so that autograd notices saved ones.
+// Writes into a tensor: no derivative.
 void into_autograd(SENET_INTO_ARGUMENTS) {
   const std::initializer_list<Tensor> tensors = {x,
                                                  fc1_weight,
@@ -99,6 +99,14 @@ void into_autograd(SENET_INTO_ARGUMENTS) {
                                                  out};
   TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
               "squeeze_excite: out= has no derivative; expected torch.no_grad() or inputs that require no gradient");
+  TORCH_CHECK(!any(tensors, transformed),
+              "squeeze_excite: out= and the fused prologue take neither tangents nor torch.func's tensors");
+  at::AutoDispatchBelowAutograd guard;
+  call_into(SENET_INTO_PASS);
+}
+
+// The tensor's version counts up, in inference mode too, so that autograd notices what it saved.
+void into_inplace(SENET_INTO_ARGUMENTS) {
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     call_into(SENET_INTO_PASS);
@@ -182,8 +190,22 @@ Tensor op_autocast(SENET_ARGUMENTS) {
                  post_activation);
 }
 
+// Weights as above; x and out stay, and so does the residual, which must be of their type.
+template <c10::DispatchKey kKey>
+void into_autocast(SENET_INTO_ARGUMENTS) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  const bool fits = fc1_weight.scalar_type() == x.scalar_type();
+  const auto cast = [&](const OptionalTensor& t) {
+    return t.has_value() && t->defined() && !fits && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(at::kFloat)) : t;
+  };
+  call_into(x, *cast(fc1_weight), cast(fc1_bias), cast(fc2_weight), cast(fc2_bias), residual, excitation, activation, gate, dim,
+            add_one, post_activation, pre_scale, pre_shift, pre_activation, out);
+}
+
 }  // namespace
 }  // namespace senet::bindings
+
+TORCH_LIBRARY_IMPL(senet_fast, ADInplaceOrView, m) { m.impl("squeeze_excite_into", &senet::bindings::into_inplace); }
 
 TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autograd);
@@ -196,7 +218,9 @@ TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatched, m) { m.impl("squeeze_excite", &
 
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCPU, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCPU>);
+  m.impl("squeeze_excite_into", &senet::bindings::into_autocast<c10::DispatchKey::AutocastCPU>);
 }
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCUDA, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCUDA>);
+  m.impl("squeeze_excite_into", &senet::bindings::into_autocast<c10::DispatchKey::AutocastCUDA>);
 }

@@ -1,4 +1,4 @@
-// The ops on the CPU: outputs from torch's allocator, threads from at::parallel_for, one call into drive.h.
+// The ops on the CPU: outputs from torch's allocator, one team of threads, one call into drive.h.
 #include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
@@ -24,16 +24,17 @@
 namespace senet::bindings {
 namespace {
 
-// One parallel region a call: its threads meet at barriers, which at::parallel_for has not.
+// One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
+// the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
 const auto run_team = [](std::int64_t threads, const auto& body) {
 #if defined(_OPENMP)
   if (threads > 1 && !at::in_parallel_region()) {
-#pragma omp parallel num_threads(static_cast<int>(threads))
+#pragma omp parallel
     {
       const auto barrier = [](void*) {
 #pragma omp barrier
       };
-      body(Member{omp_get_thread_num(), omp_get_num_threads(), barrier, nullptr});
+      body(Member{omp_get_thread_num(), std::min<std::int64_t>(threads, omp_get_num_threads()), barrier, nullptr});
     }
     return;
   }
@@ -43,12 +44,12 @@ const auto run_team = [](std::int64_t threads, const auto& body) {
 
 ForcedPlan forced_plan;
 
-std::int64_t cache_bytes([[maybe_unused]] int name, std::int64_t otherwise) {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
-  if (const std::int64_t bytes = sysconf(name); bytes > 0) return bytes;
-#endif
-  return otherwise;
+std::int64_t cache_bytes(int name, std::int64_t otherwise) {
+  const std::int64_t bytes = sysconf(name);
+  return bytes > 0 ? bytes : otherwise;
 }
+#endif
 
 // Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
 // (glibc maps blocks above 32 MB anew each time, and gives smaller ones back with the end of its heap). Nothing changes but
@@ -134,9 +135,13 @@ void into_cpu(SENET_INTO_ARGUMENTS) {
     const auto [begin, end] = memory_range(t);
     const bool same = out_begin == begin && out.strides() == t.strides();
     TORCH_CHECK_VALUE(end <= out_begin || out_end <= begin || (same && may_be_same), "squeeze_excite: out overlaps ", name,
-                      "; expected other memory", may_be_same ? ", or the very same tensor" : "");
+                      "; expected another range of memory", may_be_same ? ", or the very same tensor" : "");
   };
   apart(v.tensor, "x", true);
+  apart(fc1_weight, "fc1_weight", false);
+  for (const auto& [t, name] : {std::pair{&fc1_bias, "fc1_bias"}, {&fc2_weight, "fc2_weight"}, {&fc2_bias, "fc2_bias"}}) {
+    if (t->has_value() && (*t)->defined()) apart(**t, name, false);
+  }
   if (residual.has_value() && residual->defined()) apart(*residual, "residual", prologue.is_identity());
   const bool fits = matches(out, v, false);
   const Tensor y = fits ? out : empty_dense(v);
@@ -215,7 +220,9 @@ Machine machine() {
   static const std::int64_t level2 = 1 << 20, level3 = 0;
 #endif
   Machine m;
+#if defined(_OPENMP)
   m.threads = at::get_num_threads();
+#endif
   m.near_bytes = std::max<std::int64_t>(1 << 20, level2 * m.threads);
   m.far_bytes = m.near_bytes;
 #if defined(__x86_64__)

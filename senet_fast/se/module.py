@@ -37,8 +37,8 @@ class FusedSE(nn.Module):
         dim: the gated axis of x: 1 for [B, C, ...], -1 for [B, T, C].
         add_one: scale by 1 + gate.
         post_activation: applied to ``x * scale (+ residual)``.
-        inplace: while grad mode is off, y takes the place of ``x``: the least memory traffic. With grad mode on, where
-            backward needs ``x``, y is a new tensor.
+        inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. Otherwise,
+            and beside a residual of another dtype, y is a new tensor.
 
     Raises:
         ValueError: sizes below 1, an unknown activation name. TypeError: an activation of an unknown kind.
@@ -92,6 +92,9 @@ class FusedSE(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y [shape, dtype and memory layout of x] = post_activation(x * scale + residual)."""
         modules = self._modules
+        in_place = self.inplace and not self.training and not torch.is_grad_enabled()
+        if residual is not None and residual.dtype != x.dtype:
+            in_place = False
         return squeeze_excite(
             x,
             *_weight_and_bias(modules["fc1"]),
@@ -102,7 +105,7 @@ class FusedSE(nn.Module):
             dim=self.dim,
             add_one=self.add_one,
             post_activation=self.post_activation,
-            out=x if self.inplace and not torch.is_grad_enabled() else None,
+            out=x if in_place else None,
         )
 
     def extra_repr(self) -> str:

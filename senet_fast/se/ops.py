@@ -54,10 +54,11 @@ def squeeze_excite(
         dim: the gated axis; negative counts from the end, 0 (the batch) is refused.
         add_one: scale by ``1 + gate(z)``: the residual form x + x * gate.
         pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused only without
-            gradients; with them u is made in plain torch in front of the op.
+            gradients; with them u is made in plain torch in front of the op. No forward mode, no vmap.
         pre_activation: as ``activation``.
         out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual`` where there is
-            no prologue, but overlap neither otherwise. In a layout other than that of ``x`` it costs a copy.
+            no prologue, but its range of memory overlaps no input otherwise. A layout other than that of ``x`` costs a
+            copy.
 
     Returns:
         y: shape, dtype and memory layout of ``x``; ``out`` if given, else it never aliases ``x``.
@@ -86,7 +87,8 @@ def squeeze_excite(
         options["post_activation"] = post_activation
     if pre_scale is not None or pre_shift is not None or pre_activation != "identity":
         tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
-        if out is None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        if out is None and (wanted or (residual is not None and residual.dtype != x.dtype)):
             x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
         else:
             options |= {"pre_activation": pre_activation}

@@ -13,9 +13,7 @@ PRE = ["identity", "relu", "silu", "affine_clamp(0.5, 0.25, -1, 1)"]
 
 
 def prologue_of(arguments: dict[str, object], activation: str) -> dict[str, object]:
-    x = arguments["x"]
-    assert isinstance(x, Tensor)
-    K = x.shape[int(str(arguments.get("dim", 1)))]
+    K = arguments["fc2_weight"].shape[0]
     return {"pre_scale": torch.rand(K) + 0.5, "pre_shift": torch.randn(K), "pre_activation": activation}
 
 
@@ -64,7 +62,7 @@ def test_out(dtype: torch.dtype, layout: Layout, where: str, pre_activation: str
     else:
         out = torch.empty_like(y) if where == "new" else arguments[where]
     if where == "residual" and pre_activation is not None:
-        with pytest.raises(ValueError, match="out overlaps residual; expected other memory"):
+        with pytest.raises(ValueError, match="out overlaps residual; expected another range of memory"):
             squeeze_excite(**arguments, **pre, out=out)
         return
     assert squeeze_excite(**arguments, **pre, out=out) is out
@@ -104,17 +102,19 @@ def test_module_in_place() -> None:
     y = block(x)
     assert y is not x
     with torch.no_grad():
-        assert block(x) is x
+        assert block(x) is not x  # in training mode a checkpoint may want x again
+        assert block.eval()(x) is x
         assert_same_bits(x, y)
     assert "inplace=True" in repr(block)
 
 
-def test_writing_is_seen_by_autograd() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_writing_is_seen_by_autograd(mode: type) -> None:
     """A tensor saved for backward and then overwritten raises, as with torch's own in-place functions."""
-    block, x = FusedSE(8, 2, inplace=True), torch.randn(2, 8, 5, 5, requires_grad=True)
+    block, x = FusedSE(8, 2, inplace=True).eval(), torch.randn(2, 8, 5, 5, requires_grad=True)
     h = x * 2
     z = h.exp() * h
-    with torch.no_grad():
+    with mode():
         block(h)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
@@ -122,7 +122,7 @@ def test_writing_is_seen_by_autograd() -> None:
 
 @torch.inference_mode()
 def test_inference_mode() -> None:
-    block, x = FusedSE(8, 2, inplace=True), torch.randn(2, 8, 5, 5)
+    block, x = FusedSE(8, 2, inplace=True).eval(), torch.randn(2, 8, 5, 5)
     expected = FusedSE.forward(block.requires_grad_(False), x.clone())
     assert_same_bits(block(x), expected)
 
@@ -149,6 +149,43 @@ def test_compile() -> None:
         torch.testing.assert_close(torch.compile(double, fullgraph=True)(x), double(x))
 
 
+def test_transforms_are_refused() -> None:
+    """Rather than a tangent lost."""
+    arguments = make_arguments(BY_NAME["nchw"], torch.float32)
+    x, pre = arguments.pop("x"), prologue_of(arguments, "relu")
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="take neither tangents"):
+        squeeze_excite(torch.autograd.forward_ad.make_dual(x, x), **arguments, **pre)
+
+
+def test_autocast() -> None:
+    """Half weights beside a float32 x, and a float32 residual beside a half one, with and without gradients alike."""
+    block, x = FusedSE(8, 2, inplace=True).bfloat16().eval(), torch.randn(2, 8, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = block(x)
+        half = block.float()(x.bfloat16(), x)
+        with torch.no_grad():
+            assert_same_bits(block(x.bfloat16(), x), half)
+            assert block.bfloat16()(x) is x
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_prologue_plans_agree(dtype: torch.dtype, layout: str, in_place: bool) -> None:
+    arguments = make_arguments(BY_NAME[layout], dtype, B=5, K=67, R=9, residual=True, post_activation="silu")
+    pre = prologue_of(arguments, "silu")
+    results = []
+    try:
+        for threads, tile in [(1, 5), (2, 1), (2, 3)]:
+            _C.force_plan(threads=threads, images_per_tile=tile)
+            x = arguments["x"].clone()
+            results.append(squeeze_excite(**{**arguments, "x": x}, **pre, out=x if in_place else None))
+    finally:
+        _C.force_plan()
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+
+
 def test_errors() -> None:
     arguments = make_arguments(BY_NAME["nchw"], torch.float32)
     x = arguments["x"]
@@ -166,7 +203,7 @@ def test_errors() -> None:
         (
             {"x": flat[1:].view(x.shape), "out": flat[:-1].view(x.shape)},
             ValueError,
-            "out overlaps x; expected other memory",
+            "out overlaps x; expected another range of memory",
         ),
         ({"pre_scale": torch.ones(K + 1)}, ValueError, f"pre_scale has shape [{K + 1}]; expected [{K}]"),
         (

@@ -5,7 +5,9 @@
 #define SENET_ISA_NAME "neon"
 #include <arm_neon.h>
 #else
+#if defined(__x86_64__)
 #include <emmintrin.h>
+#endif
 #define SENET_ISA_NAME "baseline"
 #endif
 #include "se/cpu/kernels.h"

@@ -27,8 +27,7 @@ struct Plan {
   bool stream;                   // the output goes past the caches
 };
 
-// threads, images_per_tile and stream decide who does what when; no sum depends on them, so results are the same bits on
-// every machine.
+// threads, images_per_tile and stream decide who does what when; no sum depends on them.
 inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * work.item_bytes);
   const std::int64_t bytes = shape.B * image_bytes * work.tensors;

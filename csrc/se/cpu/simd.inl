@@ -1,5 +1,5 @@
 // Vec<A>: 64 bytes of float or double as one to four native vectors, with the loads and stores of every data type. Part of
-// kernels.inl. Lanes are the same on every ISA, so sums come out in the same order and to the same bits.
+// kernels.inl. Lanes are the same on every ISA, so sums come out in the same order.
 
 #define SENET_INLINE inline __attribute__((always_inline))
 

@@ -59,10 +59,12 @@ template <class T>
 struct OrderOf {
   using type = InOrder;
 };
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 template <>
 struct OrderOf<bf16> {
   using type = EvenOdd;
 };
+#endif
 
 // The sum over a channel, lane by lane: four accumulators, so that additions overlap, emptied into outer ones now and then, so
 // that the rounding error grows with the square root of the channel's size at most; joined in a fixed order.

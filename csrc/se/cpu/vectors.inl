@@ -34,6 +34,12 @@ SENET_INLINE std::int64_t until_aligned(const T* p) {
   return static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(p) % kBytes / sizeof(T));
 }
 
+// Streaming needs whole lines, which a y that is not even aligned to its elements never reaches.
+template <class T>
+SENET_INLINE bool aligned_elements(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % sizeof(T) == 0;
+}
+
 // y[i] = value(i, load) for n elements from the last to the first, past the caches if kStream. y may be what value reads:
 // vectors that overlap are computed before one of them is stored. Lines at the ends are shared with other runs; with the
 // vectors next to them, which overlap theirs, they are stored as usual: a line both streamed and stored costs most.
@@ -51,7 +57,7 @@ SENET_INLINE void write_vectors(std::int64_t n, T* y, Value value) {
     return for_vectors<A>(n, [&](std::int64_t i, auto load, auto store) { store(value(i, load), y + i); });
   }
   const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < 2 * kLanes ? 0 : to_line, tail = (n - head) % kLanes;
-  const bool streamed = kStream && head == to_line;
+  const bool streamed = kStream && head == to_line && aligned_elements(y);
   std::int64_t i = n - tail;
   if (tail > 0) {
     i -= kLanes;
@@ -78,7 +84,7 @@ SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A*
   const std::int64_t n = channels * I;
   if (n == 0) return;
   const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < kLanes ? 0 : to_line;
-  const bool streamed = kStream && head == to_line;
+  const bool streamed = kStream && head == to_line && aligned_elements(y);
   std::int64_t i = head + (n - head) / kLanes * kLanes, k = (i - 1) / I;
   const Vec<A> front = across(0, 0, 0), back = across(n - kLanes, channels - 1, 0);
   const bool tail = i < n;
