@@ -101,7 +101,7 @@ class Nvcc:
     def compile(self, source: str, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         out = str(folder / f"{Path(source).stem}.cuda.o")
-        flags = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fPIC", "--threads", "2", f"-I{ROOT / 'csrc'}"]
+        flags = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler=-fPIC", "--threads", "2", f"-I{ROOT / 'csrc'}"]
         command = [self.path, *flags, *self.arch_flags(), "-c", source, "-o", out]
         print(" ".join(command), flush=True)
         subprocess.check_call(command, cwd=ROOT)
@@ -149,7 +149,11 @@ def se_extension(torch) -> tuple[Extension, type]:
         "senet_fast.se._C",
         sources("csrc/bindings") + sources("csrc/se/cpu"),
         include_dirs=[str(ROOT / "csrc")],
-        depends=[path for folder in ("csrc/se", "csrc/se/cpu", "csrc/bindings") for path in sources(folder, "*.[hi]*")],
+        depends=[
+            path
+            for folder in ("csrc/se", "csrc/se/cpu", "csrc/se/cuda", "csrc/bindings")
+            for path in sources(folder, "*.[hi]*")
+        ],
         # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf stay.
         extra_compile_args=[
             *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],

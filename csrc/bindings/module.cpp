@@ -4,6 +4,7 @@
 
 #include "bindings/cpu.h"
 #include "se/cpu/drive.h"
+#include "se/cuda/plan.h"
 #if defined(SENET_FAST_CUDA)
 #include "se/cuda/device.h"
 #endif
@@ -36,14 +37,31 @@ py::dict build_info() {
 }
 
 py::dict plan(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, std::int64_t R, std::int64_t item_bytes) {
-  const senet::Work work{item_bytes, 2 * K * R * item_bytes};
-  const senet::Plan plan = senet::bindings::with_forced(senet::plan({B, O, K, I, R}, work, senet::bindings::machine()));
+  const senet::Machine machine = senet::bindings::machine();
+  const senet::Work work{item_bytes, 2 * K * R * item_bytes, machine.stream_forward_bytes};
+  const senet::Plan plan = senet::bindings::with_forced(senet::plan({B, O, K, I, R}, work, machine));
   py::dict result;
   result["threads"] = plan.threads;
   result["images_per_tile"] = plan.images_per_tile;
   result["rows_per_block"] = plan.rows_per_block;
   result["blocks"] = plan.blocks;
   result["stream"] = plan.stream;
+  return result;
+}
+
+py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, int item_bytes, int processors,
+                   int blocks_per_processor, std::int64_t l2_bytes) {
+  if (item_bytes != 2 && item_bytes != 4 && item_bytes != 8)
+    throw py::value_error("item_bytes is " + std::to_string(item_bytes) + "; expected 2, 4 or 8");
+  const senet::Dtype dtype = item_bytes == 2 ? senet::Dtype::f16 : item_bytes == 4 ? senet::Dtype::f32 : senet::Dtype::f64;
+  const senet::cuda::Plan plan = senet::cuda::plan({B, O, K, I, 1}, dtype, {processors, blocks_per_processor, l2_bytes});
+  const senet::cuda::Tiles& tiles = plan.tiles;
+  py::dict result;
+  result["tile"] = py::make_tuple(tiles.channels, tiles.rows, tiles.columns);
+  result["tiles"] = py::make_tuple(tiles.channel_tiles, tiles.row_tiles, tiles.column_tiles);
+  result["lanes"] = plan.lanes;
+  result["images_ahead"] = plan.lag;
+  result["blocks"] = plan.blocks;
   return result;
 }
 
@@ -67,6 +85,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
         py::arg("item_bytes") = 4,
         "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream.");
+  m.def("plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::kw_only(),
+        py::arg("item_bytes") = 4, py::arg("processors") = 132, py::arg("blocks_per_processor") = 3,
+        py::arg("l2_bytes") = 50 << 20,
+        "How x [B, O, K, I] is cut on a GPU (by default an H100): tile and tiles along (K, O, I), lanes to a channel, "
+        "images_ahead, blocks.");
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), "Override the planner from now on; what is None it decides itself.");
 }

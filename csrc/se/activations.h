@@ -4,8 +4,8 @@
 // X(name, arguments, default of a single optional argument or kRequired, value, gradient)
 // value is an expression in z, the pre-activation (float or double), and p[], the arguments; gradient also in g, the gradient
 // of the value. A NaN in z stays one where torch's does: comparisons are written so that it takes the branch that returns z.
-// Where a branch is closed the gradient is 0 whatever g is, as in torch, not 0 * g. They are compiled once per ISA, with the
-// functions of cpu/math.inl in scope.
+// Where a branch is closed the gradient is 0 whatever g is, as in torch, not 0 * g. They are compiled once per ISA and for
+// the GPU, with the functions of formulas.inl in scope.
 // clang-format off
 #define SENET_ACTIVATIONS(X) \
   X(identity, 0, kRequired, z, g) \

@@ -7,6 +7,7 @@
 namespace senet {
 
 enum class Dtype : std::uint8_t { f32, f64, bf16, f16 };
+inline std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 enum class Excitation : std::uint8_t { two_fc, one_fc, channel_conv };
 
 // x is seen as [B, O, K, I] with K the gated axis: the squeeze runs over O and I.

@@ -22,11 +22,30 @@ class Plan(TypedDict):
     blocks: int
     stream: bool
 
+@type_check_only
+class CudaPlan(TypedDict):
+    tile: tuple[int, int, int]
+    tiles: tuple[int, int, int]
+    lanes: int
+    images_ahead: int
+    blocks: int
+
 def build_info() -> BuildInfo: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def select_isa(name: str) -> None: ...
 def plan(B: int, O: int, K: int, I: int, R: int, *, item_bytes: int = 4) -> Plan: ...
+def plan_cuda(
+    B: int,
+    O: int,
+    K: int,
+    I: int,
+    *,
+    item_bytes: int = 4,
+    processors: int = 132,
+    blocks_per_processor: int = 3,
+    l2_bytes: int = 52428800,
+) -> CudaPlan: ...
 def force_plan(
     *, threads: int | None = None, images_per_tile: int | None = None, stream: bool | None = None
 ) -> None: ...

@@ -99,11 +99,13 @@ struct Cut {
   int64_t tile;
   int threads;
   bool stream;
-  bool in_place = false;  // y is x
+  enum { kFresh, kX, kResidual } y = kFresh;  // what y is
 
   std::string name() const {
     return "tile " + std::to_string(tile) + ", threads " + std::to_string(threads) + (stream ? ", streamed" : "") +
-           (in_place ? ", in place" : "");
+           (y == kX          ? ", y is x"
+            : y == kResidual ? ", y is the residual"
+                             : "");
   }
 };
 
@@ -118,7 +120,9 @@ const auto run_team = [](int64_t threads, const auto& body) {
   for (std::thread& thread : team) thread.join();
 };
 
-std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, const Kernels& kernels, const Cut& cut) {
+// Forward and backward; with a prologue forward alone.
+std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, const Kernels& kernels, const Cut& cut,
+                        const PrologueNumbers& pre = {}) {
   const int64_t image = c.shape.O * c.shape.K * c.shape.I;
   const auto spread = [&](const Doubles& images) {  // NaNs between the images, but not behind the last
     Doubles all;
@@ -137,27 +141,19 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
   const auto asked = [&](int t) { return c.gradients >> t & 1 ? out[t].data() : nullptr; };
 
   ForwardParams f;
-  static_cast<Params&>(f) = {.shape = c.shape,
-                             .dtype = c.dtype,
-                             .weight_dtype = c.weight_dtype,
-                             .excitation = c.excitation,
-                             .activation = c.activation,
-                             .gate = c.gate,
-                             .epilogue = {c.add_one, c.residual ? residual.data : nullptr, image + c.gap, c.post},
-                             .x = x.data,
-                             .x_batch_stride = image + c.gap,
-                             .fc1_weight = w1.data,
-                             .fc2_weight = c.two_fc() ? w2.data : nullptr,
-                             .saved = out[SAVED].data()};
+  static_cast<Params&>(f) = params_of(c, x, residual, w1, w2, out[SAVED].data());
   f.fc1_bias = c.bias1 ? b1.data : nullptr;
   f.fc2_bias = c.two_fc() && c.bias2 ? b2.data : nullptr;
   f.y = out[Y].data();
   f.y_batch_stride = image;
-  if (cut.in_place) {
-    for (std::size_t i = 0; i < in[X].size(); ++i) put(in[X][i], c.dtype, out[Y].data() + i * std::size_t(item_bytes(c.dtype)));
-    f.x = f.y;
-    f.x_batch_stride = image;
+  if (cut.y != Cut::kFresh) {
+    const Doubles& there = in[cut.y == Cut::kX ? X : RESIDUAL];
+    for (std::size_t i = 0; i < there.size(); ++i) put(there[i], c.dtype, out[Y].data() + i * std::size_t(item_bytes(c.dtype)));
+    (cut.y == Cut::kX ? f.x : f.epilogue.residual) = f.y;
+    (cut.y == Cut::kX ? f.x_batch_stride : f.epilogue.residual_batch_stride) = image;
   }
+  const Input scale(pre.scale, c.sum_dtype()), shift(pre.shift, c.sum_dtype());
+  f.prologue = {pre.scale.empty() ? nullptr : scale.data, pre.shift.empty() ? nullptr : shift.data, pre.activation};
   const auto forced = [&](Plan plan) {
     plan.threads = cut.threads;
     plan.images_per_tile = cut.tile;
@@ -169,12 +165,14 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
     return plan;
   };
   forward(f, kernels, forced(plan_forward(f, Machine())), run_team);
+  if (!f.prologue.is_identity()) return out;
 
   const Input saved(out[SAVED].values(), c.sum_dtype());
   BackwardParams g;
   static_cast<Params&>(g) = f;
   g.x = x.data;
-  g.x_batch_stride = image + c.gap;
+  g.x_batch_stride = g.epilogue.residual_batch_stride = image + c.gap;
+  g.epilogue.residual = c.residual ? residual.data : nullptr;
   g.saved = saved.data;
   g.grad_y = grad_y.data;
   g.grad_x = asked(DX);
@@ -183,27 +181,6 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
   if (c.two_fc()) g.grad_fc2_weight = asked(DW2), g.grad_fc2_bias = asked(DB2);
   backward(g, kernels, forced(plan_backward(g, Machine())), run_team);
   return out;
-}
-
-// Rounded once to its type, a result may be off by half a unit in the last place of the number, and by some noise of the
-// sums, which is relative to the tensor's largest number. grad_x reads grad_residual back: there its roundings count too.
-void compare(const std::string& where, Tensor t, const Case& c, const Output& out, const Doubles& want, double noise) {
-  check(out.guarded(), "%s: wrote outside %s", where.c_str(), kTensorNames[t]);
-  const bool activated = !c.post.is_identity(), written = t == DRESIDUAL ? activated : t < DX || (c.gradients >> t & 1);
-  if (!written) return check(out.untouched(), "%s: %s was not asked for, but written", where.c_str(), kTensorNames[t]);
-  const Doubles got = out.values();
-  double largest = 0, worst = -1;
-  for (const double v : want) largest = std::max(largest, std::abs(v));
-  const double unit = std::ldexp(1.01, -1 - format(out.dtype).mantissa), denormal = out.dtype == Dtype::f16 ? 0x1p-25 : 1e-300;
-  const double everywhere = largest * (noise + (t == DX && activated ? unit : 0)) + denormal;
-  std::size_t index = 0;
-  for (std::size_t i = 0; i < want.size() && !std::isnan(worst); ++i) {
-    const double error = std::abs(got[i] - want[i]) / (std::abs(want[i]) * unit + everywhere);
-    if (!(error <= worst)) worst = error, index = i;
-  }
-  if (want.empty()) return;
-  check(worst <= 1, "%s: %s[%zu] is %.17g, expected %.17g (%.3g times the tolerance)", where.c_str(), kTensorNames[t], index,
-        got[index], want[index], worst);
 }
 
 std::vector<Case> cases() {
@@ -247,12 +224,40 @@ void test_operation() {
     std::vector<Output> first[2];  // x86-64's baseline has no fused multiply-add and rounds differently
     for_isas([&](const Kernels& kernels) {
       std::vector<Output>& same = first[std::strcmp(kernels.name, "baseline") == 0];
-      for (const Cut& cut : {Cut{all, 1, false}, {all, 3, true}, {1, 1, true, true}, {2, 3, false, true}}) {
+      for (const Cut& cut :
+           {Cut{all, 1, false}, {all, 3, true}, {1, 1, true, Cut::kX}, {2, 3, false, Cut::kX}, {2, 2, true, Cut::kResidual}}) {
+        if (cut.y == Cut::kResidual && !c.residual) continue;
         const std::string where = c.name() + " on " + kernels.name + ", " + cut.name();
         const std::vector<Output> out = run(c, in, want, kernels, cut);
         if (same.empty()) same = out;
         for (int t = 0; t < kTensors; ++t) {
           compare(where, Tensor(t), c, out[t], want[t], c.dtype == Dtype::f64 ? 1e-14 : 4e-6);
+          check(out[t].bytes == same[t].bytes, "%s: %s has other bits than with one thread", where.c_str(), kTensorNames[t]);
+        }
+      }
+    });
+  }
+}
+
+void test_prologue() {
+  unsigned seed = 0;
+  for (const Case& c : cases()) {
+    const Inputs in = random_inputs(c, ++seed);
+    const PrologueNumbers pre = random_prologue(c, seed);
+    if (pre.scale.empty() && pre.shift.empty() && pre.activation.is_identity()) continue;
+    Inputs seen = in;
+    seen[X] = behind(pre, c, in[X]);
+    const Results want = naive(c, seen);
+    const int64_t all = std::max<int64_t>(1, c.shape.B);
+    std::vector<Output> first[2];
+    for_isas([&](const Kernels& kernels) {
+      std::vector<Output>& same = first[std::strcmp(kernels.name, "baseline") == 0];
+      for (const Cut& cut : {Cut{all, 1, false}, {1, 3, true}, {2, 2, false, Cut::kX}}) {
+        const std::string where = c.name() + " behind a prologue on " + kernels.name + ", " + cut.name();
+        const std::vector<Output> out = run(c, in, want, kernels, cut, pre);
+        if (same.empty()) same = out;
+        for (const Tensor t : {Y, SAVED}) {
+          compare(where, t, c, out[t], want[t], c.dtype == Dtype::f64 ? 1e-14 : 4e-6);
           check(out[t].bytes == same[t].bytes, "%s: %s has other bits than with one thread", where.c_str(), kTensorNames[t]);
         }
       }
@@ -314,6 +319,7 @@ int main() {
   group("conversions", test_conversions);
   group("activations", test_activations);
   group("operation", test_operation);
+  group("prologue", test_prologue);
   group("finite differences", test_finite_differences);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

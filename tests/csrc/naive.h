@@ -133,6 +133,54 @@ Inputs random_inputs(const Case& c, unsigned seed) {
   return in;
 }
 
+struct PrologueNumbers {
+  Doubles scale, shift;  // one a channel, or none
+  Activation activation;
+};
+
+// u, rounded to the type of x at each step that rounds
+Doubles behind(const PrologueNumbers& pre, const Case& c, const Doubles& x) {
+  Doubles u(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t k = int64_t(i) / c.shape.I % c.shape.K;
+    double v = x[i] * (pre.scale.empty() ? 1 : pre.scale[k]) + (pre.shift.empty() ? 0 : pre.shift[k]);
+    char item[8];
+    put(value(pre.activation, v), c.dtype, item);
+    u[i] = get(item, c.dtype);
+  }
+  return u;
+}
+
+PrologueNumbers random_prologue(const Case& c, unsigned seed) {
+  PrologueNumbers pre;
+  std::mt19937 random(seed);
+  for (int64_t k = 0; k < c.shape.K; ++k) {  // sums of a few bits: no rounding that a fused multiply-add would leave out
+    pre.scale.push_back(1 + int(random() % 3) * 0.25);
+    pre.shift.push_back(int(random() % 5) * 0.25 - 0.5);
+  }
+  if (seed % 3 == 0) pre.scale.clear();
+  if (seed % 5 == 0) pre.shift.clear();
+  pre.activation = row(seed % 2 ? int(ActivationKind::relu) : int(ActivationKind::identity));
+  return pre;
+}
+
+// What forward and backward share; images of x and of the residual stand `gap` elements apart.
+Params params_of(const Case& c, const Input& x, const Input& residual, const Input& w1, const Input& w2, void* saved) {
+  const int64_t stride = c.shape.O * c.shape.K * c.shape.I + c.gap;
+  return {.shape = c.shape,
+          .dtype = c.dtype,
+          .weight_dtype = c.weight_dtype,
+          .excitation = c.excitation,
+          .activation = c.activation,
+          .gate = c.gate,
+          .epilogue = {c.add_one, c.residual ? residual.data : nullptr, stride, c.post},
+          .x = x.data,
+          .x_batch_stride = stride,
+          .fc1_weight = w1.data,
+          .fc2_weight = c.two_fc() ? w2.data : nullptr,
+          .saved = saved};
+}
+
 // Forward and backward, all excitations as matrices: the convolution's is banded.
 Results naive(const Case& c, const Inputs& in) {
   const auto [B, O, K, I, R] = c.shape;
@@ -190,6 +238,29 @@ Results naive(const Case& c, const Inputs& in) {
     out[SAVED].insert(out[SAVED].end(), z2.begin(), z2.end());
   }
   return out;
+}
+
+// ---- comparison ----
+
+// Rounded once to its type, a result may be off by half a unit in the last place of the number, and by some noise of the
+// sums, which is relative to the tensor's largest number. grad_x reads grad_residual back: there its roundings count too.
+void compare(const std::string& where, Tensor t, const Case& c, const Output& out, const Doubles& want, double noise) {
+  check(out.guarded(), "%s: wrote outside %s", where.c_str(), kTensorNames[t]);
+  const bool activated = !c.post.is_identity(), written = t == DRESIDUAL ? activated : t < DX || (c.gradients >> t & 1);
+  if (!written) return check(out.untouched(), "%s: %s was not asked for, but written", where.c_str(), kTensorNames[t]);
+  const Doubles got = out.values();
+  double largest = 0, worst = -1;
+  for (const double v : want) largest = std::max(largest, std::abs(v));
+  const double unit = std::ldexp(1.01, -1 - format(out.dtype).mantissa), denormal = out.dtype == Dtype::f16 ? 0x1p-25 : 1e-300;
+  const double everywhere = largest * (noise + (t == DX && activated ? unit : 0)) + denormal;
+  std::size_t index = 0;
+  for (std::size_t i = 0; i < want.size() && !std::isnan(worst); ++i) {
+    const double error = std::abs(got[i] - want[i]) / (std::abs(want[i]) * unit + everywhere);
+    if (!(error <= worst)) worst = error, index = i;
+  }
+  if (want.empty()) return;
+  check(worst <= 1, "%s: %s[%zu] is %.17g, expected %.17g (%.3g times the tolerance)", where.c_str(), kTensorNames[t], index,
+        got[index], want[index], worst);
 }
 
 }  // namespace

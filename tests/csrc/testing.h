@@ -97,34 +97,38 @@ double get(const char* from, Dtype dtype) {
 
 // ---- memory ----
 
-// Aligned to an element and no more, and ending where the allocation ends, so that ASan sees the first byte read behind it.
+// `offset` elements behind a boundary of 16 bytes: with 1, aligned to an element and no more. It ends where the allocation
+// ends, so that ASan sees the first byte read behind it.
 struct Input {
   std::unique_ptr<char[]> bytes;
   char* data;
 
-  Input(const Doubles& values, Dtype dtype) : bytes(new char[(values.size() + 1) * std::size_t(item_bytes(dtype))]) {
-    data = bytes.get() + item_bytes(dtype);
+  Input(const Doubles& values, Dtype dtype, int offset = 1)
+      : bytes(new char[(values.size() + std::size_t(offset)) * std::size_t(item_bytes(dtype))]) {
+    data = bytes.get() + offset * item_bytes(dtype);
     for (std::size_t i = 0; i < values.size(); ++i) put(values[i], dtype, data + i * std::size_t(item_bytes(dtype)));
   }
 };
 
-// NaNs between two guards.
+// NaNs between two guards, `offset` elements behind a boundary of 16 bytes.
 struct Output {
   static constexpr std::size_t kGuard = 64;
   Dtype dtype;
+  std::size_t front;  // the first guard
   std::vector<char> bytes;
 
-  Output(std::size_t n, Dtype type) : dtype(type), bytes(2 * kGuard + n * std::size_t(item_bytes(type)), kGuardByte) {
-    std::fill(bytes.begin() + kGuard, bytes.end() - kGuard, kPoison);
+  Output(std::size_t n, Dtype type, int offset = 0)
+      : dtype(type),
+        front(kGuard + std::size_t(offset * item_bytes(type))),
+        bytes(front + n * std::size_t(item_bytes(type)) + kGuard, kGuardByte) {
+    std::fill(bytes.begin() + std::ptrdiff_t(front), bytes.end() - kGuard, kPoison);
   }
-  char* data() { return bytes.data() + kGuard; }
-  bool guarded() const {
-    return only(kGuardByte, bytes.begin(), bytes.begin() + kGuard) && only(kGuardByte, bytes.end() - kGuard, bytes.end());
-  }
-  bool untouched() const { return only(kPoison, bytes.begin() + kGuard, bytes.end() - kGuard); }
+  char* data() { return bytes.data() + front; }
+  bool guarded() const { return only(kGuardByte, bytes.begin(), begin()) && only(kGuardByte, end(), bytes.end()); }
+  bool untouched() const { return only(kPoison, begin(), end()); }
   Doubles values() const {
     Doubles all;
-    for (std::size_t at = kGuard; at < bytes.size() - kGuard; at += std::size_t(item_bytes(dtype))) {
+    for (std::size_t at = front; at < bytes.size() - kGuard; at += std::size_t(item_bytes(dtype))) {
       all.push_back(get(&bytes[at], dtype));
     }
     return all;
@@ -132,6 +136,8 @@ struct Output {
 
  private:
   using Iterator = std::vector<char>::const_iterator;
+  Iterator begin() const { return bytes.begin() + std::ptrdiff_t(front); }
+  Iterator end() const { return bytes.end() - kGuard; }
   static constexpr char kGuardByte = '\xA5', kPoison = '\xFF';  // all ones: a NaN in every format
   static bool only(char byte, Iterator from, Iterator to) { return std::count(from, to, byte) == to - from; }
 };

@@ -133,6 +133,7 @@ def test_plan_shows_how_a_call_is_cut() -> None:
     assert rows["blocks"] == -(-56 * 56 // rows["rows_per_block"])
     tiny = _C.plan(B=1, O=1, K=16, I=16, R=4)
     assert (tiny["threads"], tiny["stream"]) == (1, False)
+    assert _C.plan(B=256, O=1, K=1024, I=64 * 64, R=64)["stream"]  # 8 GB: no cache holds what the next layer will read
 
 
 def test_plan_can_be_forced() -> None:

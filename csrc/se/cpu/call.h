@@ -9,8 +9,6 @@
 
 namespace senet {
 
-inline std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-
 // A: float or double, the type of sums and excitation. Buffers are made before the team starts; its members share the object.
 template <class A>
 class Call {

@@ -13,14 +13,16 @@ inline std::int64_t weight_elements(const Params& p) {
 
 inline Plan plan_forward(const ForwardParams& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.residual ? 3 : 2;
-  Plan cut = plan(p.shape, {item_bytes(p.dtype), weight_elements(p) * item_bytes(p.weight_dtype), tensors}, machine);
+  const std::int64_t weight_bytes = weight_elements(p) * item_bytes(p.weight_dtype);
+  Plan cut = plan(p.shape, {item_bytes(p.dtype), weight_bytes, machine.stream_forward_bytes, tensors}, machine);
   // in all three y's lines are in the cache already
   if (p.y == p.x || p.y == p.epilogue.residual || !p.prologue.is_identity()) cut.stream = false;
   return cut;
 }
 inline Plan plan_backward(const Params& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.activation.is_identity() ? 3 : p.epilogue.residual ? 5 : 4;
-  return plan(p.shape, {item_bytes(p.dtype), 2 * weight_elements(p) * item_bytes(p.weight_dtype), tensors, 2}, machine);
+  const std::int64_t weight_bytes = 2 * weight_elements(p) * item_bytes(p.weight_dtype);
+  return plan(p.shape, {item_bytes(p.dtype), weight_bytes, machine.stream_backward_bytes, tensors, 2}, machine);
 }
 
 template <class RunTeam>

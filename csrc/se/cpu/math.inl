@@ -1,6 +1,6 @@
-// Scalar functions for the rows of activations.h, branch-free in float so that loops over them vectorise. Part of
-// kernels.inl: compiled once per ISA, in its namespace, and calling nothing but libm's C functions, so that no copy of a
-// shared inline function is ever compiled with a wider ISA than the caller's.
+// The elementary functions that the rows of activations.h stand on, branch-free in float so that loops over them vectorise.
+// Part of kernels.inl: compiled once per ISA, in its namespace, and calling nothing but libm's C functions, so that no copy of
+// a shared inline function is ever compiled with a wider ISA than the caller's.
 
 constexpr float bits_to_float(int bits) { return __builtin_bit_cast(float, bits); }
 
@@ -39,50 +39,29 @@ inline float tanh(float x) {
 }
 inline double tanh(double x) { return ::tanh(x); }
 
-inline float erf(float x) { return ::erff(x); }
+// erf to 1.3 ulp: a polynomial below 1, above it 1 - e^-q, with minimax fits of erf(x) / x - 1 and of -log(erfc(x)).
+inline float erf(float x) {
+  const float magnitude = x < 0 ? -x : x, square = x * x;
+  float p = 7.853857721e-5f;
+  p = p * square - 8.010192526e-4f;
+  p = p * square + 5.188327561e-3f;
+  p = p * square - 2.685381187e-2f;
+  p = p * square + 1.128358515e-1f;
+  p = p * square - 3.761262582e-1f;
+  p = p * square + 1.28379166e-1f;
+  const float t = magnitude > 4.0f ? 4.0f : magnitude;  // erf is 1 in float from there on; a NaN passes
+  float q = -1.863800841e-4f;
+  q = q * t + 2.947666795e-3f;
+  q = q * t - 2.183809696e-2f;
+  q = q * t + 1.031068214e-1f;
+  q = q * t + 6.381447582e-1f;
+  q = q * t + 1.127089234f;
+  q = q * t + 3.415125936e-4f;
+  const float far = 1.0f - exp(-q);
+  return magnitude < 1.0f ? x + x * p : (x < 0 ? -far : far);
+}
 inline double erf(double x) { return ::erf(x); }
 
-template <class A>
-inline A clamp(A z, double lo, double hi) {
-  return z < A(lo) ? A(lo) : (z > A(hi) ? A(hi) : z);
-}
-template <class A>
-inline A sigmoid(A z) {
-  return 1 / (1 + exp(-z));
-}
-template <class A>
-inline A sigmoid_slope(A z) {
-  const A s = sigmoid(z);
-  return s * (1 - s);
-}
-template <class A>
-inline A normal_cdf(A z) {
-  return A(0.5) * (1 + erf(z * A(0.70710678118654752)));
-}
-template <class A>
-inline A normal_pdf(A z) {
-  return A(0.39894228040143268) * exp(A(-0.5) * z * z);
-}
-template <class A>
-inline A gelu_inner(A z) {
-  return A(0.79788456080286536) * (z + A(0.044715) * z * z * z);
-}
-template <class A>
-inline A gelu_tanh_slope(A z_) {
-  const A z = clamp(z_, -30, 30);  // 0 and 1 to the last bit from there on, where inner_slope would overflow
-  const A t = tanh(gelu_inner(z));
-  const A inner_slope = A(0.79788456080286536) * (1 + 3 * A(0.044715) * z * z);
-  return A(0.5) * (1 + t) + A(0.5) * z * (1 - t * t) * inner_slope;
-}
-// tanh(log(1 + e^z)) = n / (n + 2) with n = e^z (e^z + 2); 1 to the last bit from z = 20 on.
-template <class A>
-inline A tanh_softplus(A z) {
-  const A e = exp(z > 20 ? A(20) : z);
-  const A n = e * (e + 2);
-  return n / (n + 2);
-}
-template <class A>
-inline A mish_slope(A z) {
-  const A t = tanh_softplus(z);
-  return t + z * (1 - t * t) * sigmoid(z);
-}
+#define SENET_FORMULA inline
+#include "se/formulas.inl"
+#undef SENET_FORMULA

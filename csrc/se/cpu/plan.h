@@ -10,11 +10,12 @@ namespace senet {
 struct Machine {
   std::int64_t threads = 1;
   std::int64_t near_bytes = 1 << 20;  // what the threads together keep close to them: their L2
-  std::int64_t far_bytes = 1 << 20;   // from here on outputs go past the caches
+  // from here on y and grad_x go past the caches
+  std::int64_t stream_forward_bytes = 1 << 20, stream_backward_bytes = 1 << 20;
 };
 
 struct Work {
-  std::int64_t item_bytes, weight_bytes;
+  std::int64_t item_bytes, weight_bytes, stream_bytes;
   std::int64_t tensors = 2;   // of the shape of x, read or written
   std::int64_t squeezed = 1;  // of these, those that the squeeze passes through the cache
 };
@@ -35,7 +36,7 @@ inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   // Starting a team and its barriers take the time in which one thread gets through some 200 kB.
   constexpr std::int64_t kThreadBytes = 128 << 10;
   plan.threads = std::clamp<std::int64_t>((bytes + work.weight_bytes) / kThreadBytes, 1, machine.threads);
-  plan.stream = bytes > machine.far_bytes;
+  plan.stream = bytes > work.stream_bytes;
   // A tile leaves some room for the rest. Heavy weights are worth a larger one: they are read once for all of its images,
   // and the matrix products take four images at a time.
   const std::int64_t close = machine.near_bytes * 3 / 4 / (image_bytes * work.squeezed);

@@ -1,0 +1,99 @@
+// The ops on a GPU. No CUDA header: device and stream come from c10, and the kernels are behind se/cuda/launch.h.
+#if defined(SENET_FAST_CUDA)
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/library.h>
+
+#include <map>
+#include <mutex>
+
+#include "bindings/ops.h"
+#include "bindings/run.h"
+#include "se/cuda/launch.h"
+
+namespace senet::bindings {
+namespace {
+
+void check_cuda(const char* error, const char* what) {
+  TORCH_CHECK(error == nullptr, "squeeze_excite: ", what, " failed: ", error);
+}
+
+// The kernels leave their counters zero, so each stream keeps a tensor of them, grown where a batch needs more. A graph gets
+// zeros of its own, recorded with it: it may be replayed on any stream.
+Tensor counters_for(const Tensor& x, void* stream, std::int64_t count) {
+  const auto zeros = [&](std::int64_t n) { return at::zeros({n}, x.options().dtype(at::kInt)); };
+  if (cuda::is_capturing(stream)) return zeros(count);
+  static std::mutex mutex;
+  static auto& kept = *new std::map<std::pair<c10::DeviceIndex, void*>, Tensor>;  // never freed: CUDA may end before us
+  const std::lock_guard lock(mutex);
+  Tensor& counters = kept[{x.device().index(), stream}];
+  if (!counters.defined() || counters.numel() < count) counters = zeros(std::max<std::int64_t>(count, 1024));
+  return counters;
+}
+
+// Enqueues forward or backward on the current stream of the device of x.
+class Run {
+ public:
+  explicit Run(const Tensor& x) : x_(x), guard_(x.device()) {}
+
+  void operator()(const ForwardParams& p) const { enqueue(p, cuda::plan_forward, cuda::forward_scratch, cuda::forward); }
+  void operator()(const BackwardParams& p) const { enqueue(p, cuda::plan_backward, cuda::backward_scratch, cuda::backward); }
+  static void made(const Tensor&) {}
+
+ private:
+  const Tensor& x_;
+  const c10::DeviceGuard guard_;
+
+  template <class P>
+  void enqueue(const P& p, const char* (*plan_of)(const P&, cuda::Plan&),
+               std::int64_t (*scratch_of)(const P&, const cuda::Plan&),
+               const char* (*launch)(const P&, const cuda::Plan&, void*, unsigned*, void*)) const {
+    for (const std::int64_t size : {p.shape.B, p.shape.O, p.shape.K, p.shape.I, p.shape.R}) {
+      TORCH_CHECK_VALUE(size < std::int64_t{1} << 30, "squeeze_excite: x has shape ", x_.sizes(),
+                        "; expected fewer than 2^30 images, rows, channels and columns on a GPU");
+    }
+    cuda::Plan plan;
+    check_cuda(plan_of(p, plan), "asking for the GPU's properties");
+    TORCH_CHECK_VALUE(cuda::fits_one_launch(plan, p.shape.B), "squeeze_excite: x has shape ", x_.sizes(),
+                      "; expected fewer than 2^30 tiles of 16 kB on a GPU");
+    void* stream = c10::impl::VirtualGuardImpl(x_.device().type()).getStream(x_.device()).native_handle();
+    const Tensor scratch = at::empty({scratch_of(p, plan)}, x_.options().dtype(at::kByte));
+    const Tensor counters = counters_for(x_, stream, cuda::counters_of(p.shape.B));
+    check_cuda(launch(p, plan, scratch.mutable_data_ptr(), static_cast<unsigned*>(counters.mutable_data_ptr()), stream),
+               "the launch");
+  }
+};
+
+Tensor op_cuda(SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  return forward_new(a, nullptr, Run(x));
+}
+
+void into_cuda(SENET_INTO_ARGUMENTS) { forward_given({SENET_PASS}, pre_scale, pre_shift, pre_activation, out, Run(x)); }
+
+std::tuple<Tensor, Tensor> forward_cuda(SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
+  return {forward_new(a, saved.mutable_data_ptr(), Run(x)), saved};
+}
+
+Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check(a);
+  return gradients(grad_y, saved, mask, a, Run(x));
+}
+
+}  // namespace
+}  // namespace senet::bindings
+
+TORCH_LIBRARY_IMPL(senet_fast, CUDA, m) {
+  m.impl("squeeze_excite", &senet::bindings::op_cuda);
+  m.impl("squeeze_excite_into", &senet::bindings::into_cuda);
+  m.impl("squeeze_excite_forward", &senet::bindings::forward_cuda);
+  m.impl("squeeze_excite_backward", &senet::bindings::backward_cuda);
+}
+#endif

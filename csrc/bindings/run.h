@@ -1,0 +1,145 @@
+// The ops for a device that brings run(ForwardParams), run(BackwardParams) and run.made(tensor), which sees each new tensor of
+// the size of x before it is written: outputs, copies of what does not fit, and the parameters.
+#pragma once
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <utility>
+
+#include "bindings/ops.h"
+
+namespace senet::bindings {
+
+// The residual as the kernels read it; the tensor must outlive p.
+inline Tensor set_residual(const Arguments& a, const View& x, Params& p) {
+  if (!a.residual.has_value() || !a.residual->defined()) return {};
+  Tensor residual = matching(*a.residual, x, false);
+  p.epilogue.residual = residual.const_data_ptr();
+  p.epilogue.residual_batch_stride = residual.stride(0);
+  return residual;
+}
+
+inline const void* pointer_of(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// y into `out`, whose images lie in memory as those of x
+template <class Run>
+void forward_into(const Arguments& a, const View& x, const Tensor& out, void* saved, const Prologue& prologue, const Run& run) {
+  const Weights weights = contiguous_weights(a);
+  ForwardParams p;
+  static_cast<Params&>(p) = params_of(a, x, weights);
+  p.prologue = prologue;
+  const Tensor residual = set_residual(a, x, p);
+  p.saved = saved;
+  p.fc1_bias = pointer_of(weights.fc1_bias);
+  p.fc2_bias = pointer_of(weights.fc2_bias);
+  p.y = out.mutable_data_ptr();
+  p.y_batch_stride = out.stride(0);
+  run(p);
+}
+
+template <class Run>
+Tensor forward_new(const Arguments& a, void* saved, const Run& run) {
+  const View x = view(a.x, gated_axis(a.x, a.dim));
+  Tensor y = at::empty_like(a.x);
+  const Tensor out = matches(y, x, true) ? y : empty_dense(x);
+  run.made(out);
+  forward_into(a, x, out, saved, {}, run);
+  if (!out.is_same(y)) y.copy_(out);
+  return y;
+}
+
+// `out` may be x itself or, without a prologue, the residual itself; it may share memory with nothing else.
+inline void check_apart(const Arguments& a, const View& x, const Prologue& prologue, const Tensor& out) {
+  const auto range = [](const Tensor& t) {
+    const char* begin = static_cast<const char*>(t.const_data_ptr());
+    return std::pair{begin, begin + at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize())};
+  };
+  const auto apart = [&](const OptionalTensor& t, const char* name, bool may_be_same) {
+    if (!t.has_value() || !t->defined()) return;
+    const auto [out_begin, out_end] = range(out);
+    const auto [begin, end] = range(*t);
+    const bool same = out_begin == begin && out.strides() == t->strides();
+    TORCH_CHECK_VALUE(end <= out_begin || out_end <= begin || (same && may_be_same), "squeeze_excite: out overlaps ", name,
+                      "; expected another range of memory", may_be_same ? ", or the very same tensor" : "");
+  };
+  at::assert_no_internal_overlap(out);
+  apart(x.tensor, "x", true);
+  apart(a.fc1_weight, "fc1_weight", false);
+  apart(a.fc1_bias, "fc1_bias", false);
+  apart(a.fc2_weight, "fc2_weight", false);
+  apart(a.fc2_bias, "fc2_bias", false);
+  apart(a.residual, "residual", prologue.is_identity());
+}
+
+template <class Run>
+void forward_given(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                   c10::string_view pre_activation, const Tensor& out, const Run& run) {
+  check_into(a, pre_scale, pre_shift, pre_activation, out);
+  const auto numbers = [&](const OptionalTensor& t) {
+    return t.has_value() && t->defined() ? t->to(accumulate_type(a.x)).contiguous() : Tensor();
+  };
+  const Tensor scale = numbers(pre_scale), shift = numbers(pre_shift);
+  const Prologue prologue{pointer_of(scale), pointer_of(shift), parse_activation(pre_activation, "pre_activation")};
+  const View x = view(a.x, gated_axis(a.x, a.dim));
+  check_apart(a, x, prologue, out);
+  const bool fits = matches(out, x, false);
+  const Tensor y = fits ? out : empty_dense(x);
+  if (!fits) {
+    TORCH_WARN_ONCE("squeeze_excite: out (strides ", out.strides(), ") is not laid out as x (strides ", x.tensor.strides(),
+                    "); y is copied");
+  }
+  forward_into(a, x, y, nullptr, prologue, run);
+  if (!fits) out.copy_(y);
+}
+
+template <class Run>
+Gradients gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, const Arguments& a, const Run& run) {
+  const Tensor& x = a.x;
+  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes() && grad_y.scalar_type() == x.scalar_type() && grad_y.device() == x.device(),
+                    "squeeze_excite_backward: grad_y is ", grad_y.scalar_type(), " of shape ", grad_y.sizes(), " on ",
+                    grad_y.device(), "; expected ", x.scalar_type(), " of ", x.sizes(), " on ", x.device());
+  TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == x.size(0) && saved.size(1) == saved_width(a).expect_int() &&
+                        saved.scalar_type() == accumulate_type(x) && saved.device() == x.device(),
+                    "squeeze_excite_backward: saved is ", saved.scalar_type(), " of shape ", saved.sizes(), " on ",
+                    saved.device(), "; expected what squeeze_excite_forward returned for these arguments");
+  const View v = view(x, gated_axis(x, a.dim));
+  const Weights weights = contiguous_weights(a);
+  Gradients gradients = empty_gradients(a, mask);
+  auto& [grad_x, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight, grad_fc2_bias, grad_residual] = gradients;
+  BackwardParams p;
+  static_cast<Params&>(p) = params_of(a, v, weights);
+  const Tensor dy = matching(grad_y, v, true), states = saved.contiguous();
+  p.saved = const_cast<void*>(states.const_data_ptr());  // read only in backward
+  p.grad_y = dy.const_data_ptr();
+  const Tensor residual = set_residual(a, v, p);
+  const bool activated = !p.epilogue.activation.is_identity();
+  // the gradient as the kernels write it: `to` where that lies in memory as x does
+  const auto laid_out = [&](bool wanted, const Tensor& to) {
+    const Tensor made = wanted && matches(to, v, true) ? to : empty_dense(v);
+    run.made(made);
+    return made;
+  };
+  Tensor grad_v, dx;
+  if (activated) {
+    grad_v = laid_out(mask[5] && residual.defined(), grad_residual);
+    p.grad_residual = grad_v.mutable_data_ptr();
+  }
+  if (mask[0]) {
+    dx = laid_out(true, grad_x);
+    p.grad_x = dx.mutable_data_ptr();
+  }
+  const auto pointer = [](bool wanted, const Tensor& weight, const Tensor& grad) {
+    return wanted && weight.defined() ? grad.mutable_data_ptr() : nullptr;
+  };
+  p.grad_fc1_weight = pointer(mask[1], weights.fc1_weight, grad_fc1_weight);
+  p.grad_fc1_bias = pointer(mask[2], weights.fc1_bias, grad_fc1_bias);
+  p.grad_fc2_weight = pointer(mask[3], weights.fc2_weight, grad_fc2_weight);
+  p.grad_fc2_bias = pointer(mask[4], weights.fc2_bias, grad_fc2_bias);
+  run(p);
+  if (mask[0] && !dx.is_same(grad_x)) grad_x.copy_(dx);
+  if (activated && mask[5] && residual.defined() && !grad_v.is_same(grad_residual)) grad_residual.copy_(grad_v);
+  return gradients;
+}
+
+}  // namespace senet::bindings

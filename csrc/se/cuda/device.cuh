@@ -1,0 +1,167 @@
+// What the kernels share: number types, 16-byte vectors, activations, sums over lanes, matrix rows.
+#pragma once
+#include "se/cuda/plan.h"
+#include "se/cuda/port.cuh"
+
+namespace senet::cuda {
+
+// ---- numbers ----
+
+SENET_DEVICE float widen(float v) { return v; }
+SENET_DEVICE double widen(double v) { return v; }
+template <class T>
+SENET_DEVICE void narrow(T v, T& out) {
+  out = v;
+}
+SENET_DEVICE void narrow(double v, float& out) { out = static_cast<float>(v); }
+template <class T, class A>
+SENET_DEVICE T narrowed(A v) {
+  T out;
+  narrow(v, out);
+  return out;
+}
+
+constexpr double kNowhere = __builtin_nan("");  // compares with nothing
+
+// The type of sums.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+template <class T, int n = 16 / sizeof(T)>
+struct alignas(n * sizeof(T)) Vector {
+  static constexpr int kItems = n;
+  T items[n];
+};
+
+template <class T>
+SENET_DEVICE bool aligned(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
+}
+// Elements before the first 16-byte boundary.
+template <class T>
+SENET_DEVICE int misaligned(const T* p) {
+  return static_cast<int>((0 - reinterpret_cast<std::uintptr_t>(p)) % 16 / sizeof(T));
+}
+
+// n / divisor for n below 2^31, by a multiplication.
+struct Divisor {
+  unsigned factor, shift;
+};
+inline Divisor divisor(int d) {
+  unsigned shift = 0;
+  while ((1u << shift) < static_cast<unsigned>(d)) ++shift;
+  const std::uint64_t factor = ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - d)) / d + 1;
+  return {static_cast<unsigned>(factor), shift};
+}
+SENET_DEVICE int divide(int n, Divisor d) {
+  return static_cast<int>((__umulhi(static_cast<unsigned>(n), d.factor) + static_cast<unsigned>(n)) >> d.shift);
+}
+
+// ---- activations ----
+
+SENET_DEVICE float exp(float x) { return ::expf(x); }
+SENET_DEVICE double exp(double x) { return ::exp(x); }
+SENET_DEVICE float tanh(float x) { return ::tanhf(x); }
+SENET_DEVICE double tanh(double x) { return ::tanh(x); }
+SENET_DEVICE float erf(float x) { return ::erff(x); }
+SENET_DEVICE double erf(double x) { return ::erf(x); }
+
+#define SENET_FORMULA SENET_DEVICE
+#include "se/formulas.inl"
+#undef SENET_FORMULA
+
+// A call, not inlined: once for the hidden channels and gates of a tile, and for each element only behind or before a scale
+// whose activation is no clamp.
+template <class A>
+SENET_DEVICE_CALL A activate(const Activation& activation, A z) {
+  const A p[4] = {A(activation.arguments[0]), A(activation.arguments[1]), A(activation.arguments[2]),
+                  A(activation.arguments[3])};
+  switch (activation.kind) {
+#define SENET_CASE(name, arguments, optional, value, gradient) \
+  case ActivationKind::name:                                   \
+    return A(value);
+    SENET_ACTIVATIONS(SENET_CASE)
+#undef SENET_CASE
+  }
+  return z;
+}
+
+// The gradient of z from g, that of the value.
+template <class A>
+SENET_DEVICE_CALL A activate_grad(const Activation& activation, A z, A g) {
+  [[maybe_unused]] const A p[4] = {A(activation.arguments[0]), A(activation.arguments[1]), A(activation.arguments[2]),
+                                   A(activation.arguments[3])};
+  switch (activation.kind) {
+#define SENET_CASE(name, arguments, optional, value, gradient) \
+  case ActivationKind::name:                                   \
+    return A(gradient);
+    SENET_ACTIVATIONS(SENET_CASE)
+#undef SENET_CASE
+  }
+  return g;
+}
+
+// ---- sums ----
+
+// Of `lanes` neighbouring lanes, a power of two; the whole warp calls it, and every lane has its group's sum.
+template <class A>
+SENET_DEVICE A sum_lanes(A v, int lanes) {
+  for (int offset = lanes >> 1; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
+// out(row, sum over m < M of weight[row * stride + m] * in[m]) on one lane, for the rows below `rows`. The whole block calls
+// it.
+template <class W, class A, class Out>
+SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const A* in, const Out& out) {
+  constexpr int kItems = Vector<W>::kItems, kRows = 4;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const bool vectors = aligned(weight) && stride % kItems == 0 && M % kItems == 0;
+  int lanes = 1;
+  while (lanes < 32 && lanes * (vectors ? kItems : 1) < M) lanes *= 2;
+  const int at_once = 32 / lanes, first = lane & (lanes - 1);
+  for (int block = warp * at_once * kRows; block < rows; block += warps * at_once * kRows) {
+    const int row = block + lane / lanes;  // and every at_once-th from there
+    A sums[kRows] = {};
+    if (vectors) {
+      for (int m = first * kItems; m < M; m += lanes * kItems) {
+        Vector<W> w[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          const int r = row + i * at_once;
+          w[i] = load_vector(reinterpret_cast<const Vector<W>*>(weight + (r < rows ? r : 0) * stride + m));
+        }
+#pragma unroll
+        for (int j = 0; j < kItems; ++j) {
+          const A v = in[m + j];
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) sums[i] += A(widen(w[i].items[j])) * v;
+        }
+      }
+    } else {
+      for (int m = first; m < M; m += lanes) {
+        const A v = in[m];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          const int r = row + i * at_once;
+          sums[i] += A(widen(weight[(r < rows ? r : 0) * stride + m])) * v;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const A sum = sum_lanes(sums[i], lanes);
+      if (first == 0 && row + i * at_once < rows) out(row + i * at_once, sum);
+    }
+  }
+}
+
+}  // namespace senet::cuda

@@ -1,0 +1,98 @@
+// How the ticket kernels cut the work: a pure function of shape, types and GPU. Nothing of CUDA here.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "se/params.h"
+
+namespace senet::cuda {
+
+constexpr int kThreads = 256;       // of a block
+constexpr int kMaxChannels = 1024;  // of a tile
+
+// What the planner must know of a GPU. The defaults are an H100's, for tests and questions.
+struct Gpu {
+  int processors = 132;
+  int blocks_per_processor = 3;  // of the kernel in question, as the driver says
+  std::int64_t l2_bytes = 50 << 20;
+};
+
+// Tiles of an image [O, K, I]: channels of K, rows of O, columns of I. At the end of an axis they may be smaller. Columns are
+// cut only where a tile is one channel and one row, so that a row of a tile is always one run of memory.
+struct Tiles {
+  int channels = 1, rows = 1, columns = 1;
+  int channel_tiles = 1, row_tiles = 1, column_tiles = 1;
+
+  int parts() const { return row_tiles * column_tiles; }  // tiles that share their channels
+  int count() const { return channel_tiles * parts(); }
+};
+
+struct Plan {
+  Tiles tiles;
+  int lanes = 1;  // threads that sum a channel where I > 1; a power of two
+  int lag = 1;    // images whose tiles are squeezed before the first is scaled
+  int blocks = 1;
+};
+
+// The cut of an image does not depend on the batch: neither do the bits of the result.
+inline Tiles cut(const Shape& shape, std::int64_t item, std::int64_t tile_bytes) {
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const std::int64_t tile = tile_bytes / item, O = std::max<std::int64_t>(1, shape.O), I = std::max<std::int64_t>(1, shape.I);
+  // a run of a tile is a line of 128 bytes or more, where the image allows it
+  const std::int64_t least = std::min(shape.K, std::max<std::int64_t>(1, 128 / (item * I)));
+  std::int64_t channels = std::clamp<std::int64_t>(tile / (O * I) / least * least, least, kMaxChannels);
+  channels = std::min(channels, shape.K);
+  const std::int64_t rows = std::clamp<std::int64_t>(tile / (channels * I), 1, O);
+  const std::int64_t columns = channels == 1 && rows == 1 ? std::min(I, tile) : I;
+  return {static_cast<int>(channels),  static_cast<int>(rows), static_cast<int>(columns),
+          ceil_div(shape.K, channels), ceil_div(O, rows),      ceil_div(I, columns)};
+}
+
+// What tests choose: threads of a block, a power of two; bytes of a tile, 0 for the planner's.
+struct Forced {
+  int threads = kThreads;
+  std::int64_t tile_bytes = 0;
+};
+
+inline Plan plan(const Shape& shape, Dtype dtype, const Gpu& gpu, const Forced& forced = {}) {
+  Plan plan;
+  // A tile of every resident block, squeezed and not yet scaled, twice over must stay in the L2.
+  const bool small_cache = gpu.l2_bytes < (20 << 20);
+  plan.tiles = cut(shape, item_bytes(dtype), forced.tile_bytes ? forced.tile_bytes : small_cache ? 8 << 10 : 16 << 10);
+  const int columns = plan.tiles.columns;
+  plan.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
+  while (plan.lanes < forced.threads && plan.lanes * plan.tiles.channels < forced.threads) plan.lanes *= 2;
+  const int resident = gpu.processors * (small_cache ? std::min(2, gpu.blocks_per_processor) : gpu.blocks_per_processor);
+  const std::int64_t tiles = plan.tiles.count();
+  // as many images ahead as keep all blocks busy: in the steady state nobody waits
+  plan.lag = static_cast<int>(std::min(shape.B, (resident + tiles - 1) / tiles));
+  plan.blocks = static_cast<int>(std::min<std::int64_t>(resident, 2 * tiles * std::max<std::int64_t>(1, shape.B)));
+  return plan;
+}
+
+// Tickets are counted in 32 bits, with room for each block's last.
+inline bool fits_one_launch(const Plan& plan, std::int64_t images) {
+  return images <= (std::int64_t{1} << 30) / plan.tiles.count();
+}
+
+constexpr int kHeaderCounters = 4;  // in front of one for each image
+inline std::int64_t counters_of(std::int64_t images) { return kHeaderCounters + images; }
+
+// Scratch behind one pointer: take(n) is the next n numbers. Without the pointer it only counts.
+class Scratch {
+ public:
+  Scratch(void* begin, Dtype dtype) : begin_(static_cast<char*>(begin)), item_(dtype == Dtype::f64 ? 8 : 4) {}
+
+  void* take(std::int64_t n) {
+    const std::int64_t at = bytes_;
+    bytes_ += (n * item_ + 15) / 16 * 16;
+    return begin_ ? begin_ + at : nullptr;
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  char* begin_;
+  std::int64_t item_, bytes_ = 0;
+};
+
+}  // namespace senet::cuda

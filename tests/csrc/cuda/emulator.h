@@ -1,0 +1,115 @@
+// Runs the GPU's kernels on the host, from the same source: the other side of csrc/se/cuda/port.cuh. Every thread of a block is
+// a fiber, and one thread of the host runs them in a seeded random order, so that a run can be repeated.
+//
+// It tests indices, barriers, tickets and what orders memory, with the number of resident blocks as a parameter. Rules are
+// checked: all threads meet at the same barrier, 16-byte accesses are aligned, shared memory starts as NaNs, and when nobody
+// can go on it prints where everybody waits. With -fsanitize=thread each thread of the GPU is one of the sanitizer's fibers;
+// barriers and counters order what they order on the GPU and nothing else does, so it reports races between threads of the GPU.
+// With -fsanitize=address it reports accesses outside of tensors and of shared memory.
+//
+// It knows nothing of time, registers, occupancy, bank conflicts, instructions, or memory orders weaker than the sanitizer's.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+namespace emulator {
+
+struct Dim3 {
+  unsigned x;
+};
+struct Thread {
+  Dim3 thread, block;
+};
+extern Thread* self;
+extern Dim3 block_size, grid_size;
+
+struct Options {
+  unsigned seed = 1;
+  int resident = 4;  // blocks that run at the same time
+};
+// kernel(shared memory) on every thread. Ends the program, with a reason, where a rule is broken or nobody can go on.
+void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const Options& options,
+            const std::function<void(void*)>& kernel);
+
+[[noreturn]] void fail(const char* what);
+void block_barrier(const char* file, int line);
+std::uint64_t exchange(std::uint64_t value, unsigned lane, const char* file, int line);  // within the warp
+unsigned add(unsigned* p, unsigned v, bool acquire, bool release);
+unsigned load_acquire(const unsigned* p);
+void spin();  // lets others run
+
+template <class T>
+T shuffle(T v, unsigned lane, const char* file, int line) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &v, sizeof v);
+  bits = exchange(bits, lane, file, line);
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+template <class V>
+void check_aligned(const V* p) {
+  static_assert(sizeof(V) == 16);
+  if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) fail("a 16-byte access that is not aligned");
+}
+
+}  // namespace emulator
+
+#define SENET_DEVICE inline
+#define SENET_DEVICE_CALL inline
+#define SENET_HOST_DEVICE
+#define threadIdx (emulator::self->thread)
+#define blockIdx (emulator::self->block)
+#define blockDim (emulator::block_size)
+#define gridDim (emulator::grid_size)
+#define __syncthreads() emulator::block_barrier(__FILE__, __LINE__)
+#define __shfl_xor_sync(mask, v, offset) emulator::shuffle(v, threadIdx.x % 32 ^ (offset), __FILE__, __LINE__)
+#define __umulhi(a, b) static_cast<unsigned>(std::uint64_t{a} * (b) >> 32)
+
+namespace senet::cuda {
+
+struct f16 {
+  _Float16 value;
+};
+struct bf16 {
+  std::uint16_t bits;
+};
+
+inline float widen(f16 v) { return float(v.value); }
+inline float widen(bf16 v) {
+  const std::uint32_t bits = std::uint32_t{v.bits} << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+inline void narrow(float v, f16& out) { out.value = static_cast<_Float16>(v); }
+inline void narrow(float v, bf16& out) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  out.bits = static_cast<std::uint16_t>(v != v ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+template <class V>
+V load_vector(const V* p) {
+  emulator::check_aligned(p);
+  return *p;
+}
+template <class V>
+V load_streaming(const V* p) {
+  return load_vector(p);
+}
+template <class V>
+void store_vector(V* p, V v) {
+  emulator::check_aligned(p);
+  *p = v;
+}
+
+inline unsigned add_relaxed(unsigned* p, unsigned v) { return emulator::add(p, v, false, false); }
+inline unsigned add_acquire_release(unsigned* p, unsigned v) { return emulator::add(p, v, true, true); }
+inline void add_release(unsigned* p, unsigned v) { emulator::add(p, v, false, true); }
+inline unsigned load_acquire(const unsigned* p) { return emulator::load_acquire(p); }
+inline void pause() { emulator::spin(); }
+
+}  // namespace senet::cuda
