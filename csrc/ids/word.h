@@ -1,5 +1,6 @@
-// Where a generator's word lives, and what fork() does to it: in the child it reads kForked, so that no child can
-// repeat its parent's IDs. This costs the claim nothing: kForked is a value it compares with anyway.
+// Where a generator's state lives, and what fork() does to it. A private state reads kForked in the child, so that no
+// child can repeat its parent's IDs; this costs the claim nothing: kForked is a value it compares with anyway. A shared
+// state (of one process and its children, or of all that map one file) goes on in the child.
 #pragma once
 
 #include <pthread.h>
@@ -14,7 +15,7 @@
 namespace senet::ids {
 
 struct Page {
-  Word word{kFresh};
+  State state;
   Page* next = nullptr;
 };
 
@@ -23,7 +24,7 @@ struct Page {
 inline std::atomic<Page*> unwiped_pages{nullptr};
 
 inline void forget_words() {
-  for (Page* page = unwiped_pages.load(); page; page = page->next) page->word.store(kForked);
+  for (Page* page = unwiped_pages.load(); page; page = page->next) page->state.word.store(kForked);
 }
 
 inline void forget_at_fork(Page* page) {
@@ -34,18 +35,45 @@ inline void forget_at_fork(Page* page) {
   }
 }
 
-// A page of its own for each word, never given back: a generator made again within the same tick must go on from the
-// last ID. nullptr where memory is short.
-inline Word* new_word() {
-  const auto bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return nullptr;
+inline size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+inline void* new_page(int kind) {
+  void* memory = mmap(nullptr, page_bytes(), PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+}
+
+// A page of its own for each state, never given back: a generator made again within the same tick must go on from the
+// last ID, and a thread may still be in a claim. nullptr where memory is short.
+inline State* new_private_state() {
+  void* memory = new_page(MAP_PRIVATE);
+  if (!memory) return nullptr;
   Page* page = new (memory) Page;
 #ifdef MADV_WIPEONFORK  // Linux 4.14; unlike pthread_atfork it also sees a clone() that bypasses libc
-  if (madvise(memory, bytes, MADV_WIPEONFORK) == 0) return &page->word;
+  if (madvise(memory, page_bytes(), MADV_WIPEONFORK) == 0) return &page->state;
 #endif
   forget_at_fork(page);
-  return &page->word;
+  return &page->state;
+}
+
+inline State* new_shared_state() {
+  void* memory = new_page(MAP_SHARED);
+  return memory ? &(new (memory) Page)->state : nullptr;
+}
+
+// The state at byte `offset` of a file, initialised by whoever made the file. nullptr with errno where it fails.
+inline State* map_state(int file, size_t offset) {
+  void* memory = mmap(nullptr, page_bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  return memory == MAP_FAILED ? nullptr : reinterpret_cast<State*>(static_cast<char*>(memory) + offset);
+}
+
+// Takes a state of map_state() away from this process alone, in one step: what is there afterwards reads kClosed, and a
+// claim under way either reached the file or fails. False, with errno, where memory is short.
+inline bool unmap_state(State* state) {
+  const auto page = reinterpret_cast<uintptr_t>(state) / page_bytes() * page_bytes();
+  void* closed = new_page(MAP_PRIVATE);
+  if (!closed) return false;
+  (new (static_cast<char*>(closed) + (reinterpret_cast<uintptr_t>(state) - page)) State)->word.store(kClosed);
+  return mremap(closed, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, reinterpret_cast<void*>(page)) != MAP_FAILED;
 }
 
 }  // namespace senet::ids

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include "snowflake.h"
+
 namespace senet::ids {
 
 // Arrays from this many IDs up (64 MiB) are written past the caches (`stream`): they would not stay there, and the
@@ -65,6 +67,15 @@ inline void write_run(int64_t* out, uint64_t n, int64_t first, int64_t step, boo
 #if defined(__x86_64__)
   if (stream) _mm_sfence();  // streamed stores keep no order with later ones, by which another thread learns of them
 #endif
+}
+
+// `count` consecutive words of a claim, as IDs.
+inline void write_words(const Generator& generator, int64_t* out, uint64_t first, uint64_t count, bool stream) {
+  while (count) {
+    const uint64_t n = within_tick(generator, first, count);
+    write_run(out, n, id_of(generator, first), id_step(generator), stream);
+    out += n, first += n, count -= n;
+  }
 }
 
 }  // namespace senet::ids

@@ -7,7 +7,8 @@ code is then 1.
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from senet_fast.commands import UsageError, add_id_options, layout
@@ -34,6 +35,15 @@ def number(text: str, base: int) -> int:
     return int(text, base)
 
 
+def reader(form: str) -> Callable[[str], int]:
+    """What reads an ID as --format says."""
+    from senet_fast.ids import from_string
+
+    if form in ("int", "hex"):
+        return partial(number, base=10 if form == "int" else 16)
+    return partial(from_string, form=form)
+
+
 def stdin_lines() -> Iterator[tuple[str, str]]:
     """(where, text) of every line that is not blank; bytes that are no UTF-8 become an error of their line only."""
     if sys.stdin is None:
@@ -52,10 +62,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"decode: {error}", file=sys.stderr)
         return 2
     given: Iterable[tuple[str, str]] = [("", text) for text in options.ids] if options.ids else stdin_lines()
+    read = reader(options.format)
     code = 0
     for where, text in given:
         try:
-            value = number(text, 10 if options.format == "int" else 16)
+            value = read(text)
             decoded = fields.decode(value)
         except ValueError as error:
             shown = text if len(text) <= 80 else text[:77] + "..."

@@ -5,7 +5,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from senet_fast.commands import UsageError, add_id_options, layout
+from senet_fast.commands import UsageError, add_id_options, formatter, layout
 
 if TYPE_CHECKING:
     from senet_fast.commands import Subparsers
@@ -27,37 +27,40 @@ def add(commands: "Subparsers") -> None:
         "--worker-id",
         type=int,
         metavar="W",
-        help="this process's worker id, needed unless the layout has no worker field; two processes at the same time"
-        " need two, or they draw the same IDs",
+        help="this process's worker id; default: one that no other process of this host holds (lock files)."
+        " Processes on several hosts need different ones, or they draw the same IDs",
     )
     add_id_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from senet_fast.ids import Snowflake, SnowflakeError
+    from senet_fast.ids import LeaseError, Snowflake, SnowflakeError
 
     try:
         fields = layout(options.layout)
-        if options.worker_id is None and fields.worker.width:
-            raise UsageError(
-                f"--worker-id is missing; expected 0 to {fields.worker.max}, and another one for every process that"
-                " draws at the same time: with the same they draw the same IDs"
-            )
-        generator = Snowflake(worker_id=options.worker_id, layout=fields)
+        if options.worker_id is None:
+            generator = Snowflake.acquire(layout=fields)
+        else:
+            generator = Snowflake(worker_id=options.worker_id, layout=fields)
     except (ValueError, UsageError) as error:
         print(f"ids: {error}", file=sys.stderr)
         return 2
-    form = "{:d}\n" if options.format == "int" else "{:016x}\n"
+    except LeaseError as error:
+        print(f"ids: {error}; --worker-id names one", file=sys.stderr)
+        return 1
+    form = formatter(options.format)
     chunk = memoryview(array("q", bytes(8 * CHUNK)))  # no need of NumPy
     left = options.count
     try:
         while left:
             drawn = chunk[: min(left, CHUNK)]
             generator.fill(drawn)
-            sys.stdout.write("".join(map(form.format, drawn)))
+            sys.stdout.write("\n".join(map(form, drawn)) + "\n")
             left -= len(drawn)
     except SnowflakeError as error:
         print(f"ids: {error}; {left} of {options.count} not drawn", file=sys.stderr)
         return 1
+    finally:
+        generator.close()
     return 0

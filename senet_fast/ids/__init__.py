@@ -4,7 +4,15 @@ Importing this package imports neither NumPy nor torch; NumPy is imported when a
 """
 
 from senet_fast.ids._python import PythonSnowflake
-from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, SnowflakeError, SnowflakeTimeout
+from senet_fast.ids.errors import (
+    ClockMovedBackwards,
+    ClockOutOfRange,
+    ForkedError,
+    LeaseError,
+    LeaseExpired,
+    SnowflakeError,
+    SnowflakeTimeout,
+)
 from senet_fast.ids.layout import (
     DISCORD,
     INSTAGRAM,
@@ -18,6 +26,8 @@ from senet_fast.ids.layout import (
     DecodedIDs,
     Layout,
 )
+from senet_fast.ids.leases import Grant, Lease
+from senet_fast.ids.strings import from_string, to_string
 
 try:
     from senet_fast.ids._snowflake import Snowflake
@@ -43,9 +53,15 @@ __all__ = [
     "DecodedID",
     "DecodedIDs",
     "ForkedError",
+    "Grant",
     "Layout",
+    "Lease",
+    "LeaseError",
+    "LeaseExpired",
     "PythonSnowflake",
     "Snowflake",
     "SnowflakeError",
     "SnowflakeTimeout",
+    "from_string",
+    "to_string",
 ]

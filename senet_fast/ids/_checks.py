@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
+    from senet_fast.ids.leases import Lease
+    from senet_fast.ids.leases._held import Held
+
 _NATIVE_INT64 = {order + code for order in ("", "@", "=", "<" if sys.byteorder == "little" else ">") for code in "lq"}
 _LONGEST_WAIT_MS = 1 << 40
 
@@ -24,9 +28,13 @@ NOT_COPIED = (
 )
 
 
+def layout(value: Layout) -> Layout:
+    if type(value) is not Layout:  # a subclass of equal fields would not find the word of its equal
+        raise TypeError(f"layout is {value!r} ({type(value).__name__}); expected a Layout")
+    return value
+
+
 def worker_id(value: int | None, layout: Layout) -> int:
-    if type(layout) is not Layout:  # a subclass of equal fields would not find the word of its equal
-        raise TypeError(f"layout is {layout!r} ({type(layout).__name__}); expected a Layout")
     if value is None and layout.worker.width == 0:
         return 0
     if value is None:
@@ -36,8 +44,43 @@ def worker_id(value: int | None, layout: Layout) -> int:
     return check_int("worker_id", value, 0, layout.worker.max, f" ({layout.worker.width} bits)")
 
 
-def max_backward_ms(value: int) -> int:
-    return check_int("max_backward_ms", value, 0, _LONGEST_WAIT_MS)
+def milliseconds(name: str, value: int) -> int:
+    return check_int(name, value, 0, _LONGEST_WAIT_MS)
+
+
+def on_fork(value: str) -> str:
+    if value not in ("raise", "share"):
+        raise ValueError(f"on_fork is {value!r}; expected 'raise' or 'share'")
+    return value
+
+
+def file(value: str | os.PathLike[str] | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return os.fsdecode(os.fspath(value))
+    except TypeError:
+        raise TypeError(f"file is {value!r} ({type(value).__name__}); expected a path or None") from None
+
+
+def borrowing(max_drift_ms: int, file: object, held: Held | None) -> None:
+    """IDs of the future need a mark that outlives the process: another would issue them again after a restart."""
+    if max_drift_ms and file is None and not (held and (held.grant.file or held.grant.until_ms is not None)):
+        raise ValueError(
+            f"max_drift_ms = {max_drift_ms}, and nothing remembers the last ID after a restart; expected file=, or a"
+            " lease that keeps a mark, or max_drift_ms = 0"
+        )
+
+
+def lease(value: Lease | None, worker_id: int | None, file: object) -> None:
+    if value is None:
+        return
+    for name, other in (("worker_id", worker_id), ("file", file)):
+        if other is not None:
+            raise TypeError(f"lease and {name} are both given; expected one, since a lease brings its own")
+    for name in ("acquire", "renew", "release", "renew_every"):
+        if isinstance(value, type) or not hasattr(value, name):
+            raise TypeError(f"lease is {value!r}; expected a Lease such as senet_fast.ids.leases.LockFile()")
 
 
 def timeout(value: float | None) -> float:
@@ -56,7 +99,11 @@ def timeout(value: float | None) -> float:
     return seconds
 
 
-def clock(value: Callable[[], int] | None) -> Callable[[], int] | None:
+def clock(value: Callable[[], int] | str | None) -> Callable[[], int] | str | None:
+    if isinstance(value, str):
+        if value not in ("coarse", "tsc"):
+            raise ValueError(f"clock is {value!r}; expected 'coarse', 'tsc', a callable that returns ms, or None")
+        return value
     if value is not None and not callable(value):
         raise TypeError(f"clock is {value!r} ({type(value).__name__}); expected a callable that returns ms, or None")
     try:

@@ -2,32 +2,128 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
+import struct
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, SupportsIndex, overload
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, overload
 
-from senet_fast.ids import _checks
-from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, SnowflakeTimeout
+from senet_fast.ids import _checks, _places, _wordfile
+from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
+from senet_fast.ids.leases import Lease, LockFile
+from senet_fast.ids.leases._held import Held
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-
-class _State:
-    """The last ID issued, as `tick << sequence bits | sequence`; one for all generators of a worker and layout."""
-
-    def __init__(self) -> None:
-        self.word = -1  # none
-        self.lock = threading.Lock()
-        self.pid = os.getpid()
+_UNBOUNDED = (1 << 64) - 1
 
 
-_states: dict[tuple[Layout, int, Callable[[], int] | None], _State] = {}
+class _Place:
+    """The last ID issued, as `tick << sequence bits | sequence`, and where the lease ends; one of these for all
+    generators of a worker and layout. Shared ones live in a file, which may have no name.
+    """
+
+    def __init__(self, layout: Layout, kind: Hashable, fd: int | None) -> None:
+        self.layout = layout
+        self.kind = kind
+        self.last_tick: int | None = None  # once closed
+        self._pid = self._lock_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._fd = None if fd is None else os.dup(fd)
+        if kind == "share":
+            with tempfile.TemporaryFile() as unnamed:
+                self._fd = os.dup(unnamed.fileno())
+            os.ftruncate(self._fd, mmap.PAGESIZE)
+        self._memory = mmap.mmap(-1 if self._fd is None else self._fd, mmap.PAGESIZE)
+        if fd is None:
+            self._store(-1, _UNBOUNDED)
+
+    @property
+    def forked(self) -> bool:
+        return self.kind == "raise" and self._pid != os.getpid()
+
+    @property
+    def gone(self) -> bool:
+        return self.forked or self.closed
+
+    @property
+    def closed(self) -> bool:
+        return self.last_tick is not None or self._load()[1] == 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among the threads, and the processes too where they share the place."""
+        if (
+            self._lock_pid != os.getpid()
+        ):  # a fork's child: the lock may have been held, and a file's lock is the parent's
+            self._lock_pid, self._lock = os.getpid(), threading.Lock()
+            if self._fd is not None:
+                self._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR)
+        with self._lock:
+            self._lock_file(fcntl.F_WRLCK)
+            try:
+                yield
+            finally:
+                self._lock_file(fcntl.F_UNLCK)
+
+    def _lock_file(self, kind: int) -> None:
+        if self._fd is not None:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0))
+
+    # In the file ticks are counted from 2, as _wordfile has it.
+    def _load(self) -> tuple[int, int]:
+        word, end = struct.unpack_from("=QQ", self._memory, _wordfile.OFFSET)
+        return word - (_wordfile.FIRST_TICK << self.layout.sequence.width), end
+
+    def _store(self, word: int, end: int) -> None:
+        first = _wordfile.FIRST_TICK << self.layout.sequence.width
+        struct.pack_into("=QQ", self._memory, _wordfile.OFFSET, word + first, end)
+
+    @property
+    def word(self) -> int:
+        return self._load()[0]
+
+    @word.setter
+    def word(self, word: int) -> None:
+        self._store(word, self._load()[1])
+
+    @property
+    def end(self) -> int:
+        return self._load()[1]
+
+    def skip_to(self, from_ms: int) -> None:
+        self.skip_to_tick(_places.first_tick(self.layout, from_ms))
+
+    def skip_to_tick(self, tick: int) -> None:
+        with self.locked():
+            self.word = max(self.word, (tick << self.layout.sequence.width) - 1)
+
+    def grant(self, until_ms: int) -> None:
+        end = _places.end_tick(self.layout, until_ms) << self.layout.sequence.width
+        with self.locked():
+            self._store(self.word, end if self.end == _UNBOUNDED else max(self.end, end))
+
+    def close(self) -> int:
+        """Refuses all later claims; the time of the first tick that is free, in ms."""
+        width = self.layout.sequence.width
+        with self.locked():
+            self.last_tick = max(-1, self.word >> width)
+            if isinstance(self.kind, str):  # a named file stays open to others
+                self._store(self.word, 0)
+        return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
+
+
+_places_here: dict[tuple[Layout, int, Any], _Place] = {}
 
 
 def _system_ms() -> int:
@@ -37,7 +133,8 @@ def _system_ms() -> int:
 class PythonSnowflake:
     """The same generator as `Snowflake`, to be read and measured against; see there for the arguments and errors.
 
-    The two classes do not share state: never use both for one worker.
+    It reads the system's clock where that class would read a cheaper one. The two classes do not share state: never use
+    both for one worker.
     """
 
     def __init__(
@@ -46,17 +143,58 @@ class PythonSnowflake:
         layout: Layout = TWITTER,
         *,
         max_backward_ms: int = 1000,
+        max_lag_ms: int = 0,
+        max_drift_ms: int = 0,
         timeout: float | None = None,
-        clock: Callable[[], int] | None = None,
+        clock: Callable[[], int] | Literal["coarse", "tsc"] | None = None,
+        on_fork: Literal["raise", "share"] = "raise",
+        file: str | os.PathLike[str] | None = None,
+        lease: Lease | None = None,
     ) -> None:
-        self._worker_id = _checks.worker_id(worker_id, layout)
-        self._layout = layout
-        self._max_backward_ms = _checks.max_backward_ms(max_backward_ms)
+        self._layout = _checks.layout(layout)
+        self._max_backward_ms = _checks.milliseconds("max_backward_ms", max_backward_ms)
+        self._max_lag_ticks = _checks.milliseconds("max_lag_ms", max_lag_ms) // layout.tick_ms
+        self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
         self._timeout = _checks.timeout(timeout)
-        self._clock = _checks.clock(clock) or _system_ms
-        self._state = _states.setdefault((layout, self._worker_id, clock), _State())
-        if self._state.pid != os.getpid():
-            self._raise_forked()
+        _checks.clock(clock)
+        own_clock = clock if callable(clock) else None
+        self._clock = own_clock or _system_ms
+        _checks.on_fork(on_fork)
+        path = _checks.file(file)
+        _checks.lease(lease, worker_id, path)
+        self._held = None if lease is None else Held(lease, layout)
+        try:
+            self._worker_id = _checks.worker_id(self._held.grant.worker_id if self._held else worker_id, layout)
+            _checks.borrowing(max_drift_ms, path, self._held)
+            key = layout, self._worker_id, own_clock
+            make = lambda kind, fd: _Place(layout, kind, fd)  # noqa: E731
+            self._place = _places.find(
+                _places_here, make, key, "PythonSnowflake", on_fork, path, self._held, max_drift_ms
+            )
+            self._refuse()
+            if max_lag_ms:  # what came before may have been issued by the worker's last process
+                self._place.skip_to_tick(self._tick(self._now_ms()))
+            if self._held:
+                self._held.start(self._place, self._now_ms(), max_backward_ms)
+                weakref.finalize(self, self._held.forget)
+        except BaseException:
+            if self._held:
+                self._held.close()
+            raise
+
+    @classmethod
+    def acquire(cls, lease: Lease | None = None, layout: Layout = TWITTER, **options: Any) -> PythonSnowflake:
+        return cls(layout=layout, lease=LockFile() if lease is None else lease, **options)
+
+    def close(self) -> None:
+        if self._held:
+            self._held.close()
+
+    def __enter__(self) -> PythonSnowflake:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def worker_id(self) -> int:
@@ -67,11 +205,11 @@ class PythonSnowflake:
         return self._layout
 
     def next_id(self) -> int:
-        return self._wait(1)[0]
+        return self._ids(self._wait(1))[0]
 
     def try_next(self) -> int | None:
-        ids = self._claim(1)
-        return ids[0] if ids else None
+        words = self._claim(1)
+        return self._ids(words)[0] if words else None
 
     def next_ids(self, n: int) -> npt.NDArray[np.int64]:
         out = _checks.new_array(n)
@@ -82,7 +220,7 @@ class PythonSnowflake:
         view = _checks.int64_view(out)
         done = 0
         while done < len(view):
-            for value in self._wait(len(view) - done):
+            for value in self._ids(self._wait(len(view) - done)):
                 view[done] = value
                 done += 1
 
@@ -106,46 +244,72 @@ class PythonSnowflake:
         raise TypeError(_checks.NOT_COPIED)
 
     def _claim(self, n: int) -> range:
-        """Up to n IDs of the current tick; none where the next one lies ahead of the clock."""
-        if self._state.pid != os.getpid():
-            self._raise_forked()
-        layout, state = self._layout, self._state
+        """Up to n words, the last of them in the current tick; none where the next one lies ahead of the clock."""
+        layout, place = self._layout, self._place
         width = layout.sequence.width
-        with state.lock:
-            now_ms = _checks.clock_ms(self._clock())
-            tick = (now_ms - layout.epoch_ms) // layout.tick_ms
-            if not 0 <= tick <= layout.timestamp.max:
-                raise ClockOutOfRange(
-                    f"the clock reads {now_ms} ms; {layout!r} holds times until {layout.lifetime_end}"
+        with place.locked():
+            self._refuse()
+            now_ms = self._now_ms()
+            tick = self._tick(now_ms)
+            now, granted = tick << width, place.end
+            if now >= granted:
+                why = self._held.why() if self._held else ""
+                until_ms = layout.epoch_ms + (granted >> width) * layout.tick_ms
+                raise LeaseExpired(
+                    f"worker {self._worker_id} was leased until {until_ms} ms, and the clock reads {now_ms} ms{why}"
                 )
-            begin, end = tick << width, (tick + 1) << width
-            first = max(state.word + 1, begin)
+            room = min((tick + 1) << width, granted) - now
+            last_tick = min(tick + self._max_drift_ms // layout.tick_ms, layout.timestamp.max)
+            end = min((last_tick + 1) << width, granted)
+            # A call that does not fit into this tick may begin before it.
+            begin = max(0, now - min(self._max_lag_ticks << width, max(0, n - room)))
+            first = max(place.word + 1, begin)
             if first < end:
-                count = min(n, end - first)
-                state.word = first + count - 1
-                start = layout.encode(now_ms, self._worker_id, first - begin)
-                step = 1 << layout.sequence.shift
-                return range(start, start + count * step, step)
-            behind_ms = (state.word >> width) * layout.tick_ms + layout.epoch_ms - now_ms
-        if behind_ms > self._max_backward_ms:
+                words = range(first, min(first + n, end))
+                place.word = words[-1]
+                return words
+            behind_ms = (place.word >> width) * layout.tick_ms + layout.epoch_ms - now_ms
+        if behind_ms > self._max_backward_ms + self._max_drift_ms:
+            drift = f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else ""
             raise ClockMovedBackwards(
-                f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}"
+                f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}{drift}"
             )
         return range(0)
 
+    def _ids(self, words: range) -> list[int]:
+        layout = self._layout
+        worker = self._worker_id << layout.worker.shift
+        fields = ((word >> layout.sequence.width, word & layout.sequence.max) for word in words)
+        return [
+            tick << layout.timestamp.shift | worker | sequence << layout.sequence.shift for tick, sequence in fields
+        ]
+
+    def _now_ms(self) -> int:
+        return _checks.clock_ms(self._clock())
+
+    def _tick(self, now_ms: int) -> int:
+        layout = self._layout
+        tick = (now_ms - layout.epoch_ms) // layout.tick_ms
+        if not 0 <= tick <= layout.timestamp.max:
+            raise ClockOutOfRange(f"the clock reads {now_ms} ms; {layout!r} holds times until {layout.lifetime_end}")
+        return tick
+
     def _wait(self, n: int) -> range:
-        """1 to n IDs, after sleeping until the clock allows one."""
+        """1 to n words, after sleeping until the clock allows one."""
         started = time.monotonic()
-        while not (ids := self._claim(n)):
+        while not (words := self._claim(n)):
             if time.monotonic() - started >= self._timeout:
                 raise SnowflakeTimeout(
                     f"no new ID within timeout = {self._timeout} s: the clock has not reached the next free tick"
                 )
             time.sleep(0.001 - time.time() % 0.001)
-        return ids
+        return words
 
-    def _raise_forked(self) -> NoReturn:
-        raise ForkedError(
-            f"worker {self._worker_id} belongs to the parent of this forked process;"
-            " construct a generator with another worker_id here"
-        )
+    def _refuse(self) -> None:
+        if self._place.forked:
+            raise ForkedError(
+                f"worker {self._worker_id} belongs to the parent of this forked process;"
+                " construct a generator with another worker_id here"
+            )
+        if self._place.closed:
+            raise LeaseExpired(f"worker {self._worker_id} was given back by close(); acquire a worker id again")

@@ -6,10 +6,10 @@ from libc.stdint cimport int64_t, uint64_t
 @cython.final
 cdef class Snowflake:
     cdef void* _generator
-    cdef bint _system_clock
+    cdef int _kind
     cdef double _timeout_ns
-    cdef int64_t _max_backward_ms
-    cdef object _clock
+    cdef int64_t _max_backward_ms, _max_drift_ms
+    cdef object _clock, _held, __weakref__
     cdef readonly object layout
     cdef readonly object worker_id
 
@@ -23,4 +23,5 @@ cdef class Snowflake:
     cdef uint64_t _now_ms(self) except? 0 nogil
     cdef int64_t _attempt(self, uint64_t n, uint64_t* first) except -1 nogil
     cdef uint64_t _wait(self) except 0 nogil
+    cdef int _refuse(self, uint64_t word) except -1
     cdef int _check_timeout(self, uint64_t waited_ns) except -1 nogil

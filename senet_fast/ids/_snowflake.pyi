@@ -1,11 +1,13 @@
+import os
 from collections.abc import Callable
-from typing import NoReturn, SupportsIndex, final, overload
+from typing import Any, Literal, NoReturn, SupportsIndex, final, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
+from senet_fast.ids.leases import Lease
 
 @final
 class Snowflake:
@@ -15,9 +17,19 @@ class Snowflake:
         layout: Layout = TWITTER,
         *,
         max_backward_ms: int = 1000,
+        max_lag_ms: int = 0,
+        max_drift_ms: int = 0,
         timeout: float | None = None,
-        clock: Callable[[], int] | None = None,
+        clock: Callable[[], int] | Literal["coarse", "tsc"] | None = None,
+        on_fork: Literal["raise", "share"] = "raise",
+        file: str | os.PathLike[str] | None = None,
+        lease: Lease | None = None,
     ) -> Snowflake: ...
+    @classmethod
+    def acquire(cls, lease: Lease | None = None, layout: Layout = TWITTER, **options: Any) -> Snowflake: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Snowflake: ...
+    def __exit__(self, *error: object) -> None: ...
     @property
     def worker_id(self) -> int: ...
     @property

@@ -1,73 +1,90 @@
 # cython: language_level=3, binding=False, embedsignature=True, freethreading_compatible=True, autotestdict=False
 """`Snowflake`: the compiled generator. Only Python's concerns are here; the claim is in csrc/ids/snowflake.h."""
 
+import weakref
+
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
-from senet_fast.ids import _checks
-from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, SnowflakeTimeout
+from senet_fast.ids import _checks, _places, _wordfile
+from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER
+from senet_fast.ids.leases import LockFile
+from senet_fast.ids.leases._held import Held
 
 
-cdef extern from "<atomic>" namespace "std" nogil:
-    enum memory_order "std::memory_order":
-        memory_order_acquire "std::memory_order_acquire"
-
-cdef extern from "ids/snowflake.h" namespace "senet::ids" nogil:
-    cppclass Word:
-        uint64_t load(memory_order)
-    const uint64_t kForked, kWait, kOutOfRange
-    struct CLayout "senet::ids::Layout":
-        uint64_t tick_0_ms, tick_ms, last_tick
-        uint32_t timestamp_shift, worker_bits, worker_shift, sequence_bits, sequence_shift
-    cppclass Generator:
-        Generator()
-        Word* word
-        uint64_t worker_id
-        CLayout layout
-    struct Run:
-        uint64_t first, count
-    Run claim(const Generator&, uint64_t now_ms, uint64_t n)
-    int64_t id_of(const Generator&, uint64_t word)
-    int64_t id_step(const Generator&)
-    uint64_t begin_ms(const Generator&, uint64_t word)
-
-cdef extern from "ids/word.h" namespace "senet::ids" nogil:
-    Word* new_word()
-
-cdef extern from "ids/clock.h" namespace "senet::ids" nogil:
-    uint64_t realtime_ms()
-    uint64_t monotonic_ns()
-    bint nap()
-
-cdef extern from "ids/write_run.h" namespace "senet::ids" nogil:
-    const uint64_t kStreamFrom
-    void write_run(int64_t* out, uint64_t n, int64_t first, int64_t step, bint stream)
-
+from senet_fast.ids._native cimport *
 
 # Below this many IDs, releasing the GIL costs more than writing them.
 cdef uint64_t RELEASE_GIL_FROM = 256
 # In bulk. A thread that holds the GIL may keep it for 5 ms, so it is not asked for once a tick.
 cdef uint64_t CHECK_SIGNALS_EVERY_NS = 50_000_000
 
+# What issue() reads first.
+cdef enum Clock:
+    REALTIME, COARSE, COUNTED, CALLABLE
+
 
 cdef class _Place:
-    """The word of one (layout, worker_id, clock)."""
-    cdef Word* word
+    """The state of one (layout, worker_id, clock)."""
+    cdef State* state
+    cdef bint mapped
+    cdef readonly object layout, kind, last_tick
 
-    def __cinit__(self):
-        self.word = new_word()
-        if self.word == NULL:
+    def __cinit__(self, layout, kind, file):
+        self.layout = layout
+        self.kind = kind
+        self.mapped = file is not None
+        if file is not None:
+            self.state = map_state(file, _wordfile.OFFSET)
+        elif kind == "share":
+            self.state = new_shared_state()
+        else:
+            self.state = new_private_state()
+        if self.state == NULL:
             raise MemoryError("no page for the state of a Snowflake generator")
+
+    @property
+    def gone(self):
+        return self.state.word.load(memory_order_acquire) <= kClosed
+
+    def skip_to(self, from_ms):
+        self.skip_to_tick(_places.first_tick(self.layout, from_ms))
+
+    def skip_to_tick(self, tick):
+        cdef uint64_t ticks = tick + kFirstTick
+        skip_to(self.state[0], (ticks << <int>self.layout.sequence.width) - 1)
+
+    def grant(self, until_ms):
+        cdef uint64_t ticks = _places.end_tick(self.layout, until_ms) + kFirstTick
+        grant(self.state[0], ticks << <int>self.layout.sequence.width)
+
+    def close(self):
+        """Refuses all later claims of this process, and of children that share the state; the time of the first tick
+        that is free, in ms.
+        """
+        cdef uint64_t last
+        if self.last_tick is not None:  # closed already
+            return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
+        if self.mapped:
+            last = self.state.word.load(memory_order_acquire)
+            if not unmap_state(self.state):
+                raise MemoryError("no page for the state of a closed Snowflake generator")
+        else:
+            last = close(self.state[0])
+        tick = -1 if last <= kFresh else <int64_t>((last >> <int>self.layout.sequence.width) - kFirstTick)
+        self.last_tick = tick
+        return self.layout.epoch_ms + (tick + 1) * self.layout.tick_ms
 
 
 # Kept for the life of the process: a generator made again within the same tick goes on from the last ID.
-cdef dict _places = {}
+cdef dict _places_here = {}
 
 
 cdef class Snowflake:
-    """Snowflake(worker_id=None, layout=TWITTER, *, max_backward_ms=1000, timeout=None, clock=None)
+    """Snowflake(worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None, \
+clock=None, on_fork="raise", file=None, lease=None)
 
     Issues IDs that are unique and strictly increasing, from any number of threads, without a lock. No ID carries a
     time that the clock has not reached yet. Where a tick's sequence is used up, calls sleep until the next tick;
@@ -77,40 +94,105 @@ cdef class Snowflake:
         worker field.
     max_backward_ms: how far, in ms, the clock may step back. Calls sleep until it has caught up; beyond, they raise
         ClockMovedBackwards.
+    max_lag_ms: bulk calls that do not fit into the current tick may begin up to so many ms before it, in ticks that
+        passed unused since this generator was made.
+    max_drift_ms: calls may run so many ms ahead of the clock. Needs `file` or a lease that remembers the last ID: a
+        restarted process would issue the borrowed IDs again.
     timeout: the longest, in seconds, that a call may wait without getting an ID; then SnowflakeTimeout. None: no limit.
-    clock: for tests: a callable that returns ms since 1970-01-01 UTC, in place of the system's clock. Called for every
-        claim, so it is slow. Generators share state only if their clocks are equal.
+    clock: what tells the time. None: the system's clock. "coarse": the time of the kernel's last tick, some ms ago
+        (1 to 10, by its HZ), cheaper. "tsc": the system's clock, read once a millisecond and counted on by the
+        processor (x86). A callable that returns ms since 1970-01-01 UTC, for tests: called for every claim, so it is
+        slow; generators share state only if their callables are equal.
+    on_fork: "raise": a forked child's copy raises ForkedError. "share": children issue from the same state.
+    file: a path; the last ID lives there, for all processes of the host that name the file with the same worker and
+        layout, and after a restart. Not on network file systems, and never to be deleted while in use.
+    lease: where the worker id comes from, see senet_fast.ids.leases; past its end calls raise LeaseExpired. It is
+        renewed by a thread, and given back by close(), at the end of a `with` block, and at exit.
 
-    The last ID is remembered as long as the process lives. Across a restart it is not: if the clock was set back
-    meanwhile, IDs may repeat.
+    Without `file` or `lease` the last ID is remembered as long as the process lives. Across a restart it is not: if the
+    clock was set back meanwhile, IDs may repeat.
 
     After a fork, the child's copy raises ForkedError, and so does a generator made there for a worker of the parent.
     Past the layout's lifetime, or before its epoch, calls raise ClockOutOfRange.
     """
 
-    def __cinit__(self, worker_id=None, layout=TWITTER, *, max_backward_ms=1000, timeout=None, clock=None):
+    def __cinit__(
+        self, worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None,
+        clock=None, on_fork="raise", file=None, lease=None,
+    ):
         cdef Generator* generator = new Generator()
-        cdef _Place place
         self._generator = generator
-        self.worker_id = _checks.worker_id(worker_id, layout)
+        _checks.layout(layout)
         self.layout = layout
-        self._max_backward_ms = _checks.max_backward_ms(max_backward_ms)
+        self._max_backward_ms = _checks.milliseconds("max_backward_ms", max_backward_ms)
+        self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
+        lag_ms = _checks.milliseconds("max_lag_ms", max_lag_ms)
         self._timeout_ns = _checks.timeout(timeout) * 1e9
         self._clock = _checks.clock(clock)
-        self._system_clock = clock is None
-        key = layout, self.worker_id, clock
-        place = _places.get(key) or _places.setdefault(key, _Place())
-        generator.word = place.word
-        generator.worker_id = self.worker_id
+        if clock == "tsc" and not has_steady_counter():
+            raise ValueError("clock is 'tsc', and this processor's counter has no steady rate; expected another clock")
+        self._kind = CALLABLE if callable(clock) else {None: REALTIME, "coarse": COARSE, "tsc": COUNTED}[clock]
+        _checks.on_fork(on_fork)
+        path = _checks.file(file)
+        _checks.lease(lease, worker_id, path)
         generator.layout = CLayout(
-            tick_0_ms=<int64_t>(layout.epoch_ms - layout.tick_ms), tick_ms=layout.tick_ms,
-            last_tick=layout.timestamp.max + 1,
-            timestamp_shift=layout.timestamp.shift,
+            tick_0_ms=<int64_t>(layout.epoch_ms - <int>kFirstTick * layout.tick_ms), tick_ms=layout.tick_ms,
+            timestamp_max=layout.timestamp.max, timestamp_shift=layout.timestamp.shift,
             worker_bits=layout.worker.width, worker_shift=layout.worker.shift,
             sequence_bits=layout.sequence.width, sequence_shift=layout.sequence.shift,
         )
-        if generator.word.load(memory_order_acquire) == kForked:
-            raise_forked(self)
+        generator.max_lag = min(lag_ms // layout.tick_ms, layout.timestamp.max) << layout.sequence.width
+        generator.max_drift = self._max_drift_ms // <int64_t>layout.tick_ms
+        if lease is not None:
+            self._held = Held(lease, layout)
+        try:
+            self.worker_id = _checks.worker_id(self._held.grant.worker_id if self._held else worker_id, layout)
+            _checks.borrowing(max_drift_ms, path, self._held)
+            self._settle(on_fork, path, lag_ms > 0 or clock == "coarse")
+        except BaseException:
+            if self._held:
+                self._held.close()
+            raise
+
+    def _settle(self, on_fork, path, bint behind_now):
+        """Finds the state."""
+        cdef Generator* generator = <Generator*>self._generator
+        cdef _Place place
+        layout = self.layout
+        key = layout, self.worker_id, self._clock if self._kind == CALLABLE else None
+        place = _places.find(
+            _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", on_fork, path, self._held,
+            self._max_drift_ms,
+        )
+        generator.worker_id = self.worker_id
+        generator.state = place.state
+        self._refuse(place.state.word.load(memory_order_acquire))
+        if behind_now:  # what came before may have been issued by the worker's last process
+            now_ms = self._now_ms()
+            if not 0 <= now_ms - layout.epoch_ms < layout.tick_ms << layout.timestamp.width:
+                raise_out_of_range(self, now_ms)
+            place.skip_to_tick((now_ms - layout.epoch_ms) // layout.tick_ms)
+        if self._held:
+            self._held.start(place, self._now_ms(), self._max_backward_ms)
+            weakref.finalize(self, self._held.forget)
+
+    @classmethod
+    def acquire(cls, lease=None, layout=TWITTER, **options):
+        """A generator whose worker id is leased: Snowflake(layout=layout, lease=lease, **options). Without `lease`,
+        from the lock files of this host, see senet_fast.ids.leases.LockFile.
+        """
+        return cls(layout=layout, lease=LockFile() if lease is None else lease, **options)
+
+    def close(self):
+        """Gives the leased worker id back: its generators in this process issue no more. Without a lease, nothing."""
+        if self._held:
+            self._held.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def __dealloc__(self):
         cdef Generator* generator = <Generator*>self._generator
@@ -162,8 +244,15 @@ cdef class Snowflake:
     cdef int64_t issue(self) except -1 nogil:
         cdef Generator* generator = <Generator*>self._generator
         cdef Run run
-        if self._system_clock:
-            run = claim(generator[0], realtime_ms(), 1)
+        cdef uint64_t now_ms
+        if self._kind != CALLABLE:
+            if self._kind == REALTIME:
+                now_ms = realtime_ms()
+            elif self._kind == COARSE:
+                now_ms = catch_up(generator[0], coarse_ms())
+            else:
+                now_ms = counted_ms()
+            run = claim(generator[0], now_ms, 1)
             if run.count:
                 return id_of(generator[0], run.first)
         return id_of(generator[0], self._wait())
@@ -178,7 +267,7 @@ cdef class Snowflake:
             interrupted = False
             count = self._attempt(n, &first)
             if count:
-                write_run(out, count, id_of(generator[0], first), id_step(generator[0]), stream)
+                write_words(generator[0], out, first, count, stream)
                 out += count
                 n -= count
             now_ns = monotonic_ns()
@@ -194,7 +283,7 @@ cdef class Snowflake:
         return 0
 
     cdef uint64_t _now_ms(self) except? 0 nogil:
-        if self._system_clock:
+        if self._kind != CALLABLE:
             return realtime_ms()
         with gil:
             return _checks.clock_ms(self._clock())
@@ -203,7 +292,7 @@ cdef class Snowflake:
     cdef int64_t _attempt(self, uint64_t n, uint64_t* first) except -1 nogil:
         cdef Generator* generator = <Generator*>self._generator
         # Read before the clock: another thread's later claim must not look like a step back.
-        cdef uint64_t last = generator.word.load(memory_order_acquire)
+        cdef uint64_t last = generator.state.word.load(memory_order_acquire)
         cdef uint64_t now_ms = self._now_ms()
         cdef Run run = claim(generator[0], now_ms, n)
         cdef int64_t behind_ms
@@ -212,18 +301,28 @@ cdef class Snowflake:
             return <int64_t>run.count
         if run.first == kWait:
             behind_ms = <int64_t>(begin_ms(generator[0], last) - now_ms)
-            if behind_ms <= self._max_backward_ms:
+            if behind_ms <= self._max_backward_ms + self._max_drift_ms:
                 return 0
             with gil:
                 raise ClockMovedBackwards(
                     f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}"
+                    + (f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else "")
                 )
         with gil:
-            if run.first == kForked:
-                raise_forked(self)
-            raise ClockOutOfRange(
-                f"the clock reads {now_ms} ms; {self.layout!r} holds times until {self.layout.lifetime_end}"
+            self._refuse(last if run.first == kOutOfRange else run.first)
+            if run.first == kExpired:
+                raise_expired(self, now_ms)
+            raise_out_of_range(self, now_ms)
+
+    cdef int _refuse(self, uint64_t word) except -1:
+        if word == kForked:
+            raise ForkedError(
+                f"worker {self.worker_id} belongs to the parent of this forked process;"
+                " construct a generator with another worker_id here"
             )
+        if word == kClosed:
+            raise LeaseExpired(f"worker {self.worker_id} was given back by close(); acquire a worker id again")
+        return 0
 
     cdef uint64_t _wait(self) except 0 nogil:
         cdef uint64_t first, started = monotonic_ns()
@@ -244,10 +343,16 @@ cdef class Snowflake:
             )
 
 
-cdef int raise_forked(Snowflake self) except -1:
-    raise ForkedError(
-        f"worker {self.worker_id} belongs to the parent of this forked process;"
-        " construct a generator with another worker_id here"
+cdef int raise_out_of_range(Snowflake self, now_ms) except -1:
+    raise ClockOutOfRange(f"the clock reads {now_ms} ms; {self.layout!r} holds times until {self.layout.lifetime_end}")
+
+
+cdef int raise_expired(Snowflake self, now_ms) except -1:
+    cdef Generator* generator = <Generator*>self._generator
+    until_ms = begin_ms(generator[0], generator.state.granted.load(memory_order_acquire))
+    raise LeaseExpired(
+        f"worker {self.worker_id} was leased until {until_ms} ms, and the clock reads {now_ms} ms"
+        + (self._held.why() if self._held else "")
     )
 
 
@@ -267,7 +372,7 @@ cdef int fill_held(Snowflake self, int64_t* out, uint64_t n, bint stream) except
     if n < RELEASE_GIL_FROM:
         count = self._attempt(n, &first)
         if count:
-            write_run(out, count, id_of(generator[0], first), id_step(generator[0]), False)
+            write_words(generator[0], out, first, count, False)
             out += count
             n -= count
     if n:

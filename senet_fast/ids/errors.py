@@ -19,3 +19,11 @@ class ForkedError(SnowflakeError):
 
 class SnowflakeTimeout(SnowflakeError, TimeoutError):
     """The clock offered no new ID for `timeout` seconds."""
+
+
+class LeaseError(SnowflakeError):
+    """No worker id could be leased, or a lease could not be renewed."""
+
+
+class LeaseExpired(SnowflakeError):
+    """The clock reads a time past the generator's lease of its worker id, or the lease was given back."""

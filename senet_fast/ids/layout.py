@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ def check_int(name: str, value: Any, low: int, high: int, why: str = "") -> int:
     if not low <= number <= high:
         raise ValueError(f"{name} = {number}; expected {low} <= {name} <= {high}{why}")
     return number
+
+
+def _milliseconds(name: str, time: Any) -> int:
+    """`time` in ms since 1970-01-01 UTC, rounded down."""
+    if isinstance(time, datetime):
+        if time.utcoffset() is None:
+            raise ValueError(f"{name} {time.isoformat()} has no time zone; expected an aware datetime")
+        return (time - _UNIX_EPOCH) // _MILLISECOND
+    return check_int(name, time, -(1 << 62), 1 << 62)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -117,20 +127,87 @@ class Layout:
     @property
     def lifetime_end(self) -> datetime:
         """The first instant, in UTC, that the timestamp can no longer hold."""
-        return _UNIX_EPOCH + (self.epoch_ms + (self.tick_ms << self.timestamp.width)) * _MILLISECOND
+        return _UNIX_EPOCH + self._end_ms * _MILLISECOND
 
-    def encode(self, timestamp: int | datetime, worker_id: int = 0, sequence: int = 0) -> int:
-        """The ID of these fields. `timestamp`: milliseconds since 1970-01-01 UTC, or an aware datetime."""
-        if isinstance(timestamp, datetime):
-            if timestamp.utcoffset() is None:
-                raise ValueError(f"timestamp {timestamp.isoformat()} has no time zone; expected an aware datetime")
-            timestamp = (timestamp - _UNIX_EPOCH) // _MILLISECOND
-        end_ms = self.epoch_ms + (self.tick_ms << self.timestamp.width)
+    @overload
+    def encode(self, timestamp: int | datetime, worker_id: int = 0, sequence: int = 0) -> int: ...
+    @overload
+    def encode(
+        self,
+        timestamp: npt.NDArray[np.int64] | npt.NDArray[np.datetime64],
+        worker_id: int | npt.NDArray[np.int64] = 0,
+        sequence: int | npt.NDArray[np.int64] = 0,
+    ) -> npt.NDArray[np.int64]: ...
+    def encode(self, timestamp: Any, worker_id: Any = 0, sequence: Any = 0) -> Any:
+        """The ID of these fields. `timestamp`: milliseconds since 1970-01-01 UTC, or an aware datetime.
+
+        With arrays of int64, or of datetime64 in UTC for the timestamp, an int64 array; they are broadcast.
+        """
+        if (numpy := sys.modules.get("numpy")) and any(
+            isinstance(field, numpy.ndarray) for field in (timestamp, worker_id, sequence)
+        ):
+            return self._encode_array(timestamp, worker_id, sequence, numpy)
+        timestamp = _milliseconds("timestamp", timestamp)
         why = f" (from the epoch to {self.lifetime_end.isoformat()})"
-        tick = (check_int("timestamp", timestamp, self.epoch_ms, end_ms - 1, why) - self.epoch_ms) // self.tick_ms
+        tick = (check_int("timestamp", timestamp, self.epoch_ms, self._end_ms - 1, why) - self.epoch_ms) // self.tick_ms
         worker_id = check_int("worker_id", worker_id, 0, self.worker.max, f" ({self.worker.width} bits)")
         sequence = check_int("sequence", sequence, 0, self.sequence.max, f" ({self.sequence.width} bits)")
         return tick << self.timestamp.shift | worker_id << self.worker.shift | sequence << self.sequence.shift
+
+    def _encode_array(self, timestamp: Any, worker_id: Any, sequence: Any, numpy: Any) -> Any:
+        if isinstance(timestamp, numpy.ndarray) and timestamp.dtype.kind == "M":
+            if numpy.isnat(timestamp).any():
+                raise ValueError("timestamp holds NaT; expected times")
+            timestamp = timestamp.astype("datetime64[ms]").astype(numpy.int64)
+        elif not isinstance(timestamp, numpy.ndarray):
+            timestamp = _milliseconds("timestamp", timestamp)
+        ranges = {
+            "timestamp": (timestamp, self.epoch_ms, self._end_ms - 1),
+            "worker_id": (worker_id, 0, self.worker.max),
+            "sequence": (sequence, 0, self.sequence.max),
+        }
+        for name, (values, low, high) in ranges.items():
+            if not isinstance(values, numpy.ndarray):
+                check_int(name, values, low, high)
+            elif values.dtype != numpy.int64:
+                raise TypeError(f"{name} has dtype {values.dtype}; expected int64")
+            elif values.size:
+                for extreme in (int(values.min()), int(values.max())):
+                    check_int(name, extreme, low, high)
+        tick = (timestamp - self.epoch_ms) // self.tick_ms
+        fields = ((tick, self.timestamp), (worker_id, self.worker), (sequence, self.sequence))
+        return functools.reduce(
+            operator.or_, (numpy.asarray(part, numpy.int64) << field.shift for part, field in fields)
+        )
+
+    def min_id(self, time: int | datetime) -> int:
+        """The smallest ID of a tick that begins at or after `time`: IDs of [a, b) are min_id(a) <= id < min_id(b).
+
+        `time`: as in encode(). A time before the epoch gives 0, one past the lifetime the first number that is no ID.
+        A tick that begins before `time` counts as before it, as a whole. Needs a layout whose timestamp comes first.
+        """
+        self._check_order()
+        elapsed = _milliseconds("time", time) - self.epoch_ms
+        tick = min(max(0, -(-elapsed // self.tick_ms)), self.timestamp.max + 1)
+        return tick << self.timestamp.shift
+
+    def max_id(self, time: int | datetime) -> int:
+        """The largest ID of a tick that begins at or before `time`: IDs up to a time are id <= max_id(time).
+
+        A time before the epoch gives -1, below every ID; one past the lifetime the largest ID.
+        """
+        self._check_order()
+        elapsed = _milliseconds("time", time) - self.epoch_ms
+        tick = min(max(-1, elapsed // self.tick_ms), self.timestamp.max)
+        return ((tick + 1) << self.timestamp.shift) - 1
+
+    def _check_order(self) -> None:
+        if self.worker.shift > self.timestamp.shift:
+            raise ValueError(f"{self!r} does not sort by time, since worker stands before timestamp; IDs have no range")
+
+    @property
+    def _end_ms(self) -> int:
+        return self.epoch_ms + (self.tick_ms << self.timestamp.width)
 
     @overload
     def decode(self, ids: int) -> DecodedID: ...

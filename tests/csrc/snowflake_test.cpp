@@ -24,8 +24,8 @@ using namespace senet::ids;
   } while (0)
 
 constexpr uint64_t kEpoch = 1288834974657;
-constexpr Layout kTwitter{kEpoch - 1, 1, mask(41) + 1, 22, 10, 12, 12, 0};
-constexpr Layout kSonyflake{1409529600000 - 10, 10, mask(39) + 1, 24, 16, 0, 8, 16};
+constexpr Layout kTwitter{kEpoch - 2, 1, mask(41), 22, 10, 12, 12, 0};
+constexpr Layout kSonyflake{1409529600000 - 20, 10, mask(39), 24, 16, 0, 8, 16};
 constexpr uint64_t kNow = 1656432460105;
 
 void test_compose() {
@@ -37,9 +37,9 @@ void test_compose() {
 }
 
 void test_claim() {
-  Word word{kFresh};
-  const Generator generator{&word, 1023, kTwitter};
-  const uint64_t begin = (kNow - kEpoch + 1) << 12;
+  State state;
+  const Generator generator{&state, 1023, 0, 0, kTwitter};
+  const uint64_t begin = (kNow - kEpoch + 2) << 12;
   Run run = claim(generator, kNow, 4095);
   CHECK(run.first == begin && run.count == 4095);
   run = claim(generator, kNow, 10);  // the 4096th is the last of the tick
@@ -47,27 +47,88 @@ void test_claim() {
   CHECK(decompose(kTwitter, id_of(generator, run.first)).worker_id == 1023);
   CHECK(claim(generator, kNow, 1).first == kWait);
   CHECK(claim(generator, kNow - 5, 1).first == kWait);
-  CHECK(begin_ms(generator, word) == kNow);
+  CHECK(begin_ms(generator, state.word) == kNow);
   CHECK(claim(generator, kNow + 1, 1).first == begin + 4096);
   CHECK(claim(generator, kEpoch - 1, 1).first == kOutOfRange);
+  CHECK(claim(generator, kEpoch - 3, 1).first == kOutOfRange);
   CHECK(claim(generator, kEpoch + mask(41) + 1, 1).first == kOutOfRange);
   CHECK(claim(generator, kEpoch + mask(41), 5000).count == 4096);
-  word = kForked;
-  CHECK(claim(generator, kNow, 1).first == kForked && word == kForked);
+  state.word = kForked;
+  CHECK(claim(generator, kNow, 1).first == kForked && state.word == kForked);
 }
 
 // Where words are smallest: the first tick of the shortest sequence has all its IDs, from ID 0 on.
 void test_first_tick() {
-  constexpr Layout kShort{990, 10, mask(41) + 1, 1, 0, 1, 1, 0};
-  Word word{kFresh};
-  const Generator generator{&word, 0, kShort};
+  constexpr Layout kShort{980, 10, mask(41), 1, 0, 1, 1, 0};
+  State state;
+  const Generator generator{&state, 0, 0, 0, kShort};
   for (const int64_t id : {0, 1}) {
     const Run run = claim(generator, 1000, 1);
     CHECK(run.count == 1 && id_of(generator, run.first) == id && begin_ms(generator, run.first) == 1000);
   }
   CHECK(claim(generator, 1009, 1).first == kWait);
-  CHECK(claim(generator, 999, 1).first == kOutOfRange && claim(generator, 989, 1).first == kOutOfRange);
+  for (const uint64_t now : {999, 989, 979, 0}) CHECK(claim(generator, now, 1).first == kOutOfRange);
   CHECK(id_of(generator, claim(generator, 1010, 1).first) == 2);
+}
+
+void test_lag_and_drift() {
+  const uint64_t begin = (kNow - kEpoch + 2) << 12;
+  State state;
+  const Generator late{&state, 1, 3 << 12, 0, kTwitter};
+  CHECK(claim(late, kNow, 4096).first == begin);  // what fits is not late
+  state.word = kFresh;
+  Run run = claim(late, kNow, 2 * 4096);
+  CHECK(run.first == begin - 4096 && run.count == 2 * 4096);
+  run = claim(late, kNow + 10, 1 << 20);
+  CHECK(run.first == begin + 7 * 4096 && run.count == 4 * 4096);
+  CHECK(within_tick(late, run.first + 5, run.count) == 4091 && within_tick(late, run.first + 5, 9) == 9);
+  run = claim(late, kNow + 11, 1 << 20);  // nothing that was issued, or skipped, is gone back to
+  CHECK(run.first == begin + 11 * 4096 && run.count == 4096);
+  state.word = kFresh;
+  CHECK(claim(late, kEpoch + 1, 1 << 20).first == first_word(kTwitter));
+
+  state.word = kFresh;
+  const Generator early{&state, 1, 0, 2, kTwitter};
+  run = claim(early, kNow, 1 << 20);
+  CHECK(run.first == begin && run.count == 3 * 4096);
+  CHECK(claim(early, kNow, 1).first == kWait && claim(early, kNow + 1, 1 << 20).count == 4096);
+  state.word = kFresh;
+  CHECK(claim(early, kEpoch + mask(41), 1 << 20).count == 4096);  // the last tick
+}
+
+// A clock that lags goes on in the tick of the last ID, and no further.
+void test_catch_up() {
+  State state;
+  const Generator generator{&state, 1, 0, 0, kTwitter}, early{&state, 1, 0, 9, kTwitter};
+  CHECK(catch_up(generator, kNow) == kNow);
+  claim(generator, kNow + 7, 1);
+  CHECK(catch_up(generator, kNow) == kNow + 7 && catch_up(early, kNow) == kNow);
+  CHECK(catch_up(generator, kNow + 8) == kNow + 8 && catch_up(generator, kNow - 14) == kNow - 14);
+  CHECK(claim(generator, catch_up(generator, kNow), 5000).count == 4095);
+  CHECK(claim(generator, catch_up(generator, kNow), 1).first == kWait);
+}
+
+// No ID outside [skip_to, grant), whatever the clock says.
+void test_lease() {
+  const uint64_t begin = (kNow - kEpoch + 2) << 12;
+  State state;
+  const Generator generator{&state, 1, 9 << 12, 9, kTwitter};
+  skip_to(state, begin - 1);
+  skip_to(state, 5);
+  grant(state, begin + 2 * 4096);
+  CHECK(claim(generator, kNow - 20, 1).first == kWait);
+  Run run = claim(generator, kNow + 1, 1 << 20);
+  CHECK(run.first == begin && run.count == 2 * 4096);
+  CHECK(claim(generator, kNow + 1, 1).first == kWait);
+  CHECK(claim(generator, kNow + 2, 1).first == kExpired);
+  grant(state, begin);
+  CHECK(claim(generator, kNow + 2, 1).first == kExpired);
+  grant(state, begin + 3 * 4096);
+  CHECK(claim(generator, kNow + 2, 1).first == begin + 2 * 4096);
+  CHECK(close(state) == begin + 2 * 4096);
+  for (const uint64_t now : {kNow, kNow + 2, kNow + 3}) CHECK(claim(generator, now, 1).first == kClosed);
+  skip_to(state, begin << 1);
+  CHECK(state.word == kClosed);
 }
 
 void test_write_run() {
@@ -102,13 +163,13 @@ void test_write_run() {
 // Threads hammer one word, one at a time and in runs, with clocks that disagree by some milliseconds.
 void test_threads() {
   constexpr int kThreads = 4, kClaims = 20000;
-  Word* word = new_word();
-  CHECK(word != nullptr && *word == kFresh);
+  State* state = new_private_state();
+  CHECK(state != nullptr && state->word == kFresh);
   std::vector<std::vector<int64_t>> ids(kThreads);
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; t++) {
     threads.emplace_back([&, t] {
-      const Generator generator{word, 7, kTwitter};
+      const Generator generator{state, 7, 0, 0, kTwitter};
       for (int i = 0; i < kClaims; i++) {
         const uint64_t now = kNow + static_cast<uint64_t>(i / 16 + t);
         const Run run = claim(generator, now, t % 2 ? 1 : 5);
@@ -131,31 +192,97 @@ void test_threads() {
   CHECK(issued > kClaims && all.size() == issued);
 }
 
+// The exit status of a child that runs `body`.
+template <typename Body>
+int in_child(Body body) {
+  const pid_t child = fork();
+  if (child == 0) _exit(body() ? 0 : 1);
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child);
+  return status;
+}
+
 void test_fork() {
-  Word* word = new_word();
+  State* state = new_private_state();
   static Page unwiped;  // as on a system that cannot wipe pages
   forget_at_fork(&unwiped);
-  *word = unwiped.word = uint64_t{1} << 40;
-  const pid_t child = fork();
-  if (child == 0) _exit(*word == kForked && unwiped.word == kForked ? 0 : 1);
-  int status = -1;
-  CHECK(waitpid(child, &status, 0) == child && status == 0);
-  CHECK(*word == uint64_t{1} << 40 && unwiped.word == uint64_t{1} << 40);
+  state->word = unwiped.state.word = uint64_t{1} << 40;
+  CHECK(in_child([&] { return state->word == kForked && unwiped.state.word == kForked; }) == 0);
+  CHECK(state->word == uint64_t{1} << 40 && unwiped.state.word == uint64_t{1} << 40);
+}
+
+void test_shared() {
+  constexpr size_t kOffset = 256;
+  State* shared = new_shared_state();
+  std::FILE* file = std::tmpfile();
+  CHECK(shared && shared->word == kFresh && file && ftruncate(fileno(file), 4096) == 0);
+  State* mapped = map_state(fileno(file), kOffset);
+  State* again = map_state(fileno(file), kOffset);
+  CHECK(mapped && again && mapped->word == 0 && mapped->granted == 0);
+  mapped->word = kFresh, mapped->granted = kUnbounded;
+  CHECK(in_child([&] { return ++shared->word == kFresh + 1 && ++mapped->word == kFresh + 1; }) == 0);
+  CHECK(shared->word == kFresh + 1 && again->word == kFresh + 1);
+  CHECK(unmap_state(mapped) && mapped->word == kClosed && again->word == kFresh + 1);
+  CHECK(close(*shared) == kFresh + 1);
+  std::fclose(file);
+}
+
+// Claims that are under way while a state is closed: none ends above what close() returned.
+void test_close_under_threads() {
+  for (int round = 0; round < 200; round++) {
+    State state;
+    std::atomic<bool> go{false};
+    uint64_t highest[2] = {0, 0};
+    std::vector<std::thread> threads;
+    for (uint64_t& own : highest) {
+      threads.emplace_back([&] {
+        const Generator generator{&state, 7, 0, 0, kTwitter};
+        while (!go) {
+        }
+        for (uint64_t now = kNow;; now++) {
+          const Run run = claim(generator, now, 3);
+          if (run.first == kClosed) return;
+          if (run.count) own = run.first + run.count - 1;
+        }
+      });
+    }
+    go = true;
+    while (state.word < (kNow - kEpoch) << 12) {
+    }
+    const uint64_t last = close(state);
+    for (std::thread& thread : threads) thread.join();
+    CHECK(std::max(highest[0], highest[1]) == last);
+  }
 }
 
 void test_clock() {
   const uint64_t before = realtime_ms(), started = monotonic_ns();
   CHECK(!nap());
   CHECK(realtime_ms() > before && monotonic_ns() > started);
+  for (const auto read : {coarse_ms, has_steady_counter() ? counted_ms : coarse_ms}) {
+    uint64_t last = 0, changes = 0;
+    for (const uint64_t until = monotonic_ns() + 10000000000; changes <= 4 && monotonic_ns() < until;) {
+      const uint64_t early = read(), now = realtime_ms();
+      CHECK(early <= now);
+      changes += early != last;
+      last = early;
+    }
+    CHECK(changes > 4);
+  }
 }
 
 int main() {
   test_compose();
   test_claim();
   test_first_tick();
+  test_lag_and_drift();
+  test_catch_up();
+  test_lease();
   test_write_run();
   test_threads();
+  test_close_under_threads();
   test_fork();
+  test_shared();
   test_clock();
   std::puts("snowflake_test: ok");
 }

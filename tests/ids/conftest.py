@@ -5,9 +5,10 @@ from itertools import count
 import pytest
 from ids_testing import FakeClock, Generator
 
-from senet_fast.ids import PythonSnowflake, Snowflake
+from senet_fast.ids import Layout, PythonSnowflake, Snowflake
 
 _workers = count()
+_epochs = count(1_600_000_000_000)
 
 
 @pytest.fixture(params=[Snowflake, PythonSnowflake], ids=["compiled", "python"])
@@ -24,3 +25,9 @@ def fake_clock() -> FakeClock:
 def worker_id() -> int:
     """A worker that no other test uses: generators of one worker share their state for the life of the process."""
     return next(_workers)
+
+
+@pytest.fixture
+def own_layout() -> Layout:
+    """Widths of TWITTER, with an epoch that no other test uses: every worker of it is free in this process."""
+    return Layout(timestamp=41, worker=10, sequence=12, epoch_ms=next(_epochs))

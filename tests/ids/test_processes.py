@@ -1,7 +1,6 @@
 """Threads, forks, signals, imports, and calls from other Cython code."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -9,12 +8,11 @@ import sysconfig
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ids_testing import FakeClock, Generator
+from ids_testing import FakeClock, Generator, in_child
 
 import senet_fast
 from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake
@@ -47,40 +45,22 @@ def test_threads(generator_class: Generator, layout: Layout, bulk: bool, worker_
     assert np.unique(outs).size == outs.size
 
 
-def in_child(call: Callable[[], object]) -> int:
-    """The exit status of a forked child that runs `call`: 0 for ForkedError, 1 for any other end."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            call()
-        except ForkedError:
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def test_a_forked_child_is_refused(generator_class: Generator, worker_id: int) -> None:
     generator = generator_class(worker_id)
     before = generator.next_id()
     out = np.zeros(1000, np.int64)
-    assert in_child(generator.next_id) == 0
-    assert in_child(generator.try_next) == 0
-    assert in_child(lambda: generator.next_ids(3)) == 0
-    assert in_child(lambda: generator.fill(out)) == 0
-    assert in_child(lambda: next(generator)) == 0
-    assert in_child(lambda: generator_class(worker_id)) == 0
+    assert in_child(generator.next_id) == ForkedError
+    assert in_child(generator.try_next) == ForkedError
+    assert in_child(lambda: generator.next_ids(3)) == ForkedError
+    assert in_child(lambda: generator.fill(out)) == ForkedError
+    assert in_child(lambda: next(generator)) == ForkedError
+    assert in_child(lambda: generator_class(worker_id)) == ForkedError
     assert generator.next_id() > before
 
 
 def test_a_forked_child_may_use_another_worker(generator_class: Generator, worker_id: int) -> None:
     generator_class(worker_id).next_id()
-    pid = os.fork()
-    if pid == 0:
-        ids = generator_class(worker_id + 300).next_ids(5000)
-        os._exit(0 if (np.diff(ids) > 0).all() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(lambda: generator_class(worker_id + 300).next_ids(5000)) is None
 
 
 def expect_forked_error(generator: Snowflake) -> None:

@@ -217,6 +217,26 @@ def test_a_late_reading_of_the_clock_is_not_a_step_back() -> None:
     assert Snowflake(1, clock=clock).next_id() > later[0]
 
 
+@pytest.mark.parametrize("step_ms", [5, 50, 1000, 3_600_000])
+def test_a_running_clock_that_steps(generator_class: Generator, step_ms: int) -> None:
+    """Back, as NTP or an operator would; and forward by mistake, then back. The IDs increase, or none comes."""
+    offset = [0]
+    generator = generator_class(
+        1, clock=lambda: time.time_ns() // 1_000_000 + offset[0], max_backward_ms=100, timeout=0.02
+    )
+    numbers, refusals = [], set()
+    for offset[0] in (0, -step_ms, step_ms, 0, 2 * step_ms, 0):
+        for _ in range(300):
+            try:
+                numbers.append(generator.next_id())
+            except (SnowflakeTimeout, ClockMovedBackwards) as error:
+                refusals.add(type(error))
+                break
+    assert refusals <= {SnowflakeTimeout if step_ms <= 50 else ClockMovedBackwards}
+    assert len(numbers) >= 900
+    assert numbers == sorted(set(numbers))
+
+
 def test_max_backward_ms(generator_class: Generator, fake_clock: FakeClock) -> None:
     generator = generator_class(1, clock=fake_clock, max_backward_ms=0)
     generator.next_id()

@@ -1,0 +1,122 @@
+"""What a lease is, and how a generator holds one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from senet_fast.ids.errors import LeaseError
+from senet_fast.ids.layout import Layout
+
+
+class Grant(NamedTuple):
+    """The exclusive right to one worker id for timestamps from `from_ms` to before `until_ms` (ms since 1970, UTC).
+
+    `until_ms` None: without end. `file`: a locked descriptor and its path, if the last ID shall live in that file.
+    """
+
+    worker_id: int
+    from_ms: int = 0
+    until_ms: int | None = None
+    file: tuple[int, str] | None = None
+
+
+class Lease(Protocol):
+    """Where a worker id comes from. One object leases one worker id at a time.
+
+    The store keeps, for each worker, the time `until_ms` before which it may have issued, and never lowers it but to
+    what `release` was told. Then neither a pause nor a late message can make two holders issue one ID: a holder's IDs
+    all lie before the `until_ms` that it was told, and its successor's all lie at or after it.
+    """
+
+    renew_every: float | None
+    """Seconds from one renewal to the next; None: never."""
+
+    def acquire(self, layout: Layout) -> Grant:
+        """A worker id that nobody else holds; LeaseError where there is none."""
+
+    def renew(self) -> int:
+        """The new `until_ms`. LeaseError: another holds it now, do not ask again. Other errors are tried again."""
+
+    def release(self, unused_from_ms: int) -> None:
+        """Gives it back; its successor may issue from `unused_from_ms` on."""
+
+
+class Place(Protocol):
+    """What `Held` needs of a generator's state."""
+
+    def skip_to(self, from_ms: int) -> None: ...
+    def grant(self, until_ms: int) -> None: ...
+    def close(self) -> int: ...
+
+
+class Held:
+    """A lease in use: renewed by a thread until closed. Safety does not depend on the thread: each claim is bounded."""
+
+    def __init__(self, lease: Lease, layout: Layout) -> None:
+        self.grant = lease.acquire(layout)
+        self.error: Exception | None = None  # why the last renewal failed
+        self._lease = lease
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._place: Place | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def start(self, place: Place, now_ms: int, max_backward_ms: int) -> None:
+        worker_id, from_ms, until_ms, _ = self.grant
+        if until_ms is not None and now_ms >= until_ms:
+            raise LeaseError(
+                f"worker {worker_id} was leased until {until_ms} ms, and this host's clock already reads {now_ms} ms:"
+                " it runs ahead of the store's"
+            )
+        if from_ms - now_ms > max_backward_ms:
+            raise LeaseError(
+                f"worker {worker_id} was leased from {from_ms} ms on, and this host's clock reads {now_ms} ms: it runs"
+                f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
+            )
+        self._place = place
+        place.skip_to(from_ms)
+        if until_ms is None:
+            return
+        place.grant(until_ms)
+        self._thread = threading.Thread(target=self._renew, args=(place,), name=f"lease of {worker_id}", daemon=True)
+        self._thread.start()
+
+    def _renew(self, place: Place) -> None:
+        every = self._lease.renew_every
+        wait = every
+        while wait is not None and not self._stop.wait(wait):
+            try:
+                place.grant(self._lease.renew())
+                self.error, wait = None, every
+            except LeaseError as error:
+                self.error = error
+                return
+            except Exception as error:
+                self.error, wait = error, (every or 0) / 4
+
+    def close(self) -> None:
+        """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent."""
+        if self._pid != os.getpid():
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._stop.set()
+            if self._thread is not None:
+                self._thread.join()
+            unused_from_ms = self._place.close() if self._place is not None else self.grant.from_ms
+            self._lease.release(unused_from_ms)
+
+    def forget(self) -> None:
+        """close() where nobody hears of an error: the store's own end of the lease then frees the worker id."""
+        with suppress(Exception):
+            self.close()
+
+    def why(self) -> str:
+        return f"; its renewal failed: {self.error}" if self.error is not None else ""

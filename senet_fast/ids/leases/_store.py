@@ -1,0 +1,92 @@
+"""What the leases of all servers share."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from senet_fast.ids.errors import LeaseError
+from senet_fast.ids.layout import Layout, check_int
+from senet_fast.ids.leases._held import Grant
+
+
+class Taken(NamedTuple):
+    """No worker id is free; one may be in `retry_s` seconds."""
+
+    retry_s: float
+
+
+class StoreLease:
+    """A worker id that a server remembers the holder of.
+
+    ttl: seconds that a grant lasts; it is renewed three times as often. A crashed holder's worker id is free again
+        after ttl. All holders of one store must use the same.
+    wait: the longest, in seconds, that acquiring may wait for a worker id to become free; default: twice ttl.
+    workers: the worker ids to choose from, the first free one; default: all of the layout.
+    """
+
+    renew_every: float | None
+
+    def __init__(self, *, ttl: float = 10.0, wait: float | None = None, workers: Sequence[int] | None = None) -> None:
+        if not ttl >= 0.05:
+            raise ValueError(f"ttl = {ttl}; expected ttl >= 0.05, in seconds")
+        self.renew_every = ttl / 3
+        self._ttl_ms = round(ttl * 1000)
+        self._wait = 2 * ttl if wait is None else wait
+        self._candidates = workers
+        self._owner = ""
+        self._worker_id = -1
+
+    def acquire(self, layout: Layout) -> Grant:
+        if self._worker_id >= 0:
+            raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
+        workers = self._candidates if self._candidates is not None else range(layout.worker.max + 1)
+        for worker_id in workers if self._candidates is not None else ():
+            check_int("worker_id", worker_id, 0, layout.worker.max, f" ({layout.worker.width} bits)")
+        self._owner = secrets.token_hex(16)
+        deadline = time.monotonic() + self._wait
+        while isinstance(taken := self._take(layout_name(layout), workers), Taken):
+            if time.monotonic() + taken.retry_s > deadline:
+                raise LeaseError(
+                    f"all {len(workers)} worker ids are held; the next may be free in {taken.retry_s:.1f} s, and"
+                    f" wait = {self._wait} s"
+                )
+            time.sleep(max(0.001, taken.retry_s))
+        self._worker_id = taken.worker_id
+        return taken
+
+    def renew(self) -> int:
+        until_ms = self._extend()
+        if until_ms is None:
+            raise LeaseError(f"another holds worker {self._worker_id} now")
+        return until_ms
+
+    def release(self, unused_from_ms: int) -> None:
+        try:
+            self._give_back(unused_from_ms)
+        finally:
+            self._worker_id = -1
+
+    def _take(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
+        raise NotImplementedError
+
+    def _extend(self) -> int | None:
+        """The new end; None if another is the owner."""
+        raise NotImplementedError
+
+    def _give_back(self, unused_from_ms: int) -> None:
+        raise NotImplementedError
+
+
+def layout_name(layout: Layout) -> str:
+    """A layout's key, such as timestamp41-worker10-sequence12-1288834974657."""
+    fields = [(name, getattr(layout, name)) for name in ("timestamp", "worker", "sequence")]
+    widths = [f"{name}{field.width}" for name, field in sorted(fields, key=lambda f: -f[1].shift) if field.width]
+    return "-".join([*widths, f"{layout.epoch_ms}", *([f"tick{layout.tick_ms}"] if layout.tick_ms != 1 else [])])
+
+
+def now_ms() -> int:
+    """This host's clock, where the store has none."""
+    return time.time_ns() // 1_000_000

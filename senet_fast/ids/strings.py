@@ -1,0 +1,83 @@
+"""IDs as strings of one width that sort like the IDs: hexadecimal, Crockford's base 32, base 62."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_DIGITS = "0123456789"
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Form(NamedTuple):
+    """One way to write a non-negative int64: digits in the order of ASCII, and what else is read as one of them."""
+
+    digits: str
+    width: int
+    aliases: dict[str, str]
+
+
+# A form is one row.
+FORMS = {
+    "hex": Form(_DIGITS + "abcdef", 16, {c: c.lower() for c in "ABCDEF"}),
+    # Without I, L, O and U; small letters and what looks alike are read, too.
+    "base32": Form(
+        "0123456789ABCDEFGHJKMNPQRSTVWXYZ",
+        13,
+        {
+            **{c.lower(): c for c in "ABCDEFGHJKMNPQRSTVWXYZ"},
+            "I": "1",
+            "i": "1",
+            "L": "1",
+            "l": "1",
+            "O": "0",
+            "o": "0",
+        },
+    ),
+    "base62": Form(_DIGITS + _UPPER + _UPPER.lower(), 11, {}),
+}
+_VALUES = {
+    name: {c: form.digits.index(form.aliases.get(c, c)) for c in form.digits + "".join(form.aliases)}
+    for name, form in FORMS.items()
+}
+_MAX = (1 << 63) - 1
+
+
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise ValueError(f"form is {name!r}; expected one of {', '.join(FORMS)}")
+    return FORMS[name]
+
+
+def to_string(number: int, form: str = "base62") -> str:
+    """The ID in `form`: 16 hex digits, 13 of Crockford's base 32, or 11 of base 62 (digits, capitals, small letters).
+
+    Strings of one form compare like the IDs, byte by byte (a database's collation for base62 must be binary).
+    """
+    digits, width, _ = _form(form)
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"id is {number!r} ({type(number).__name__}); expected an int")
+    rest = number.__index__()
+    if not 0 <= rest <= _MAX:
+        raise ValueError(f"id = {rest}; expected 0 <= id <= {_MAX} (63 bits)")
+    text = ""
+    for _ in range(width):
+        rest, digit = divmod(rest, len(digits))
+        text = digits[digit] + text
+    return text
+
+
+def from_string(text: str, form: str = "base62") -> int:
+    """The ID that `text` spells in `form`; ValueError where it spells none."""
+    digits, width, _ = _form(form)
+    if not isinstance(text, str):
+        raise TypeError(f"text is {text!r} ({type(text).__name__}); expected a str")
+    if len(text) != width:
+        raise ValueError(f"text is {text[:80]!r}, {len(text)} characters; expected {width} of {form}")
+    values, number = _VALUES[form], 0
+    for character in text:
+        if character not in values:
+            raise ValueError(f"text is {text!r}, and {character!r} is no digit of {form}")
+        number = number * len(digits) + values[character]
+    if number > _MAX:
+        raise ValueError(f"text is {text!r}; expected at most {to_string(_MAX, form)!r} (63 bits)")
+    return number

@@ -1,0 +1,47 @@
+"""Every interleaving of a few actors. An actor is a generator function that yields before each access to shared memory;
+whoever is never scheduled again was killed, or paused for ever.
+"""
+
+from collections.abc import Callable, Generator, Hashable
+from typing import Any
+
+Actor = Generator[None, None, None]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; its argument is the schedule that led there."""
+
+
+def explore(scenario: Callable[[], tuple[Any, list[Actor]]], limit: int = 400_000) -> int:
+    """Visits every state that `scenario` can reach and returns their number.
+
+    `scenario` makes a fresh world and its actors; the world has `key()`, all of its state, and raises AssertionError
+    where an invariant breaks. Two moments are one state if the world and each actor's place and variables are equal.
+    """
+    seen: set[Hashable] = set()
+    schedules: list[tuple[int, ...]] = [()]
+    while schedules:
+        schedule = schedules.pop()
+        world, actors = scenario()
+        try:
+            for actor in schedule:
+                next(actors[actor], None)
+        except AssertionError as error:
+            raise Violation(f"{error} after {schedule}") from None
+        key = (world.key(), *map(_place, actors))
+        if key in seen:
+            continue
+        seen.add(key)
+        assert len(seen) <= limit, "too many states: make the scenario smaller"
+        schedules += [(*schedule, i) for i, actor in enumerate(actors) if actor.gi_frame is not None]  # type: ignore[attr-defined]
+    return len(seen)
+
+
+def _place(actor: Any) -> Hashable:
+    """Where an actor stands, with the plain variables of it and of the generators it delegates to."""
+    places = []
+    while actor is not None and (frame := actor.gi_frame) is not None:
+        plain = {k: v for k, v in frame.f_locals.items() if isinstance(v, int | str | tuple | type(None))}
+        places.append((frame.f_lasti, tuple(sorted(plain.items(), key=lambda item: item[0]))))
+        actor = actor.gi_yieldfrom
+    return tuple(places)

@@ -1,0 +1,184 @@
+"""Servers of the leases, on loopback, with data that is thrown away."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """A server that a test can pause, restart and kill. `lease` is the code that makes a lease of it."""
+
+    package: str  # of Python
+    extra = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str] | None:
+        """None where it is not installed."""
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        command = self.command()
+        assert command is not None
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return self.ping()
+            except Exception:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from None
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.process = None
+
+
+class RedisServer(Server):
+    package = "redis"
+
+    def command(self) -> list[str] | None:
+        found = shutil.which("redis-server")
+        return found and [found, *f"--port {self.port} --bind 127.0.0.1 --appendonly yes --appendfsync always".split()]  # type: ignore[return-value]
+
+    def ping(self) -> None:
+        import redis
+
+        redis.Redis(port=self.port).ping()
+
+    def lease(self, **options: Any) -> str:
+        return f"leases.Redis('redis://127.0.0.1:{self.port}', **{options})"
+
+
+class PostgreSQLServer(Server):
+    package = "psycopg"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if os.getuid() == 0:  # it refuses to run as root, and pytest's folders are root's alone
+            self.folder = Path(tempfile.mkdtemp(prefix="senet_fast_postgresql_"))
+            self.folder.chmod(0o755)
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def command(self) -> list[str] | None:
+        versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        found = shutil.which("initdb") or (versions and str(versions[-1] / "initdb"))
+        if not found or not Path(found).exists():
+            return None
+        lower = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        data, bin_ = self.folder / "data", Path(found).parent
+        if not data.exists():
+            data.mkdir(mode=0o700)
+            if lower:
+                shutil.chown(data, "postgres")
+            made = subprocess.run(
+                [*lower, found, "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"], capture_output=True
+            )
+            assert made.returncode == 0, made.stderr
+        settings = f"-p {self.port} -k {data} -c listen_addresses=127.0.0.1".split()
+        return [*lower, str(bin_ / "postgres"), "-D", str(data), *settings]
+
+    @property
+    def address(self) -> str:
+        return f"host=127.0.0.1 port={self.port} user=postgres"
+
+    def ping(self) -> None:
+        import psycopg
+
+        psycopg.connect(self.address).close()
+
+    def lease(self, **options: Any) -> str:
+        return f"leases.PostgreSQL({self.address!r}, **{options})"
+
+
+class ZooKeeperServer(Server):
+    package = "kazoo"
+
+    def command(self) -> list[str] | None:
+        jars = [*Path("/usr/share/java").glob("zookeeper*.jar"), *Path("/etc/zookeeper").glob("conf_example")]
+        java = shutil.which("java")
+        if not java or len(jars) < 2:
+            return None
+        config = self.folder / "zoo.cfg"
+        config.write_text(
+            f"tickTime=200\ndataDir={self.folder}/data\nclientPort={self.port}\nclientPortAddress=127.0.0.1\n"
+            "admin.enableServer=false\nminSessionTimeout=400\n"
+        )
+        path = ":".join([str(config.parent), "/usr/share/java/*"])
+        return [java, "-Xmx128m", "-cp", path, "org.apache.zookeeper.server.quorum.QuorumPeerMain", str(config)]
+
+    def ping(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            connection.sendall(b"srvr")
+            assert connection.recv(100)
+
+    def lease(self, **options: Any) -> str:
+        client = f"kazoo.client.KazooClient('127.0.0.1:{self.port}', timeout=0.8)"
+        return f"leases.ZooKeeper(started({client}), **{options})"
+
+
+class EtcdServer(Server):
+    package = "json"
+
+    def command(self) -> list[str] | None:
+        found = shutil.which("etcd")
+        client, peer = f"http://127.0.0.1:{self.port}", "http://127.0.0.1:0"
+        listen = ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
+        return found and [found, "--data-dir", str(self.folder / "data"), *listen, "--log-level", "error"]  # type: ignore[return-value]
+
+    def ping(self) -> None:
+        import urllib.request
+
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).read()
+
+    def lease(self, **options: Any) -> str:
+        return f"leases.Etcd('http://127.0.0.1:{self.port}', **{options})"
+
+
+SERVERS: dict[str, Callable[[Path], Server]] = {
+    "redis": RedisServer,
+    "postgresql": PostgreSQLServer,
+    "zookeeper": ZooKeeperServer,
+    "etcd": EtcdServer,
+}
+
+# What a process needs to evaluate Server.lease().
+PRELUDE = """
+from senet_fast.ids import leases
+def started(client):
+    client.start(timeout=20)
+    return client
+try:
+    import kazoo.client
+except ImportError:
+    pass
+"""

@@ -1,0 +1,205 @@
+"""Where people use IDs, each with the real library; what is not installed is skipped."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ids_testing import FakeClock, Generator
+
+from senet_fast.ids import TWITTER, Layout, Snowflake, aio, to_string
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_asyncio(generator_class: Generator) -> None:
+    """Many tasks draw more than a tick holds, and the loop runs on."""
+    generator = generator_class(layout=Layout(timestamp=38, sequence=3, epoch_ms=1_600_000_000_000, tick_ms=20))
+
+    async def main() -> tuple[list[int], int, np.ndarray]:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.001)
+
+        other = asyncio.create_task(others())
+        numbers = await asyncio.gather(*(aio.next_id(generator) for _ in range(40)))
+        many = await aio.next_ids(generator, 20)
+        other.cancel()
+        return numbers, turns, many
+
+    numbers, turns, many = asyncio.run(main())
+    assert len({*numbers, *many.tolist()}) == 60
+    assert turns > 30
+
+
+def test_asyncio_timeout(generator_class: Generator, fake_clock: FakeClock) -> None:
+    generator = generator_class(1, clock=fake_clock)
+    generator.next_ids(4096)
+
+    async def main() -> None:
+        async with asyncio.timeout(0.02):
+            await aio.next_id(generator)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+
+
+def test_sqlalchemy(worker_id: int) -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+    from senet_fast.ids.sqlalchemy import SnowflakeID, in_time_range
+
+    generator = Snowflake(worker_id)
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(SnowflakeID, primary_key=True, default=generator.next_id)
+        name: Mapped[str]
+
+    engine = sqlalchemy.create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    assert "id BIGINT NOT NULL" in str(sqlalchemy.schema.CreateTable(Order.__table__))
+    before = datetime.now(UTC)
+    with Session(engine) as session:
+        session.add_all([Order(name="a"), Order(name="b")])
+        session.commit()
+        session.execute(sqlalchemy.insert(Order), [{"name": name} for name in "cdef"])
+        old = TWITTER.encode(before - timedelta(days=1))
+        session.add(Order(id=old, name="old"))
+        session.commit()
+        rows = session.scalars(sqlalchemy.select(Order).order_by(Order.id)).all()
+        assert [row.name for row in rows] == ["old", "a", "b", "c", "d", "e", "f"]
+        for begin, end, names in [
+            (before - timedelta(seconds=1), before + timedelta(minutes=1), "abcdef"),
+            (before - timedelta(days=2), before - timedelta(hours=1), ["old"]),
+            (0, 1, ""),
+            (before, 2**60, "abcdef"),
+        ]:
+            query = sqlalchemy.select(Order.name).where(in_time_range(Order.id, begin, end, TWITTER))
+            assert sorted(session.scalars(query)) == sorted(names)
+        session.add(Order(id=-1, name="bad"))
+        with pytest.raises(sqlalchemy.exc.StatementError, match="id = -1; expected 0 <= id"):
+            session.commit()
+
+
+DJANGO = """
+import os
+import django
+from django.conf import settings
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField", USE_TZ=True,
+)
+django.setup()
+from django.db import connection, migrations, models
+from django.db.migrations.writer import MigrationWriter
+from senet_fast.ids import TWITTER, Snowflake
+from senet_fast.ids.django import SnowflakeField, default_generator
+
+class Order(models.Model):
+    id = SnowflakeField(primary_key=True)
+    name = models.TextField()
+    class Meta:
+        app_label = "shop"
+
+with connection.schema_editor() as editor:
+    editor.create_model(Order)
+first = Order(name="a")
+assert first.id > 0
+first.save()
+Order.objects.bulk_create([Order(name=name) for name in "bcd"])
+ids = list(Order.objects.order_by("id").values_list("id", flat=True))
+assert ids[0] == first.id and len(set(ids)) == 4, ids
+assert list(Order.objects.order_by("id").values_list("name", flat=True)) == ["a", "b", "c", "d"]
+text, imports = MigrationWriter.serialize(SnowflakeField(primary_key=True, generator="shop.ids.generator"))
+assert "generator='shop.ids.generator'" in text and "default" not in text, text
+again = Order._meta.pk.clone()
+assert again.next_id() > max(ids) and not again.editable
+pid = os.fork()  # a prefork server
+child = default_generator().next_id()
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_django(tmp_path: Path) -> None:
+    pytest.importorskip("django")
+    environment = {**os.environ, "SENET_FAST_LEASES": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", DJANGO], check=True, cwd=ROOT, env=environment)
+
+
+def test_pydantic(worker_id: int) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    from senet_fast.ids.pydantic import SnowflakeID, id_type
+
+    class Order(pydantic.BaseModel):
+        id: SnowflakeID
+        link: id_type("base62") = 5  # type: ignore[valid-type]
+
+    Order.model_rebuild()
+    number = Snowflake(worker_id).next_id()
+    order = Order(id=number, link=number)
+    assert order.model_dump() == {"id": number, "link": number}
+    assert order.model_dump_json() == f'{{"id":"{number}","link":"{to_string(number)}"}}'
+    assert Order.model_validate_json(order.model_dump_json()) == order
+    assert Order(id=str(number)).id == number
+    for bad in ("1_0", "-1", -1, 2**63, 1.5, None, "9" * 20, True):
+        with pytest.raises(pydantic.ValidationError):
+            Order(id=bad)
+    with pytest.raises(pydantic.ValidationError, match="expected 11 of base62"):
+        Order(id=1, link="abc")
+    assert Order.model_json_schema()["properties"]["id"]["type"] == "string"
+    with pytest.raises(ValueError, match="form is 'roman'"):
+        id_type("roman")
+
+
+class Samples:
+    """A dataset whose samples get an ID in the worker that loads them."""
+
+    def __init__(self, generator: Snowflake) -> None:
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return 4000
+
+    def __getitem__(self, index: int) -> int:
+        return self.generator.next_id()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_data_loader_workers(worker_id: int) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    generator = Snowflake(worker_id, on_fork="share")
+    loader = data.DataLoader(Samples(generator), batch_size=50, num_workers=2, multiprocessing_context="fork")
+    drawn = np.concatenate([batch.numpy() for _ in range(2) for batch in loader])
+    assert np.unique(drawn).size == 8000
+    assert generator.next_id() > drawn.max()
+
+
+def blocks() -> list[str]:
+    text = (ROOT / "docs/ids.md").read_text()
+    return [part.split("```")[0] for part in text.split("```python\n")[1:]]
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("\n")[0][:40])
+def test_the_recipes_run(block: str, tmp_path: Path) -> None:
+    for name in ("pandas", "pyarrow", "sqlalchemy", "pydantic", "torch"):
+        if f"import {name}" in block or f"from {name}" in block:
+            pytest.importorskip(name)
+    environment = {**os.environ, "SENET_FAST_LEASES": str(tmp_path / "leases"), "PYTHONPATH": str(ROOT)}
+    program = textwrap.dedent(block)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=tmp_path, env=environment)

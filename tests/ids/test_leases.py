@@ -1,0 +1,380 @@
+"""Leased worker ids: what a claim may issue, how a lease is renewed and lost, and the leases that need no server."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ids_testing import FakeClock, Generator, in_child
+
+from senet_fast.ids import (
+    TWITTER,
+    ForkedError,
+    Grant,
+    Layout,
+    LeaseError,
+    LeaseExpired,
+    Snowflake,
+    SnowflakeTimeout,
+)
+from senet_fast.ids.leases import Environment, LockFile
+
+NOW_MS = 1_800_000_000_000
+
+
+class Table:
+    """A lease whose store is a variable, and which answers what the test says."""
+
+    renew_every: float | None = 0.005
+
+    def __init__(self, grant: Grant, renewals: Callable[[], int] | None = None) -> None:
+        self.granted = grant
+        self.renewals = renewals
+        self.released: list[int] = []
+
+    def acquire(self, layout: Layout) -> Grant:
+        return self.granted
+
+    def renew(self) -> int:
+        assert self.granted.until_ms is not None
+        return self.renewals() if self.renewals else self.granted.until_ms
+
+    def release(self, unused_from_ms: int) -> None:
+        self.released.append(unused_from_ms)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_no_id_lies_outside_the_lease(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:
+    lease = Table(Grant(worker_id, NOW_MS, NOW_MS + 3))
+    generator = generator_class(lease=lease, clock=fake_clock, timeout=0, max_drift_ms=50, max_lag_ms=50)
+    assert generator.worker_id == worker_id
+    burst = generator.next_ids(3 * 4096)
+    assert set(TWITTER.decode(burst).timestamp_ms.tolist()) == {NOW_MS, NOW_MS + 1, NOW_MS + 2}
+    with pytest.raises(SnowflakeTimeout):  # the lease may still be renewed
+        generator.next_id()
+    fake_clock.now_ms += 3
+    for call in (generator.next_id, generator.try_next, lambda: generator.next_ids(1000)):
+        with pytest.raises(
+            LeaseExpired, match=f"worker {worker_id} was leased until {NOW_MS + 3} ms.*reads {NOW_MS + 3}"
+        ):
+            call()
+    fake_clock.now_ms += 5000
+    lease.granted = Grant(worker_id, NOW_MS, NOW_MS + 10_000)
+    wait_for(lambda: not _expired(generator))
+    generator.close()
+
+
+def _expired(generator: Snowflake) -> bool:
+    try:
+        generator.try_next()
+    except LeaseExpired:
+        return True
+    return False
+
+
+def test_ticks_that_only_partly_lie_in_the_lease(generator_class: Generator) -> None:
+    layout = Layout(timestamp=40, worker=4, sequence=4, epoch_ms=1_600_000_000_000, tick_ms=10)
+    clock = FakeClock(NOW_MS)
+    generator = generator_class(lease=Table(Grant(1, NOW_MS + 5, NOW_MS + 28)), layout=layout, clock=clock, timeout=0)
+    times = []
+    for clock.now_ms in range(NOW_MS, NOW_MS + 40):
+        try:
+            if (number := generator.try_next()) is not None:
+                times.append(layout.decode(number).timestamp_ms)
+        except LeaseExpired:
+            assert clock.now_ms >= NOW_MS + 20
+    assert set(times) == {NOW_MS + 10}
+    generator.close()
+
+
+def test_a_predecessor_that_was_ahead_is_waited_for(
+    generator_class: Generator, worker_id: int, fake_clock: FakeClock
+) -> None:
+    with generator_class(lease=Table(Grant(worker_id, NOW_MS + 400, NOW_MS + 900)), clock=fake_clock) as generator:
+        assert generator.try_next() is None
+        fake_clock.now_ms += 400
+        assert generator.next_id() == TWITTER.encode(NOW_MS + 400, worker_id, 0)
+    late = Table(Grant(worker_id, NOW_MS + 9000, NOW_MS + 9900))
+    with pytest.raises(LeaseError, match=r"runs behind the last holder's by more than max_backward_ms = 1000"):
+        generator_class(lease=late, clock=fake_clock)
+    early = Table(Grant(worker_id, NOW_MS - 900, NOW_MS + 400))
+    with pytest.raises(LeaseError, match=r"it runs ahead of the store's"):
+        generator_class(lease=early, clock=fake_clock)
+    assert late.released == [NOW_MS + 9000]
+    assert early.released == [NOW_MS - 900]
+
+
+def test_close_tells_the_successor_where_to_begin(
+    generator_class: Generator, worker_id: int, fake_clock: FakeClock
+) -> None:
+    lease = Table(Grant(worker_id, NOW_MS - 50, NOW_MS + 500))
+    generator, second = generator_class(lease=lease, clock=fake_clock), None
+    second = generator_class(worker_id, clock=fake_clock)
+    fake_clock.now_ms += 7
+    last = second.next_id()
+    generator.close()
+    generator.close()
+    assert lease.released == [NOW_MS + 8]
+    for closed in (generator, second):
+        with pytest.raises(LeaseExpired, match=f"worker {worker_id} was given back"):
+            closed.next_id()
+    with pytest.raises(LeaseExpired):
+        generator_class(worker_id, clock=fake_clock)
+    again = generator_class(lease=Table(Grant(worker_id)), clock=fake_clock)  # a lease that knows of no time
+    assert again.try_next() is None
+    fake_clock.now_ms += 1
+    assert again.next_id() > last
+    with pytest.raises(LeaseExpired):
+        generator.next_id()
+
+
+def test_nothing_issued_gives_everything_back(
+    generator_class: Generator, worker_id: int, fake_clock: FakeClock
+) -> None:
+    lease = Table(Grant(worker_id, NOW_MS - 50, NOW_MS + 500))
+    generator_class(lease=lease, clock=fake_clock).close()
+    assert lease.released == [NOW_MS - 50]
+
+
+def test_lost_renewals(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:
+    answers: list[Exception | int] = [ConnectionError("no route"), NOW_MS + 200, LeaseError("another holds it")]
+    asked: list[int] = []
+
+    def renew() -> int:
+        asked.append(1)
+        answer = answers[min(len(asked), len(answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    generator = generator_class(lease=Table(Grant(worker_id, 0, NOW_MS + 100), renew), clock=fake_clock)
+    wait_for(lambda: len(asked) == 3)
+    fake_clock.now_ms += 150
+    generator.next_id()  # the second answer counts
+    fake_clock.now_ms += 50
+    with pytest.raises(LeaseExpired, match="its renewal failed: another holds it"):
+        generator.next_id()
+    time.sleep(0.05)
+    assert len(asked) == 3
+    generator.close()
+
+
+def test_a_generator_that_is_forgotten_is_closed(generator_class: Generator, worker_id: int) -> None:
+    lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000))
+    generator = generator_class(lease=lease)
+    generator.next_id()
+    del generator
+    gc.collect()
+    assert len(lease.released) == 1
+
+
+def test_a_fork_leaves_the_lease_to_the_parent(generator_class: Generator, worker_id: int) -> None:
+    lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000))
+    generator = generator_class(lease=lease)
+    assert in_child(generator.next_id) == ForkedError
+
+    def close() -> None:
+        generator.close()
+        assert lease.released == []
+
+    assert in_child(close) is None
+    generator.next_id()
+    generator.close()
+    shared = generator_class(
+        lease=Table(Grant(worker_id + 1, 0, NOW_MS + 100)), on_fork="share", clock=FakeClock(NOW_MS)
+    )
+    assert in_child(shared.next_id) is None
+    shared.close()
+    assert in_child(shared.next_id) == LeaseExpired
+
+
+def test_a_child_may_lease_its_parents_worker(generator_class: Generator, worker_id: int) -> None:
+    """Once the parent gave it back, or lost it: the grant tells where to begin."""
+    parents = generator_class(lease=Table(Grant(worker_id, 0, NOW_MS + 100)), clock=(clock := FakeClock(NOW_MS)))
+    last = parents.next_id()
+    began = Table(Grant(worker_id, NOW_MS + 1, NOW_MS + 200))
+
+    def child() -> None:
+        with pytest.raises(ForkedError):
+            generator_class(lease=Table(Grant(worker_id)), clock=clock)  # exclusive by no store
+        generator = generator_class(lease=began, clock=clock)
+        assert generator.try_next() is None
+        clock.now_ms += 1
+        assert generator.next_id() > last
+
+    assert in_child(child) is None
+    shared = generator_class(lease=Table(Grant(worker_id + 1)), on_fork="share", clock=clock)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(reader, 1)  # until the parent has closed
+        lease = Table(Grant(worker_id + 1, NOW_MS + 1, NOW_MS + 200))
+        again = generator_class(lease=lease, on_fork="share", clock=clock)
+        os._exit(again.try_next() is not None)
+    shared.close()
+    os.write(writer, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_lease_is_given_back_at_exit(tmp_path: Path) -> None:
+    program = f"""
+from senet_fast.ids import Snowflake
+from senet_fast.ids.leases import LockFile
+class Loud(LockFile):
+    def release(self, unused_from_ms):
+        super().release(unused_from_ms)
+        print("released", unused_from_ms > 0)
+generator = Snowflake.acquire(Loud({str(tmp_path)!r}))
+print(generator.worker_id, generator.next_id() > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "released", "True"]
+
+
+@pytest.mark.parametrize(
+    ("lease", "options", "error", "message"),
+    [
+        (LockFile, {}, TypeError, "expected a Lease such as"),
+        (5, {}, TypeError, "lease is 5; expected a Lease"),
+        (Table(Grant(1)), {"worker_id": 1}, TypeError, "lease and worker_id are both given"),
+        (Table(Grant(1)), {"file": "/nowhere"}, TypeError, "lease and file are both given"),
+        (Table(Grant(1)), {"max_drift_ms": 1}, ValueError, "nothing remembers the last ID"),
+        (Table(Grant(1024)), {}, ValueError, "worker_id = 1024; expected 0 <= worker_id <= 1023"),
+    ],
+)
+def test_bad_leases(
+    generator_class: Generator, lease: object, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        generator_class(lease=lease, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("environ", "worker_id"),
+    [
+        ({"SENET_FAST_WORKER_ID": "7", "RANK": "3"}, 7),
+        ({"POD_INDEX": "4"}, 4),
+        ({"POD_NAME": "web-frontend-12", "SLURM_PROCID": "3"}, 12),
+        ({"RANK": "3"}, 3),
+        ({"SLURM_PROCID": " 5\n"}, 5),
+        ({"OMPI_COMM_WORLD_RANK": "6"}, 6),
+    ],
+)
+def test_environment(environ: dict[str, str], worker_id: int) -> None:
+    assert Environment(environ=environ).acquire(TWITTER) == Grant(worker_id)
+    assert Environment(environ=environ, offset=100).acquire(TWITTER).worker_id == worker_id + 100
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({}, "no worker id in the environment; expected one of SENET_FAST_WORKER_ID, POD_INDEX"),
+        ({"RANK": ""}, "RANK is ''; expected a number"),
+        ({"RANK": "-3x"}, "RANK is '-3x'"),
+        ({"POD_NAME": "web-7d4b9c6f5-x2x1z"}, "expected a number, or a name that ends in -NUMBER"),
+        ({"RANK": "1024"}, r"RANK is '1024': worker 1024; expected 0 <= worker <= 1023 \(10 bits\)"),
+    ],
+)
+def test_bad_environments(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(LeaseError, match=message):
+        Environment(environ=environ).acquire(TWITTER)
+
+
+def test_environment_of_this_process(
+    generator_class: Generator, worker_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TASK", f"{worker_id}")
+    generator = generator_class.acquire(Environment("MY_TASK"))  # type: ignore[arg-type]
+    assert generator.decode(generator.next_id()).worker_id == worker_id
+
+
+def test_lock_files(own_layout: Layout, tmp_path: Path) -> None:
+    """Each process has a worker of its own; a killed one's is free at once, and goes on behind its last ID."""
+    program = f"""
+import sys
+from senet_fast.ids import Layout, Snowflake
+from senet_fast.ids.leases import LockFile
+generator = Snowflake.acquire(LockFile({str(tmp_path)!r}), {own_layout!r})
+print(generator.worker_id, generator.next_id(), flush=True)
+sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holders = [subprocess.Popen([sys.executable, "-c", program], **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    said = [[int(word) for word in holder.stdout.readline().split()] for holder in holders]
+    assert sorted(worker for worker, _ in said) == [0, 1, 2]
+    holders[1].send_signal(signal.SIGKILL)
+    holders[1].wait()
+    take = lambda workers=None: Snowflake.acquire(LockFile(tmp_path, workers=workers), own_layout)  # noqa: E731
+    with take() as generator, take() as other:
+        assert generator.worker_id == said[1][0]
+        assert generator.next_id() > said[1][1]
+        assert other.worker_id == 3
+        with pytest.raises(LeaseError, match="2 of 2 worker ids are held"):
+            take([3, said[0][0]])
+    for holder in holders:
+        holder.communicate(timeout=30)
+    last = []
+    for _ in range(3):  # again and again in one process
+        with take([3]) as generator:
+            last.append(generator.next_id())
+        with pytest.raises(LeaseExpired):
+            generator.next_id()
+    assert last == sorted(set(last))
+
+
+def test_the_default_is_a_lock_file(
+    generator_class: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENET_FAST_LEASES", str(tmp_path))
+    layout = Layout(worker=3, timestamp=30, sequence=8, epoch_ms=1_700_000_000_000, tick_ms=100)
+    with generator_class.acquire(layout=layout, timeout=3.0) as generator:
+        assert generator.decode(generator.next_id()).worker_id == generator.worker_id == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["worker3-timestamp30-sequence8-1700000000000-tick100"]
+        assert next(tmp_path.iterdir()).stat().st_mode & 0o7777 == 0o1777
+
+
+def test_forked_children_of_a_lock_file_share_it(own_layout: Layout, tmp_path: Path) -> None:
+    generator = Snowflake.acquire(LockFile(tmp_path), own_layout)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, generator.next_id().to_bytes(8, "little"))
+        signal.pause()
+    drawn = int.from_bytes(os.read(reader, 8), "little")
+    assert generator.next_id() > drawn
+    generator.close()
+    with Snowflake.acquire(LockFile(tmp_path), own_layout) as generator:
+        assert generator.worker_id == 0
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_worker_whose_last_id_lies_in_the_future_is_passed_over(own_layout: Layout, tmp_path: Path) -> None:
+    ahead = FakeClock(time.time_ns() // 1_000_000 + 3_600_000)
+    with Snowflake.acquire(LockFile(tmp_path), own_layout, clock=ahead) as generator:
+        assert generator.worker_id == 0
+        generator.next_id()
+    with Snowflake.acquire(LockFile(tmp_path), own_layout) as generator:
+        assert generator.worker_id == 1
+    with pytest.raises(LeaseError, match="0 of 1 worker ids are held, and the last ID of 1 lies ahead of the clock"):
+        LockFile(tmp_path, workers=[0]).acquire(own_layout)
+
+
+def test_one_lock_file_holds_one_worker(own_layout: Layout, tmp_path: Path) -> None:
+    lease = LockFile(tmp_path)
+    with (
+        Snowflake.acquire(lease, own_layout),
+        pytest.raises(LeaseError, match="already holds a worker id; expected one LockFile for each"),
+    ):
+        Snowflake.acquire(lease)
