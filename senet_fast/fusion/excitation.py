@@ -1,0 +1,129 @@
+"""What a match says: which parameters, activation, gate and axis, enough to call the op with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet_fast.se import squeeze_excite
+
+
+class Path(tuple[str, ...]):
+    """Names from a module down to a submodule or tensor: Path.of("fc.0.weight")."""
+
+    @classmethod
+    def of(cls, dotted: str) -> "Path":
+        return cls(dotted.split(".") if dotted else ())
+
+    def __str__(self) -> str:
+        return ".".join(self)
+
+    def submodule(self, module: nn.Module) -> nn.Module:
+        """Past ``Module.__getattr__``, which takes half a microsecond a name."""
+        for name in self:
+            module = module._modules[name]  # type: ignore[assignment]
+        return module
+
+    def tensor(self, module: nn.Module) -> Tensor | None:
+        owner: Any = module
+        for name in self[:-1]:
+            owner = owner._modules[name]
+        name = self[-1]
+        return owner._parameters[name] if name in owner._parameters else getattr(owner, name)  # type: ignore[no-any-return]
+
+    @property
+    def parent(self) -> "Path":
+        return Path(self[:-1])
+
+
+Get = Callable[[Path], Tensor]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm that normalises by its running statistics, where ``module`` is not training."""
+
+    module: Path
+    mean: Path
+    var: Path
+    weight: Path | None
+    bias: Path | None
+    eps: float
+
+    def affine(self, get: Get) -> tuple[Tensor, Tensor]:
+        """(scale, shift) [n] of y = x * scale + shift."""
+        scale = torch.rsqrt(get(self.var) + self.eps)
+        if self.weight is not None:
+            scale = scale * get(self.weight)
+        shift = -get(self.mean) * scale
+        return scale, shift if self.bias is None else shift + get(self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """weight [out, in] or [out, in, 1, ...], or [in, out] if ``transposed``; a convolution over channels: [1, 1, k]."""
+
+    weight: Path
+    bias: Path | None
+    transposed: bool = False
+    before: Norm | None = None
+    after: Norm | None = None
+
+    def tensors(self, get: Get) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) with the norms folded in."""
+        weight = get(self.weight)
+        bias = None if self.bias is None else get(self.bias)
+        if self.transposed:
+            weight = weight.t()
+        if self.before is None and self.after is None:
+            return weight, bias
+        weight = weight.flatten(1)
+        if self.before is not None:
+            scale, shift = self.before.affine(get)
+            moved = weight @ shift
+            weight, bias = weight * scale, moved if bias is None else bias + moved
+        if self.after is not None:
+            scale, shift = self.after.affine(get)
+            weight, bias = weight * scale[:, None], shift if bias is None else bias * scale + shift
+        return weight, bias
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """An SE computation whose tensors are found by their paths from one module."""
+
+    kind: str  # the op's excitation
+    layers: tuple[Layer, ...]
+    activation: str
+    gate: str
+    add_one: bool
+    dims: tuple[tuple[int, int], ...]  # (rank of x, its gated axis)
+    channels: int | None  # None: any (channel_conv)
+    hidden: int | None
+    inference_only: bool = False  # differs from the original in training mode
+
+    @property
+    def norms(self) -> list[Norm]:
+        return [norm for layer in self.layers for norm in (layer.before, layer.after) if norm is not None]
+
+    def options(self, dim: int) -> dict[str, Any]:
+        """Keyword arguments of the op."""
+        given: dict[str, Any] = {"activation": self.activation, "gate": self.gate, "dim": dim}
+        if self.kind != "two_fc":
+            given["excitation"] = self.kind
+        if self.add_one:
+            given["add_one"] = True
+        return given
+
+    def weights(self, get: Get) -> list[Tensor | None]:
+        """[fc1_weight, fc1_bias, fc2_weight, fc2_bias], or the first two."""
+        return [tensor for layer in self.layers for tensor in layer.tensors(get)]
+
+    def __call__(self, x: Tensor, get: Get, **options: Any) -> Tensor:
+        dim = dict(self.dims)[x.dim()]
+        return squeeze_excite(x, *self.weights(get), **self.options(dim), **options)  # type: ignore[arg-type, misc]
+
+    def for_inference(self) -> "Excitation":
+        return replace(self, inference_only=True)

@@ -1,0 +1,312 @@
+"""Finds x * gate(fc2(activation(fc1(mean(x))))) and its relatives in a graph, by data flow and by values.
+
+The graph says only which layers with weights lie between x and what multiplies it. What the pieces between them compute
+is found out by running them (:mod:`senet_fast.fusion.probe`), so that how somebody wrote a mean, a view or an
+activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
+"""
+
+import math
+import operator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
+from senet_fast.fusion.probe import probe
+from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
+from senet_fast.fusion.trace import Sandbox, ancestors, descendants
+
+MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, ATEN.mul.Tensor, ATEN.mul_.Tensor)
+ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
+VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative to the largest element, in float32
+
+
+@dataclass(frozen=True)
+class Match:
+    """``y`` is ``excitation`` of ``x``, all in one graph; ``product`` is y or, for x + x * gate, what is added."""
+
+    x: fx.Node
+    product: fx.Node
+    y: fx.Node
+    excitation: Excitation
+    modules: tuple[str, ...]  # paths of the submodules that it replaces the calls of
+
+
+def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected]]:
+    """Excitations in a graph of ``module``, and the near misses."""
+    matches, rejected = [], []
+    for node in graph.nodes:
+        operands = _operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
+        if operands is None:
+            continue
+        for x, scale in (operands, operands[::-1]):
+            try:
+                match = _match(module, node, x, scale)
+            except Rejected as reason:
+                if reason.near:
+                    rejected.append(reason)
+            else:
+                if match is not None:
+                    matches.append(match)
+                    break
+    return matches, rejected
+
+
+def _operands(node: fx.Node, functions: tuple[Any, ...], methods: tuple[str, ...]) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors that ``node`` combines, if it does so by one of these."""
+    known = (node.op == "call_function" and node.target in functions) or (
+        node.op == "call_method" and node.target in methods
+    )
+    if not known or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    return node.args[0], node.args[1]  # type: ignore[return-value]
+
+
+def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Match | None:
+    between = descendants(x) & ancestors(scale)
+    if not between or x.op == "get_attr":
+        return None
+    for node in ancestors(scale, {x}):
+        if node.op == "get_attr" and ".parametrizations." in str(node.target):
+            raise Rejected(f"{str(node.target).partition('.parametrizations.')[0]} is parametrized", near=True)
+    ordered = [node for node in product.graph.nodes if node in between]
+    stages = [stage for node in ordered if (stage := stage_of(module, node)) is not None]
+    if not stages or not isinstance(stages[0].part, Layer):
+        return None
+    found = _search(module, x, scale, stages)
+    if found is None:
+        return None
+    y = product
+    users = list(product.users)
+    if len(users) == 1 and not found.add_one:  # x + x * gate
+        operands = _operands(users[0], ADDITIONS, ("add", "add_"))
+        if operands in ((x, product), (product, x)):
+            y, found = users[0], replace(found, add_one=True)
+    paths = [str(node.target) for node in ordered if node.op == "call_module"]
+    for layer in found.layers:
+        for path in (layer.weight, layer.bias):
+            if path is not None:
+                check_parameter(path.tensor(module), str(path))
+    return Match(x, product, y, verified(module, x, y, found), tuple(paths))
+
+
+def check_plain(module: nn.Module, path: str) -> None:
+    """Rejected if ``module`` does more than its forward."""
+    if has_hooks(module):
+        raise Rejected(f"{path} has hooks", near=True)
+    if "forward" in module.__dict__:
+        raise Rejected(f"{path} has a forward of its own instance", near=True)
+    if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
+        raise Rejected(f"{path} is prepared for quantization", near=True)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is seen by anybody."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def check_parameter(tensor: Tensor | None, path: str) -> None:
+    if tensor is None or type(tensor) not in (nn.Parameter, Tensor):
+        raise Rejected(f"{path} is a {type(tensor).__name__}", near=True)
+    if not tensor.is_floating_point():
+        raise Rejected(f"{path} is {tensor.dtype}", near=True)
+
+
+def _shapes(x: fx.Node, first: Stage) -> list[tuple[tuple[int, ...], int]]:
+    """Shapes of x to try, with the gated axis: not square, odd, no two sizes alike."""
+    K = first.sizes[0] if first.kind == "fc" else 8
+    traced = x.meta.get("val")
+    if isinstance(traced, Tensor):  # of an exported graph, whose views may only fit this shape
+        shape = tuple(int(size) for size in traced.shape)
+        return [(shape, d) for d in range(1, len(shape)) if first.kind != "fc" or shape[d] == K]
+    B, a, b, c = [size for size in (2, 3, 4, 5, 6) if size != K][:4]
+    shapes = [
+        *(((B, K, a, b), 1), ((B, K, c), 1), ((B, K, a, c, b), 1)),
+        *(((B, c, K), 2), ((B, a, b, K), 3), ((B, a, K, b), 2), ((B, a, b, c, K), 4)),
+        *(((B, a, K, b, c), 2), ((B, a, b, K, c), 3)),
+    ]
+    rank = x.meta.get("rank")
+    return [(shape, dim) for shape, dim in shapes if rank is None or len(shape) == rank]
+
+
+def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) -> Excitation | None:
+    """The excitation that ``scale`` is of x, with every number of axes that fits; Rejected if it is a near miss."""
+    found: Excitation | None = None
+    near: Rejected | None = None
+    for dtype in (torch.float64, torch.float32):  # the latter for code that converts to it on purpose
+        sandbox = Sandbox(module, dtype)
+        failed = False
+        for shape, dim in _shapes(x, stages[0]):
+            try:
+                with torch.no_grad():
+                    excitation = _explain(sandbox, x, scale, stages, shape, dim)
+            except Rejected as reason:
+                near = near or (reason if reason.near else None)
+                continue
+            except Exception:  # whatever somebody's code does with a shape or type that it does not take
+                failed = True
+                continue
+            if found is None:
+                found = excitation
+            elif replace(excitation, dims=()) == replace(found, dims=()) and len(shape) not in dict(found.dims):
+                found = replace(found, dims=(*found.dims, *excitation.dims))
+        if found is not None:
+            return found
+        if near is not None:
+            raise near
+        if not failed:
+            break
+    return None
+
+
+def _explain(
+    sandbox: Sandbox, x: fx.Node, scale: fx.Node, stages: list[Stage], shape: tuple[int, ...], dim: int
+) -> Excitation:
+    """The excitation that ``scale`` is of an x of this ``shape``; Rejected if it is none."""
+    B, K = shape[0], shape[dim]
+    others = [d for d in range(1, len(shape)) if d != dim]
+    values = [sandbox.random(shape)]
+    squeezed = sandbox.run(stages[0].input, {x: values[0].clone()})
+    if not isinstance(squeezed, Tensor) or squeezed.numel() != B * K:
+        raise Rejected("no squeeze: its first layer sees more than one value a channel")
+    mean = values[0].mean(others)
+    if not torch.allclose(squeezed.reshape(B, K).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
+        raise Rejected("its squeeze is not the mean", near=True)
+    _check_stages(stages, K)
+    values.append(sandbox.random(shape))
+
+    def piece(source: fx.Node, target: fx.Node, size: int, of_x: int) -> Any:
+        """The function from the value of ``source`` to that of ``target``, on flat tensors; x's own must not matter."""
+        like = sandbox.run(source, {x: values[0].clone()})
+        if not isinstance(like, Tensor) or like.numel() != B * size:
+            raise Rejected(f"{source.name} has an unexpected shape", near=True)
+
+        def run(z: Tensor) -> Tensor:
+            given = values[of_x].clone()
+            out = sandbox.run(target, {x: given, source: z.reshape(like.shape).to(like.dtype)})
+            if target is scale:
+                out = torch.as_tensor(out).expand(shape)
+                out = out.movedim(dim, 1).flatten(2)
+                if not torch.equal(out, out[..., :1].expand_as(out)):
+                    raise Rejected("its gate differs from place to place", near=True)
+                out = out[..., 0]
+            if out.numel() != B * size:
+                raise Rejected(f"{target.name} has an unexpected shape", near=True)
+            flat: Tensor = out.reshape(-1)
+            return flat
+
+        return run
+
+    pieces = []
+    targets = [*(stage.input for stage in stages[1:]), scale]
+    for stage, target in zip(stages, targets, strict=True):
+        size = K if stage.kind == "channel_conv" else stage.sizes[1]
+        found = [probe(piece(stage.node, target, size, of_x), B * size) for of_x in range(2)]
+        if found[0] is None or found[0] != found[1]:
+            what = "gate" if target is scale else "activation"
+            raise Rejected(f"its {what} is none that the op has", near=True)
+        pieces.append(found[0])
+    if any(p.add_one for p in pieces[:-1]):
+        raise Rejected("its activation is none that the op has", near=True)
+    layers, activations = _folded(stages, [p.spec for p in pieces[:-1]])
+    kind = "channel_conv" if stages[0].kind == "channel_conv" else ("one_fc", "two_fc")[len(layers) - 1]
+    return Excitation(
+        *(kind, tuple(layers), activations[0] if activations else "identity", pieces[-1].spec, pieces[-1].add_one),
+        dims=((len(shape), dim),),
+        channels=None if kind == "channel_conv" else K,
+        hidden=stages[0].sizes[1] if kind == "two_fc" else None,
+    )
+
+
+def _check_stages(stages: list[Stage], K: int) -> None:
+    """Rejected unless the layers are one or two, chained, from K channels to K."""
+    layers = [stage for stage in stages if stage.kind != "norm"]
+    if len(layers) > 2 or (len(layers) == 2 and any(layer.kind != "fc" for layer in layers)):
+        raise Rejected(f"it has {len(layers)} layers", near=True)
+    if layers[0].kind == "channel_conv" and len(stages) > 1:
+        raise Rejected("it has a norm beside a convolution over channels", near=True)
+    if layers[0].kind == "fc" and layers[-1].sizes[1] != K:
+        raise Rejected(f"its last layer has {layers[-1].sizes[1]} outputs for {K} channels", near=True)
+
+
+def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[str]]:
+    """The layers with their norms, and what lies between layers. ``specs[i]``: between stages i and i + 1."""
+    layers: list[Layer] = []
+    activations: list[str] = []
+    pending: Norm | None = None  # a norm behind an activation, for the next layer
+    for i, stage in enumerate(stages):
+        spec = specs[i - 1] if i else "identity"
+        if isinstance(stage.part, Layer):
+            layers.append(replace(stage.part, before=pending))
+            if i:
+                if stages[i - 1].kind == "norm" and len(activations) == len(layers) - 1:
+                    if spec != "identity":
+                        raise Rejected("it has activations on both sides of a norm", near=True)
+                else:
+                    activations.append(spec)
+            pending = None
+        elif spec == "identity" and layers[-1].after is None and len(activations) < len(layers):
+            layers[-1] = replace(layers[-1], after=stage.part)
+        elif pending is None and len(activations) < len(layers) and i + 1 < len(stages):
+            activations.append(spec)
+            pending = stage.part
+        else:
+            raise Rejected("its norm is where none can be folded", near=True)
+    return layers, activations
+
+
+def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation) -> Excitation:
+    """``excitation``, for inference only if it must be; Rejected if the op's results are not those of the graph."""
+    try:
+        worst = max(_difference(module, x, y, excitation, rank, dim, False) for rank, dim in excitation.dims)
+    except Exception as error:
+        raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
+    if not worst <= 1:
+        raise Rejected("the op's numbers differ from its own", near=True)
+    if excitation.norms:
+        return excitation.for_inference()
+    try:
+        worst = max(_difference(module, x, y, excitation, rank, dim, True) for rank, dim in excitation.dims)
+    except Exception:
+        return excitation.for_inference()
+    return excitation if worst <= 1 else excitation.for_inference()
+
+
+def _difference(
+    module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, rank: int, dim: int, training: bool
+) -> float:
+    """The largest difference in values and gradients, in units of the tolerance."""
+    sandbox = Sandbox(module, torch.float32, training, seed=rank)
+    traced = x.meta.get("val")
+    if isinstance(traced, Tensor):
+        shape = [int(size) for size in traced.shape]
+    else:
+        shape = [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
+        shape[dim] = excitation.channels or 11
+    value = sandbox.random(shape)
+    given = [value.clone().requires_grad_() for _ in range(2)]
+
+    def get(path: Path) -> Tensor:
+        return sandbox.get(str(path))  # type: ignore[no-any-return]
+
+    results = [sandbox.run(y, {x: given[0] * 1}), excitation(given[1], get)]
+    tensors = [get(p) for layer in excitation.layers for p in (layer.weight, layer.bias) if p is not None]
+    tensors = [tensor for tensor in tensors if tensor.requires_grad]
+    grad_y = sandbox.random(shape)
+    gradients = [torch.autograd.grad(r, [g, *tensors], grad_y) for r, g in zip(results, given, strict=True)]
+    return max(
+        largest_difference(results[0], results[1]) / VALUE_TOLERANCE,
+        *(largest_difference(a, b) / GRADIENT_TOLERANCE for a, b in zip(*gradients, strict=True)),
+    )
+
+
+def largest_difference(expected: Tensor, actual: Tensor) -> float:
+    """Relative to the largest element; infinite for another shape, type or NaN."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return math.inf
+    difference = float((expected - actual).detach().abs().max()) / max(float(expected.detach().abs().max()), 1e-30)
+    return math.inf if math.isnan(difference) else difference

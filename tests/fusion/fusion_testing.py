@@ -1,0 +1,65 @@
+"""What the tests of fusion share: random parameters and statistics, and comparisons."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Parameters and statistics that no default is: zeros in the last layer of a branch would hide everything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 4
+            parameter.normal_(generator=generator).mul_(1.2 / fan_in**0.5)
+        for norm in module.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.running_mean.uniform_(-0.5, 0.5, generator=generator)
+                norm.running_var.uniform_(0.5, 1.5, generator=generator)
+                norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+    return module
+
+
+def relative(expected: Tensor, actual: Tensor) -> float:
+    assert expected.shape == actual.shape
+    assert expected.dtype == actual.dtype
+    return float((expected - actual).detach().abs().max() / expected.detach().abs().max().clamp(min=1e-30))
+
+
+def step(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """y and the gradients of x and every parameter, of an uneven sum of y."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    weights = torch.linspace(-1, 2, y.numel()).view_as(y)
+    names = ["x", *dict(module.named_parameters())]
+    gradients = torch.autograd.grad((y * weights).sum(), [x, *module.parameters()], allow_unused=True)
+    return y, {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+
+
+def assert_same(plain: nn.Module, fused: nn.Module, x: Tensor, values: float = 1e-5, gradients: float = 1e-4) -> None:
+    """Equal values and gradients, in both modes."""
+    for training in (False, True):
+        copies = [copy.deepcopy(module).train(training) for module in (plain, fused)]
+        (y, grads), (fused_y, fused_grads) = (step(module, x) for module in copies)
+        assert relative(y, fused_y) < values, f"training={training}"
+        assert grads.keys() == fused_grads.keys()
+        for name, gradient in grads.items():
+            assert relative(gradient, fused_grads[name]) < gradients, (name, training)
+
+
+def counts_calls(run: Callable[[], object]) -> int:
+    """How often ``run`` calls one of the package's ops."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.calls += function.namespace == "senet_fast" and "backward" not in function.name()
+            return function(*args, **(kwargs or {}))
+
+    with Count() as count:
+        run()
+    return count.calls
