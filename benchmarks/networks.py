@@ -1,16 +1,15 @@
 """Whole networks as they are, with FusedSE and without SE: `python -m benchmarks.networks`.
 
 Networks of timm and torchvision with random weights and BatchNorm statistics from one batch, so that activations keep
-their size; the three versions of a network take turns in one process.
+their size; the versions of a network take turns in one process.
 """
 
 import argparse
 import copy
 import importlib.util
 import itertools
-import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmarks.report import add_options, publish, save
 from benchmarks.shapes import DTYPES, LAYOUTS
-from benchmarks.swapping import fused, replace
-from benchmarks.table import into_readme
+from benchmarks.swapping import fuse_tails, fused, replace
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import calibrate, relative_difference
 from senet_fast.demo.text import ratio, table
@@ -33,6 +32,7 @@ NETWORKS = {  # name: its package
     "mobilenet_v3_small": "torchvision",
     "regnet_y_400mf": "torchvision",
 }
+VERSIONS = ("eager", "fused", "in place", "tail", "none")
 PIXELS = 224
 CALIBRATION_IMAGES = 8
 TOLERANCE = 1e-4  # float32, against the largest output
@@ -81,12 +81,19 @@ def create(name: str) -> nn.Module:
 
 
 def versions(mode: Mode) -> dict[str, nn.Module]:
-    """Three networks that share nothing."""
+    """The versions, which share nothing. "in place" differs at inference, "tail" is known for seresnet50."""
     eager = create(mode.network).to(DTYPES[mode.dtype]).to(memory_format=LAYOUTS[mode.layout])
     eager.train(mode.kind == "step")
-    networks = {"eager": eager, "fused": copy.deepcopy(eager), "none": copy.deepcopy(eager)}
-    if not replace(networks["fused"], fused) == replace(networks["none"], lambda block: nn.Identity()) > 0:
-        raise AssertionError(f"{mode.network} has no SE block that is known here")
+    makers: dict[str, Callable[[nn.Module], nn.Module]] = {"fused": fused, "none": lambda block: nn.Identity()}
+    if mode.kind == "forward":
+        makers["in place"] = partial(fused, inplace=True)
+    networks = {"eager": eager} | {name: copy.deepcopy(eager) for name in makers}
+    for name, make in makers.items():
+        if replace(networks[name], make) == 0:
+            raise AssertionError(f"{mode.network} has no SE block that is known here")
+    if mode.network == "seresnet50":
+        networks["tail"] = copy.deepcopy(eager)
+        fuse_tails(networks["tail"])
     return networks
 
 
@@ -105,12 +112,13 @@ def contender(network: nn.Module, kind: str, images: Tensor) -> Callable[[], obj
 
 
 def measure(mode: Mode, seconds: float) -> dict[str, Any]:
-    """Median seconds of the three versions, and how far `fused` is from `eager`."""
+    """Median seconds of the versions, and how far those with FusedSE are from `eager`."""
     networks = versions(mode)
     images = torch.randn(mode.batch, 3, PIXELS, PIXELS, dtype=DTYPES[mode.dtype])
     images = images.contiguous(memory_format=LAYOUTS[mode.layout])
     with torch.no_grad():
-        difference = relative_difference(*(networks[name](images).float() for name in ("eager", "fused")))
+        outputs = {name: network(images).float() for name, network in networks.items() if name != "none"}
+    difference = max(relative_difference(outputs["eager"], output) for output in outputs.values())
     if mode.dtype == "fp32" and not difference <= TOLERANCE:
         raise AssertionError(f"{mode.id}: outputs with FusedSE differ by {difference:.1e}")
     times = interleave({name: contender(one, mode.kind, images) for name, one in networks.items()}, seconds)
@@ -120,27 +128,24 @@ def measure(mode: Mode, seconds: float) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     rows = []
     for row in results["rows"]:
-        eager, ours, none = (row["seconds"][name] for name in ("eager", "fused", "none"))
+        times = [row["seconds"].get(name) for name in VERSIONS]
         name = row["mode"] if row["believable"] else f"{row['mode']} (busy)"
-        times = [f"{seconds * 1e3:.2f}" for seconds in (eager, ours, none)]
-        ratios = [ratio(eager, ours), ratio(eager, none)] if row["believable"] else ["-", "-"]
-        rows.append([name, *times, *ratios, f"{row['difference']:.0e}"])
+        shown = ["-" if seconds is None else f"{seconds * 1e3:.2f}" for seconds in times]
+        ratios = [ratio(times[0], one) if row["believable"] else "-" for one in times[1:]]
+        rows.append([name, *shown, *ratios, f"{row['difference']:.0e}"])
     machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads"
     packages = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *sorted(set(NETWORKS.values()))))
-    head = ["network, pass, batch", "eager ms", "fused ms", "none ms", "eager/fused", "eager/none", "diff"]
+    head = ["network, pass, batch", *(f"{name} ms" for name in VERSIONS), *(f"eager/{name}" for name in VERSIONS[1:])]
     busy = "Busy: other programs took the cores in nearly every pass."
-    return f"{results['date'][:10]}, {machine}; {packages}. {busy}\n\n{table(head, rows)}"
+    return f"{results['date'][:10]}, {machine}; {packages}. {busy}\n\n{table([*head, 'diff'], rows)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
     parser.add_argument("-k", default="", metavar="WORDS", help='only modes with these words, as in "seresnet50 nhwc"')
-    parser.add_argument("--seconds", type=float, default=15.0, help="timing per mode, shared by its three versions")
+    parser.add_argument("--seconds", type=float, default=15.0, help="timing per mode, shared by its versions")
     parser.add_argument("--list", action="store_true", help="print the modes and stop")
-    parser.add_argument(
-        "--json", type=Path, default=Path("benchmarks/results/networks.json"), help="default: %(default)s"
-    )
-    parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
+    add_options(parser, "networks")
     options = parser.parse_args()
     modes = [mode for mode in MODES if set(options.k.split()) <= set(mode.id.split())]
     if options.list:
@@ -150,15 +155,12 @@ def main() -> None:
     if missing or not modes:
         raise SystemExit(f"not installed: {', '.join(missing)}" if missing else f"no mode has all of {options.k}")
     results: dict[str, Any] = {**surroundings("timm", "torchvision"), "rows": []}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     progress = tqdm(modes)
     for mode in progress:
         progress.set_description(mode.id)
         results["rows"].append(measure(mode, options.seconds))
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(markdown(results))
-    if options.readme:
-        into_readme(options.readme, MARK, markdown(results))
+        save(options, results)
+    publish(options, results, MARK, markdown(results))
 
 
 if __name__ == "__main__":

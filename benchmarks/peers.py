@@ -3,18 +3,16 @@
 Every measurement has a process of its own, because thread pools in one process slow each other down, and a copy of x
 by NumPy (one thread) in it, as the yardstick that makes processes comparable. The peers get the graph that ONNX Runtime
 runs fastest (ReduceMean and Gemm; GlobalAveragePool and 1x1 Conv take up to 3 times as long) and write into memory that
-is bound once; FusedSE makes a fresh output in every call.
+is bound once, as `squeeze_excite(..., out=y)` does; FusedSE makes a fresh output in every call.
 """
 
 import argparse
 import importlib.util
 import io
-import json
 import multiprocessing
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +20,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from benchmarks.report import add_options, publish, save
 from benchmarks.shapes import Case, of
-from benchmarks.table import into_readme
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.text import microseconds, ratio, table
-from senet_fast.se import FusedSE
+from senet_fast.se import FusedSE, squeeze_excite
 
 Array = npt.NDArray[np.float32]
 Run = Callable[[], Any]  # one pass; returns y
@@ -66,6 +64,13 @@ def fused(problem: Problem) -> Run:
     module.load_state_dict(dict(zip(names, map(torch.from_numpy, problem[1:]), strict=True)))
     x, forward = torch.from_numpy(problem.x), torch.no_grad()(module)
     return lambda: forward(x)
+
+
+def into(problem: Problem) -> Run:
+    torch.set_num_threads(THREADS)
+    x, *weights = map(torch.from_numpy, problem)
+    y = torch.empty_like(x)
+    return lambda: squeeze_excite(x, *weights, out=y)
 
 
 def onnx_model(problem: Problem) -> bytes:
@@ -128,14 +133,14 @@ def open_vino(problem: Problem) -> Run:
     return run
 
 
-OURS = "FusedSE"
-MAKERS: dict[str, Callable[[Problem], Run]] = {OURS: fused, "onnxruntime": onnx_runtime, "openvino": open_vino}
+OURS: dict[str, Callable[[Problem], Run]] = {"FusedSE": fused, "out=y": into}
+PEERS: dict[str, Callable[[Problem], Run]] = {"onnxruntime": onnx_runtime, "openvino": open_vino}
 
 
 def measure(case: Case, name: str, seconds: float) -> dict[str, Any]:
     """Median seconds of a pass and of the copy, in this process."""
     problem = Problem.of(case)
-    run, y = MAKERS[name](problem), np.zeros_like(problem.x)
+    run, y = (OURS | PEERS)[name](problem), np.zeros_like(problem.x)
     expected = problem.expected()
     difference = float(np.abs(np.asarray(run()) - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
@@ -162,7 +167,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     peers = results["peers"]
-    head = ["case", *(f"{name} us" for name in (OURS, *peers)), *(f"{name}/copy" for name in (OURS, *peers))]
+    names, own = [*OURS, *peers], list(OURS)[-1]
+    head = ["case", *(f"{name} us" for name in names), *(f"{name}/copy" for name in names)]
     rows = []
     for row in results["rows"]:
         of_name = row["contenders"]
@@ -170,43 +176,39 @@ def markdown(results: dict[str, Any]) -> str:
         times = [microseconds(one["seconds"]) for one in of_name.values()]
         ratios = [f"{one['per_copy']:.2f}" if believable else "-" for one in of_name.values()]
         per_copy = {name: one["per_copy"] if believable else None for name, one in of_name.items()}
-        against = [ratio(per_copy[name], per_copy[OURS]) for name in peers]
+        against = [ratio(per_copy[name], per_copy[own]) for name in peers]
         rows.append([row["case"] + ("" if believable else " (busy)"), *times, *ratios, *against])
     versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *peers))
-    absent = [name for name in MAKERS if name not in (OURS, *peers)]
+    absent = [name for name in PEERS if name not in peers]
     notes = [
         f"{results['date'][:10]}, {results['machine']['cpu']}, {THREADS} threads; {versions}.",
         f"Not installed, left out: {', '.join(absent)}." if absent else "",
         f"Medians over {results['rounds']} processes for each; a ratio of two contenders is that of their x/copy.",
     ]
-    return " ".join(filter(None, notes)) + "\n\n" + table([*head, *(f"{name}/{OURS}" for name in peers)], rows)
+    return " ".join(filter(None, notes)) + "\n\n" + table([*head, *(f"{name}/{own}" for name in peers)], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="timing per process")
     parser.add_argument("--rounds", type=int, default=3, help="processes per contender and case")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/peers.json"), help="default: %(default)s")
-    parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
+    add_options(parser, "peers")
     options = parser.parse_args()
     with_onnx = importlib.util.find_spec("onnx") is not None
-    peers = [name for name in MAKERS if name != OURS and with_onnx and importlib.util.find_spec(name)]
+    peers = [name for name in PEERS if with_onnx and importlib.util.find_spec(name)]
     results: dict[str, Any] = {**surroundings("numpy", "onnx", *peers), "rounds": options.rounds}
     results |= {"peers": peers, "rows": []}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     progress = tqdm(CASES)
     for case in progress:
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (OURS, *peers)}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *peers)}
         for _ in range(options.rounds):
             for name, done in runs.items():
                 progress.set_description(f"{case.id}, {name}")
                 done.append(apart(case, name, options.seconds))
         contenders = {name: summary(done) for name, done in runs.items()}
         results["rows"].append({"case": case.id, "contenders": contenders})
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(markdown(results))
-    if options.readme:
-        into_readme(options.readme, MARK, markdown(results))
+        save(options, results)
+    publish(options, results, MARK, markdown(results))
 
 
 if __name__ == "__main__":

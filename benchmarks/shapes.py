@@ -149,9 +149,9 @@ def default_cases() -> list[Case]:
         *of("seresnet50_3d", (256, 24, 16)),
     ]
     return [
-        *(Case(layer, batch) for layer in main for batch in BATCHES),
+        *(Case(layer, batch) for batch in BATCHES for layer in main),
         *(Case(layer, 8, "nhwc") for layer in main),
-        *(Case(layer, 8, "nchw", "bf16") for layer in main),
+        *(Case(layer, batch, layout, "bf16") for layout in LAYOUTS for batch in BATCHES for layer in main),
         *(Case(layer) for layer in others),
     ]
 

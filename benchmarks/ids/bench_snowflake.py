@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from senet_fast.ids import LOCAL, TWITTER, WIDE, Layout, PythonSnowflake, Snowflake
+from senet_fast.ids import LOCAL, TWITTER, WIDE, Grant, Layout, LeaseError, PythonSnowflake, Snowflake
 
 Call = Callable[[], object]
 
@@ -63,10 +63,30 @@ PEERS = [
     ("kitx-snowflake", kitx_snowflake),
 ]
 
+
+class Hour:
+    """A lease that no server knows of: what its end costs the claim."""
+
+    renew_every = None
+
+    def acquire(self, layout: Layout) -> Grant:
+        return Grant(7, 0, time.time_ns() // 1_000_000 + 3_600_000)
+
+    def renew(self) -> int:
+        raise LeaseError("not renewed")
+
+    def release(self, unused_from_ms: int) -> None:
+        pass
+
+
 OURS = {
     "next_id, LOCAL": lambda: Snowflake(layout=LOCAL).next_id,
     "next_id, WIDE": lambda: Snowflake(1, WIDE).next_id,
     "next_id, TWITTER": lambda: Snowflake(1, TWITTER).next_id,
+    "next_id, LOCAL, coarse clock": lambda: Snowflake(layout=LOCAL, clock="coarse").next_id,
+    "next_id, LOCAL, TSC": lambda: Snowflake(layout=LOCAL, clock="tsc").next_id,
+    "next_id, WIDE, shared with children": lambda: Snowflake(6, WIDE, on_fork="share").next_id,
+    "next_id, WIDE, leased for an hour": lambda: Snowflake(layout=WIDE, lease=Hour()).next_id,
     "twin, LOCAL": lambda: PythonSnowflake(layout=LOCAL).next_id,
 }
 

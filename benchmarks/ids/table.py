@@ -2,19 +2,17 @@
 
 import argparse
 import importlib.metadata
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from benchmarks.ids.bench_snowflake import BULK, FLOORS, OURS, PEERS, fresh_tick, loop
-from benchmarks.table import into_readme
+from benchmarks.report import add_options, publish
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.text import ratio, table
 from senet_fast.ids import TWITTER, WIDE, Snowflake
@@ -134,17 +132,12 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ids.table", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="timing per table part")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/ids.json"), help="default: %(default)s")
-    parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
+    add_options(parser, "ids")
     options = parser.parse_args()
     results: dict[str, Any] = {**surroundings("numpy"), "one at a time": one_at_a_time(options.seconds)}
     results["bulk"] = {str(n): bulk(n, options.seconds) for n in tqdm(SIZES, desc="bulk")}
     results["sustained"] = sustained(options.seconds)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(markdown(results))
-    if options.readme:
-        into_readme(options.readme, MARK, markdown(results))
+    publish(options, results, MARK, markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The op alone: SEBlock, torch.compile(SEBlock), FusedSE and a copy of x, over the shapes of real networks."""
+"""The op alone: SEBlock, torch.compile(SEBlock), FusedSE and the limit, over the shapes of real networks."""
 
 from functools import lru_cache
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import CONTENDERS, PASSES, Forward, Setup
+from benchmarks.harness import CONTENDERS, KINDS, Setup
 from benchmarks.shapes import Case, all_cases, default_cases
 
 WARMUP_ROUNDS = 3  # the first one compiles
 
 
 @lru_cache(maxsize=1)
-def prepare(case: Case) -> tuple[Setup, Forward]:
-    setup = Setup(case)
-    return setup, setup.compile()
+def prepare(case: Case) -> Setup:
+    return Setup(case)
 
 
 def rounds(x: torch.Tensor) -> int:
@@ -27,18 +26,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = all_cases() if metafunc.config.getoption("--every-shape") else default_cases()
     names = [name for name in CONTENDERS if name != "compile" or not metafunc.config.getoption("--no-compile")]
     # By case, pass, contender: one case is prepared once, and contenders to be compared run after each other.
-    rows = [(case, kind, name) for case in cases for kind in PASSES for name in names]
+    rows = [
+        (case, kind, name)
+        for case in cases
+        for kind in KINDS
+        for name in names
+        if name != "compile" or KINDS[kind].compiled
+    ]
     metafunc.parametrize(("case", "kind", "name"), rows, ids=[f"{case.id}-{kind}-{name}" for case, kind, name in rows])
 
 
 def bench_op(benchmark: Any, case: Case, kind: str, name: str) -> None:
-    setup, compiled = prepare(case)
+    setup = prepare(case)
     benchmark.group = f"{case.id} {kind}"
     benchmark.extra_info.update(kind=kind, contender=name, threads=torch.get_num_threads())
-    timed = setup.contender(name, kind, compiled)
+    timed = setup.contender(name, kind, setup.compile(kind) if name == "compile" else None)
     benchmark.pedantic(
         timed.run,
-        setup=lambda: ((timed.prepare(),), {}),
+        setup=lambda: (timed.arguments(), {}),
         rounds=rounds(setup.x),
         warmup_rounds=WARMUP_ROUNDS,
     )
