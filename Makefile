@@ -1,24 +1,27 @@
-# One word each. All but neon and clean set up what they need (tools/bootstrap.py).
+# One word each. All but emulate, mutate, neon and clean set up what they need (tools/bootstrap.py).
 # Arguments for the command: make test ARGS="-k residual". Another interpreter: make PYTHON=python3.12 demo.
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help demo test bench lint stubs format build cuda sanitize sanitize-ids neon clean
+.PHONY: help ecosystem demo test bench lint stubs format build cuda sanitize sanitize-ids emulate mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
 	@echo "make test      all tests"
+	@echo "make ecosystem install the libraries that IDs meet (Redis, SQLAlchemy, ...); make test skips them where they are not"
 	@echo "make bench     pytest-benchmark over the shapes of real networks"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format"
 	@echo "make stubs     the type stubs against the compiled modules"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
+	@echo "make emulate   the CUDA kernels on the host, also under the sanitizers; every=10 runs a tenth of the cases"
+	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (half an hour)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make build     compile in place"
-	@echo "make cuda      compile in place with the CUDA files (no kernel yet), also where torch or the machine has no CUDA"
+	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build:
+demo test bench lint stubs format build ecosystem:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda:
@@ -29,7 +32,7 @@ SANITIZED := build/sanitize
 KERNEL_FLAGS := -std=c++20 -Icsrc -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
 SANITIZE_FLAGS := $(KERNEL_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
 KERNELS_TEST := tests/csrc/kernels_test.cpp $(wildcard csrc/se/cpu/*.cpp)
-HEADERS := $(wildcard csrc/se/*.h csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl tests/csrc/*.h)
+HEADERS := $(wildcard csrc/se/*.h csrc/se/*.inl csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl tests/csrc/*.h)
 memory := address,undefined
 thread := thread
 
@@ -43,6 +46,9 @@ sanitize:
 	@set -e; for program in $(SANITIZED_TESTS); do echo "+ $$program"; ./$$program; done
 	@$(PYTHON) tools/bootstrap.py sanitize
 
+# Tests that hardly run the extension, or only in other processes.
+PURE_PYTHON := model server_leases ecosystem
+
 # The ID extension, built into a package of its own and run by its Python tests. libasan must be loaded before Python.
 sanitize-ids:
 	@asan=$$($(CXX) -print-file-name=libasan.so); test -e "$$asan" || \
@@ -50,7 +56,8 @@ sanitize-ids:
 	SENET_FAST_SE=0 SENET_FAST_SANITIZE=$(memory) $(PYTHON) setup.py -q build --force --build-base $(SANITIZED)/ids \
 	  --build-lib $(SANITIZED)/ids/lib && \
 	LD_PRELOAD=$$asan ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
-	  PYTHONPATH=$(CURDIR)/$(SANITIZED)/ids/lib $(PYTHON) -m pytest --capture=sys tests/ids $(ARGS)
+	  PYTHONPATH=$(CURDIR)/$(SANITIZED)/ids/lib $(PYTHON) -m pytest --capture=sys tests/ids \
+	  $(PURE_PYTHON:%=--ignore=tests/ids/test_%.py) $(ARGS)
 
 neon: build/neon/kernels_test
 	qemu-aarch64 $<
@@ -58,6 +65,33 @@ neon: build/neon/kernels_test
 build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
 	@mkdir -p $(@D)
 	aarch64-linux-gnu-g++ $(KERNEL_FLAGS) -O2 -static $(filter %.cpp,$^) -o $@
+
+# The GPU's kernels on the host, from the same source: plain, and under the sanitizers, which see races between threads of the
+# GPU and accesses outside of tensors. every=n runs each n-th case.
+EMULATED := build/emulate
+EMULATOR := tests/csrc/cuda/emulator
+EMULATE_FLAGS := -std=c++20 -Icsrc -Itests/csrc/cuda -Wall -Wno-unknown-pragmas
+CUDA_HEADERS := $(HEADERS) $(wildcard csrc/se/cuda/*.cuh csrc/se/cuda/*.h tests/csrc/cuda/*.h)
+emulate_plain := -O2
+emulate_memory := -O1 -g -fno-omit-frame-pointer -fsanitize=$(memory) -fno-sanitize-recover=all
+emulate_thread := -O1 -g -fno-omit-frame-pointer -fsanitize=$(thread)
+EMULATED_TESTS := $(foreach kind,plain memory thread,$(EMULATED)/kernels_test.$(kind))
+every ?= 1
+
+emulate:
+	@$(MAKE) --no-print-directory -j $$(getconf _NPROCESSORS_ONLN) $(EMULATED_TESTS)
+	@set -e; for program in $(EMULATED_TESTS); do echo "+ $$program $(every)"; \
+	  TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 ./$$program $(every); done
+
+$(EMULATED)/kernels_test.%: tests/csrc/cuda/kernels_test.cpp $(EMULATED)/emulator.%.o $(CUDA_HEADERS)
+	$(CXX) $(EMULATE_FLAGS) $(emulate_$*) $(filter %.cpp %.o,$^) -o $@
+# The emulator itself is not for the thread sanitizer: it tells it what orders what.
+$(EMULATED)/emulator.%.o: $(EMULATOR).cpp $(EMULATOR).h
+	@mkdir -p $(@D)
+	$(CXX) $(EMULATE_FLAGS) $(if $(filter thread,$*),-O1 -g -DSENET_EMULATE_TSAN,$(emulate_$*)) -c $< -o $@
+
+mutate:
+	@$(PYTHON) tests/csrc/cuda/mutate.py $(ARGS)
 
 define sanitized_kernels_test
 $(SANITIZED)/$(1)/%.o: csrc/se/cpu/%.cpp $(HEADERS)

@@ -11,6 +11,9 @@ from senet_fast._version import __version__
 if TYPE_CHECKING:
     from senet_fast import ids as ids
     from senet_fast import se as se
+    from senet_fast.fusion import FusionReport as FusionReport
+    from senet_fast.fusion import fuse as fuse
+    from senet_fast.fusion import unfuse as unfuse
     from senet_fast.ids import Layout as Layout
     from senet_fast.ids import Snowflake as Snowflake
     from senet_fast.se import FusedSE as FusedSE
@@ -21,11 +24,24 @@ _HOME = {
     "FusedSE": "senet_fast.se",
     "SEBlock": "senet_fast.se",
     "squeeze_excite": "senet_fast.se",
+    "FusionReport": "senet_fast.fusion",
+    "fuse": "senet_fast.fusion",
+    "unfuse": "senet_fast.fusion",
     "Layout": "senet_fast.ids",
     "Snowflake": "senet_fast.ids",
 }
 
-__all__ = ["FusedSE", "Layout", "SEBlock", "Snowflake", "__version__", "squeeze_excite"]
+__all__ = [
+    "FusedSE",
+    "FusionReport",
+    "Layout",
+    "SEBlock",
+    "Snowflake",
+    "__version__",
+    "fuse",
+    "squeeze_excite",
+    "unfuse",
+]
 
 
 def __getattr__(name: str) -> Any:

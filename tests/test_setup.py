@@ -170,6 +170,6 @@ def test_cuda_files_join_the_op(load: Load, monkeypatch: pytest.MonkeyPatch, wit
     build.build_temp = "build"
     build.build_extensions()
     op = named(keywords)["senet_fast.se._C"]
-    assert op.extra_objects == (["device.o"] if with_cuda else [])
+    assert op.extra_objects == (["backward.o", "device.o", "forward.o"] if with_cuda else [])
     assert (("SENET_FAST_CUDA", '"13.0"') in op.define_macros) == with_cuda
     assert ("cudart_static" in op.libraries) == with_cuda

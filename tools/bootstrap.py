@@ -36,6 +36,9 @@ CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
 CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 
 
+COMPILED = ("senet_fast.ids._snowflake", "senet_fast.se._C")
+
+
 class Verb(NamedTuple):
     """What a verb needs and the commands it runs; the user's arguments go to the last command."""
 
@@ -46,6 +49,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "build": Verb("ids", True, ()),
+    "ecosystem": Verb("ecosystem", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
     "bench": Verb(
@@ -64,7 +68,9 @@ VERBS = {
         ),
     ),
     "stubs": Verb(
-        "lint", True, (("{python}", "-m", "mypy.stubtest", "senet_fast.ids._snowflake", "senet_fast.se._C"),)
+        "lint",
+        True,
+        (("{python}", "-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml", *COMPILED),),
     ),
     "format": Verb("lint", False, (("ruff", "format", "."), ("clang-format", "-i", "{csrc}"))),
 }

@@ -4,6 +4,8 @@ Modules import what they need inside `run`, so that help and the ID commands nev
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,13 +15,30 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+FORMATS = ("int", "hex", "base32", "base62")
+
+
 class UsageError(Exception):
     """A bad argument that only the command itself can recognise."""
 
 
 def add_id_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", default="twitter", help="name of the layout (default: twitter)")
-    parser.add_argument("--format", choices=("int", "hex"), default="int", help="decimal, or 16 hex digits that sort")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="int",
+        help="decimal (default), or digits of one width that sort like the IDs",
+    )
+
+
+def formatter(form: str) -> Callable[[int], str]:
+    """What writes an ID as --format says."""
+    from senet_fast.ids import to_string
+
+    if form in ("int", "hex"):
+        return ("{:d}" if form == "int" else "{:016x}").format
+    return partial(to_string, form=form)
 
 
 def layout(name: str) -> "Layout":
