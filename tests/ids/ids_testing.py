@@ -1,12 +1,27 @@
-"""What the generator tests share."""
+"""What the generator tests share. Every wait here has an end, and says what it waited for."""
+
+from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import senet_fast
 from senet_fast.ids import PythonSnowflake, Snowflake
 
 Generator = type[Snowflake] | type[PythonSnowflake]
+
+ROOT = Path(senet_fast.__file__).parents[1]
+LIMIT_S = 60  # for what takes a second or two when the machine is idle
 
 
 class FakeClock:
@@ -19,20 +34,141 @@ class FakeClock:
         return self.now_ms
 
 
-def in_child(call: Callable[[], object], fork: Callable[[], int] = os.fork) -> type[BaseException] | None:
+class Forked:
+    """A forked child that runs `call`."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            raised: type[BaseException] | None = None
+            signal.alarm(LIMIT_S)
+            try:
+                call()
+            except BaseException as error:
+                raised = type(error)
+            os.write(writer, pickle.dumps(raised))
+            os._exit(0)
+        os.close(writer)
+        self._said = open(reader, "rb")
+
+    def raised(self) -> type[BaseException] | None:
+        """The class of what `call` raised; None if it returned."""
+        with self._said:
+            if not select.select([self._said], [], [], LIMIT_S + 5)[0]:
+                os.kill(self.pid, signal.SIGKILL)
+            said = self._said.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        assert code == 0, f"the forked child ended with {code}; {-signal.SIGALRM}: it took more than {LIMIT_S} s"
+        return pickle.loads(said)  # type: ignore[no-any-return]
+
+
+def in_child(call: Callable[[], object]) -> type[BaseException] | None:
     """The class of what `call` raises in a forked child; None if it returns."""
-    reader, writer = os.pipe()
-    pid = fork()
-    if pid == 0:
-        raised: type[BaseException] | None = None
+    return Forked(call).raised()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {LIMIT_S} s"
+        time.sleep(0.001)
+
+
+def in_threads(calls: Iterable[Callable[[], object]]) -> None:
+    """Runs the calls at the same time and raises what the first one to fail raised."""
+    errors: list[BaseException] = []
+
+    def run(call: Callable[[], object]) -> None:
         try:
             call()
         except BaseException as error:
-            raised = type(error)
-        os.write(writer, pickle.dumps(raised))
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as stream:
-        said = stream.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    return pickle.loads(said)  # type: ignore[no-any-return]
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        join(thread)
+    if errors:
+        raise errors[0]
+
+
+def join(thread: threading.Thread) -> None:
+    thread.join(LIMIT_S)
+    assert not thread.is_alive(), f"{thread} is still running after {LIMIT_S} s"
+
+
+# SIGINT is ignored where the tests run in the background of a shell, and a child inherits that. A program that lives too
+# long says where it stands, on stderr.
+_BEGIN = """
+import faulthandler, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+faulthandler.dump_traceback_later({limit}, exit=True)
+"""
+
+
+class Program:
+    """Python source that runs in an interpreter of its own until the `with` block ends, and no longer than LIMIT_S."""
+
+    def __init__(
+        self, source: str, *arguments: object, cwd: Path = ROOT, env: dict[str, str] | None = None, options: str = ""
+    ) -> None:
+        self._errors = tempfile.TemporaryFile()
+        command = [sys.executable, *options.split(), "-c", _BEGIN.format(limit=LIMIT_S) + textwrap.dedent(source)]
+        self.process = subprocess.Popen(
+            [*command, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,  # with what it forks
+        )
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def line(self) -> str:
+        """The next line that it prints, without its end."""
+        assert self.process.stdout
+        ready = select.select([self.process.stdout], [], [], LIMIT_S + 5)[0]
+        line = self.process.stdout.readline().decode() if ready else ""
+        assert line.endswith("\n"), f"the program printed {line!r}, then nothing:\n{self.errors()}"
+        return line[:-1]
+
+    def go(self) -> None:
+        """Ends its sys.stdin.readline()."""
+        assert self.process.stdin
+        self.process.stdin.write(b"\n")
+
+    def ended(self) -> str:
+        """What else it printed, once it has ended without an error."""
+        try:
+            said, _ = self.process.communicate(timeout=LIMIT_S + 5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the program, or a child of it, did not end:\n{self.errors()}") from None
+        code = self.process.returncode
+        assert code == 0, f"the program ended with {code}:\n{self.errors()}"
+        return said.decode()
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        end = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 5000, max(0, end - 5000)).decode(errors="replace")
+
+
+def run_program(source: str, *arguments: object, **options: object) -> str:
+    """What `source` prints; it must end without an error."""
+    with Program(source, *arguments, **options) as program:  # type: ignore[arg-type]
+        return program.ended()

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ids_testing import LIMIT_S
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -24,7 +26,7 @@ class Server:
     """A server that a test can pause, restart and kill. `lease` is the code that makes a lease of it."""
 
     package: str  # of Python
-    extra = ""
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -42,19 +44,20 @@ class Server:
         assert command is not None
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while True:
             try:
                 return self.ping()
-            except Exception:
+            except Exception as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from None
+                    log_end = (self.folder / "log").read_text()[-2000:]
+                    raise RuntimeError(f"{command[0]} does not answer: {error!r}\n{log_end}") from None
                 time.sleep(0.05)
 
     def stop(self) -> None:
         if self.process is not None:
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGINT)
+                os.killpg(self.process.pid, self.stop_signal)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
@@ -73,7 +76,7 @@ class RedisServer(Server):
     def ping(self) -> None:
         import redis
 
-        redis.Redis(port=self.port).ping()
+        redis.Redis(port=self.port, socket_timeout=2).ping()
 
     def lease(self, **options: Any) -> str:
         return f"leases.Redis('redis://127.0.0.1:{self.port}', **{options})"
@@ -81,6 +84,7 @@ class RedisServer(Server):
 
 class PostgreSQLServer(Server):
     package = "psycopg"
+    stop_signal = signal.SIGINT  # SIGTERM would wait for its clients
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -101,7 +105,9 @@ class PostgreSQLServer(Server):
             if lower:
                 shutil.chown(data, "postgres")
             made = subprocess.run(
-                [*lower, found, "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"], capture_output=True
+                [*lower, found, "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"],
+                capture_output=True,
+                timeout=LIMIT_S,
             )
             assert made.returncode == 0, made.stderr
         settings = f"-p {self.port} -k {data} -c listen_addresses=127.0.0.1".split()
@@ -114,7 +120,7 @@ class PostgreSQLServer(Server):
     def ping(self) -> None:
         import psycopg
 
-        psycopg.connect(self.address).close()
+        psycopg.connect(self.address, connect_timeout=2).close()
 
     def lease(self, **options: Any) -> str:
         return f"leases.PostgreSQL({self.address!r}, **{options})"
@@ -174,8 +180,10 @@ SERVERS: dict[str, Callable[[Path], Server]] = {
 # What a process needs to evaluate Server.lease().
 PRELUDE = """
 from senet_fast.ids import leases
+clients = []
 def started(client):
     client.start(timeout=20)
+    clients.append(client)
     return client
 try:
     import kazoo.client

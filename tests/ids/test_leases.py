@@ -1,16 +1,15 @@
 """Leased worker ids: what a claim may issue, how a lease is renewed and lost, and the leases that need no server."""
 
 import gc
+import mmap
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from ids_testing import FakeClock, Generator, in_child
+from ids_testing import FakeClock, Forked, Generator, Program, in_child, run_program, wait_for
 
 from senet_fast.ids import (
     TWITTER,
@@ -46,13 +45,6 @@ class Table:
 
     def release(self, unused_from_ms: int) -> None:
         self.released.append(unused_from_ms)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_no_id_lies_outside_the_lease(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:
@@ -216,15 +208,16 @@ def test_a_child_may_lease_its_parents_worker(generator_class: Generator, worker
     assert in_child(child) is None
     shared = generator_class(lease=Table(Grant(worker_id + 1)), on_fork="share", clock=clock)
     reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def again() -> None:
         os.read(reader, 1)  # until the parent has closed
         lease = Table(Grant(worker_id + 1, NOW_MS + 1, NOW_MS + 200))
-        again = generator_class(lease=lease, on_fork="share", clock=clock)
-        os._exit(again.try_next() is not None)
+        assert generator_class(lease=lease, on_fork="share", clock=clock).try_next() is None
+
+    forked = Forked(again)
     shared.close()
     os.write(writer, b"x")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert forked.raised() is None
 
 
 def test_a_lease_is_given_back_at_exit(tmp_path: Path) -> None:
@@ -238,8 +231,7 @@ class Loud(LockFile):
 generator = Snowflake.acquire(Loud({str(tmp_path)!r}))
 print(generator.worker_id, generator.next_id() > 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "True", "released", "True"]
+    assert run_program(program).split() == ["0", "True", "released", "True"]
 
 
 @pytest.mark.parametrize(
@@ -309,21 +301,19 @@ generator = Snowflake.acquire(LockFile({str(tmp_path)!r}), {own_layout!r})
 print(generator.worker_id, generator.next_id(), flush=True)
 sys.stdin.read()
 """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    holders = [subprocess.Popen([sys.executable, "-c", program], **pipes) for _ in range(3)]  # type: ignore[call-overload]
-    said = [[int(word) for word in holder.stdout.readline().split()] for holder in holders]
-    assert sorted(worker for worker, _ in said) == [0, 1, 2]
-    holders[1].send_signal(signal.SIGKILL)
-    holders[1].wait()
     take = lambda workers=None: Snowflake.acquire(LockFile(tmp_path, workers=workers), own_layout)  # noqa: E731
-    with take() as generator, take() as other:
-        assert generator.worker_id == said[1][0]
-        assert generator.next_id() > said[1][1]
-        assert other.worker_id == 3
-        with pytest.raises(LeaseError, match="2 of 2 worker ids are held"):
-            take([3, said[0][0]])
-    for holder in holders:
-        holder.communicate(timeout=30)
+    with Program(program) as one, Program(program) as killed, Program(program) as three:
+        said = [[int(word) for word in holder.line().split()] for holder in (one, killed, three)]
+        assert sorted(worker for worker, _ in said) == [0, 1, 2]
+        killed.kill()
+        with take() as generator, take() as other:
+            assert generator.worker_id == said[1][0]
+            assert generator.next_id() > said[1][1]
+            assert other.worker_id == 3
+            with pytest.raises(LeaseError, match="2 of 2 worker ids are held"):
+                take([3, said[0][0]])
+        one.ended()
+        three.ended()
     last = []
     for _ in range(3):  # again and again in one process
         with take([3]) as generator:
@@ -346,18 +336,21 @@ def test_the_default_is_a_lock_file(
 
 def test_forked_children_of_a_lock_file_share_it(own_layout: Layout, tmp_path: Path) -> None:
     generator = Snowflake.acquire(LockFile(tmp_path), own_layout)
+    drawn = np.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), np.int64)
     reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.write(writer, generator.next_id().to_bytes(8, "little"))
-        signal.pause()
-    drawn = int.from_bytes(os.read(reader, 8), "little")
-    assert generator.next_id() > drawn
+
+    def draw() -> None:
+        drawn[0] = generator.next_id()
+        os.read(reader, 1)
+
+    child = Forked(draw)
+    wait_for(lambda: drawn[0])
+    assert generator.next_id() > drawn[0]
     generator.close()
     with Snowflake.acquire(LockFile(tmp_path), own_layout) as generator:
         assert generator.worker_id == 0
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    os.write(writer, b"x")
+    assert child.raised() is None
 
 
 def test_a_worker_whose_last_id_lies_in_the_future_is_passed_over(own_layout: Layout, tmp_path: Path) -> None:

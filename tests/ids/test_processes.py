@@ -5,19 +5,16 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ids_testing import FakeClock, Generator, in_child
+from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, Program, in_child, in_threads, join, run_program
 
-import senet_fast
-from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake
-
-ROOT = Path(senet_fast.__file__).parents[1]
+from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake, SnowflakeTimeout
 
 
 @pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
@@ -28,7 +25,7 @@ def test_threads(generator_class: Generator, layout: Layout, bulk: bool, worker_
     barrier = threading.Barrier(4)
 
     def work(out: np.ndarray) -> None:
-        barrier.wait()
+        barrier.wait(LIMIT_S)
         if bulk:
             for part in np.split(out, 10):
                 generator.fill(part)
@@ -36,11 +33,7 @@ def test_threads(generator_class: Generator, layout: Layout, bulk: bool, worker_
             for i in range(out.size):
                 out[i] = generator.next_id()
 
-    threads = [threading.Thread(target=work, args=(out,)) for out in outs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(partial(work, out) for out in outs)
     assert (np.diff(outs) > 0).all()
     assert np.unique(outs).size == outs.size
 
@@ -74,7 +67,8 @@ def test_multiprocessing(generator_class: Generator, worker_id: int) -> None:
     generator = generator_class(worker_id)
     child = multiprocessing.get_context("fork").Process(target=expect_forked_error, args=(generator,))
     child.start()
-    child.join()
+    child.join(LIMIT_S)
+    child.kill()
     assert child.exitcode == 7
     with pytest.raises(TypeError, match="cannot be copied or pickled"):
         multiprocessing.get_context("spawn").Process(target=expect_forked_error, args=(generator,)).start()
@@ -89,7 +83,7 @@ def test_a_signal_handler_ends_the_wait(generator_class: Generator, bulk: bool, 
     def handler(number: int, frame: object) -> None:
         raise Alarm
 
-    generator = generator_class(1, clock=fake_clock)
+    generator = generator_class(1, clock=fake_clock, timeout=LIMIT_S)
     generator.next_ids(4096)
     previous = signal.signal(signal.SIGALRM, handler)
     started = time.monotonic()
@@ -100,7 +94,7 @@ def test_a_signal_handler_ends_the_wait(generator_class: Generator, bulk: bool, 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 def test_ctrl_c_ends_a_long_fill() -> None:
@@ -111,21 +105,14 @@ def test_ctrl_c_ends_a_long_fill() -> None:
         print("filling", flush=True)
         Snowflake(1).fill(out)
     """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "filling\n"
+    with Program(program) as filling:
+        assert filling.line() == "filling"
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        filling.process.send_signal(signal.SIGINT)
         started = time.monotonic()
-        _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - started < 2
-    assert "KeyboardInterrupt" in errors
+        filling.process.wait(LIMIT_S)
+        assert time.monotonic() - started < 10  # it takes 0.1 s where nothing else runs
+        assert "KeyboardInterrupt" in filling.errors()
 
 
 def test_a_signal_that_another_thread_receives_ends_a_fill(generator_class: Generator) -> None:
@@ -133,7 +120,7 @@ def test_a_signal_that_another_thread_receives_ends_a_fill(generator_class: Gene
     generator = generator_class(layout=Layout(timestamp=41, sequence=2, epoch_ms=1_600_000_000_000))
     out = np.zeros(4000, np.int64)  # a second
     done = threading.Event()
-    receiver = threading.Thread(target=done.wait)
+    receiver = threading.Thread(target=done.wait, daemon=True)
     receiver.start()
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
@@ -145,7 +132,7 @@ def test_a_signal_that_another_thread_receives_ends_a_fill(generator_class: Gene
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.signal(signal.SIGALRM, previous)
         done.set()
-        receiver.join()
+        join(receiver)
     issued = np.flatnonzero(out).size
     assert 0 < issued < out.size
     assert (out[:issued] > 0).all()
@@ -169,16 +156,27 @@ def test_waiting_costs_little_cpu(bulk: bool) -> None:
 
 @pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
 def test_others_run_while_a_call_waits(generator_class: Generator, bulk: bool) -> None:
-    generator = generator_class(layout=Layout(timestamp=38, sequence=1, epoch_ms=1_600_000_000_000 + bulk, tick_ms=200))
-    generator.next_ids(4)  # two ticks, so the second has just begun
+    layout = Layout(timestamp=2, sequence=1, epoch_ms=1_600_000_000_000 + bulk, tick_ms=10**12)  # 31 years
+    generator = generator_class(layout=layout, timeout=1)
+    generator.next_ids(2)
     call = (lambda: generator.next_ids(1)) if bulk else generator.next_id
-    thread = threading.Thread(target=call)
-    thread.start()
-    turns = 0
-    while thread.is_alive():
-        turns += 1
-        time.sleep(0.001)
-    assert turns > 20  # of about 190
+    turns: list[int] = []
+
+    def count_turns() -> None:
+        while not waited:
+            turns.append(1)
+            time.sleep(0.001)
+
+    def wait() -> None:
+        try:
+            with pytest.raises(SnowflakeTimeout):
+                call()
+        finally:
+            waited.append(1)
+
+    waited: list[int] = []
+    in_threads([wait, count_turns])
+    assert len(turns) > 20  # of about 900
 
 
 def test_imports() -> None:
@@ -194,7 +192,7 @@ def test_imports() -> None:
         generator.next_ids(3)
         assert "numpy" in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True)
+    run_program(program)
 
 
 def test_next_ids_without_numpy(generator_class: Generator, worker_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +214,7 @@ def test_without_the_compiled_module() -> None:
         else:
             raise SystemExit("imported")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True)
+    run_program(program)
 
 
 CALLER = """

@@ -1,12 +1,11 @@
 """50 million IDs of 4 processes of 4 threads, through one shared word or through leased workers: each one once."""
 
-import json
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ids_testing import Program
 
 from senet_fast.ids import WIDE
 
@@ -15,7 +14,7 @@ PROCESSES = THREADS = 4
 
 # Claims are runs of consecutive words, so that what a thread drew is a list of intervals, far smaller than its IDs.
 DRAW = """
-import json, sys, threading
+import sys, threading
 import numpy as np
 from senet_fast.ids import WIDE, Snowflake
 from senet_fast.ids.leases import LockFile
@@ -52,7 +51,7 @@ threads = [threading.Thread(target=draw, args=(n,)) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 np.save(sys.argv[4], np.concatenate(intervals))
-print(json.dumps(generator.worker_id), flush=True)
+print(generator.worker_id, flush=True)
 sys.stdin.read()
 """
 
@@ -61,22 +60,15 @@ sys.stdin.read()
 def test_fifty_million(how: str, tmp_path: Path) -> None:
     each = IDS // PROCESSES // THREADS
     path = tmp_path / "word"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", DRAW, how, str(path), str(each), str(tmp_path / f"{i}.npy")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for i in range(PROCESSES)
-    ]
-    for process in processes:
-        assert process.stdin
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-    workers = [json.loads(process.stdout.readline()) for process in processes]  # type: ignore[union-attr]
-    for process in processes:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    with ExitStack() as running:
+        programs = [
+            running.enter_context(Program(DRAW, how, path, each, tmp_path / f"{i}.npy")) for i in range(PROCESSES)
+        ]
+        for program in programs:
+            program.go()
+        workers = [int(program.line()) for program in programs]  # all of them live till the last one is done
+        for program in programs:
+            program.ended()
     assert sorted(workers) == ([5] * 4 if how == "shared" else [0, 1, 2, 3])
     drawn = 0
     for worker in set(workers):

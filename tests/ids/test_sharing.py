@@ -1,19 +1,16 @@
 """One state for several processes: shared with forked children, or in a file. And what comes of bursts."""
 
-import ctypes
 import json
-import mmap
 import os
-import subprocess
-import sys
 import threading
 import time
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ids_testing import FakeClock, Generator, in_child
+from ids_testing import FakeClock, Generator, Program, in_child, join, run_program, wait_for
 
 from senet_fast.ids import (
     LOCAL,
@@ -29,35 +26,67 @@ from senet_fast.ids import (
     _wordfile,
 )
 
-FORKS = {"os.fork": os.fork, "libc fork": ctypes.PyDLL(None).fork}
+# libc's fork() runs no hook of Python's, which is what these tests are about; and why they run in an interpreter of their
+# own, with one thread. Its child keeps the GIL as it was: another thread that had asked for it is asked to take it, and is
+# waited for for ever.
+FORKS = """
+import ctypes, mmap, os, sys
+import numpy as np
+from senet_fast import ids
+fork = {"os.fork": os.fork, "libc fork": ctypes.PyDLL(None).fork}[sys.argv[1]]
+def wait(pid):
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+SHARE = (
+    FORKS
+    + """
+generator = getattr(ids, sys.argv[2])(1, on_fork="share")
+first = generator.next_id()
+outs = np.frombuffer(mmap.mmap(-1, 4 * 3000 * 8), np.int64).reshape(4, 3000)
+children = []
+for out in outs[1:]:
+    pid = fork()
+    if pid == 0:
+        for part in np.split(out, 3):
+            generator.fill(part)
+        os._exit(0)
+    children.append(pid)
+generator.fill(outs[0])
+for pid in children:
+    wait(pid)
+assert (np.diff(outs) > 0).all()
+assert np.unique(outs).size == outs.size
+assert first < outs.min() <= outs.max() < generator.next_id()
+"""
+)
 
 
-@pytest.mark.parametrize("fork", FORKS)
-def test_forked_children_share_the_state(generator_class: Generator, worker_id: int, fork: str) -> None:
-    generator = generator_class(worker_id, on_fork="share")
-    first = generator.next_id()
-    outs = np.frombuffer(mmap.mmap(-1, 4 * 3000 * 8), np.int64).reshape(4, 3000)
-    children = []
-    for out in outs[1:]:
-        pid = FORKS[fork]()
-        if pid == 0:
-            for part in np.split(out, 3):
-                generator.fill(part)
-            os._exit(0)
-        children.append(pid)
-    generator.fill(outs[0])
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
-    assert (np.diff(outs) > 0).all()
-    assert np.unique(outs).size == outs.size
-    assert first < outs.min() <= outs.max() < generator.next_id()
+@pytest.mark.parametrize("fork", ["os.fork", "libc fork"])
+def test_forked_children_share_the_state(generator_class: Generator, fork: str) -> None:
+    run_program(SHARE, fork, generator_class.__name__)
 
 
-def test_a_child_of_libc_fork_is_refused(worker_id: int) -> None:
-    """It runs no hook of Python's."""
-    generator = Snowflake(worker_id)
-    before = generator.next_id()
-    assert in_child(generator.next_id, fork=FORKS["libc fork"]) == ForkedError
-    assert generator.next_id() > before
+REFUSE = (
+    FORKS
+    + """
+generator = ids.Snowflake(1)
+before = generator.next_id()
+pid = fork()
+if pid == 0:
+    try:
+        generator.next_id()
+    except ids.ForkedError:
+        os._exit(0)
+    os._exit(1)
+wait(pid)
+assert generator.next_id() > before
+"""
+)
+
+
+def test_a_child_of_libc_fork_is_refused() -> None:
+    run_program(REFUSE, "libc fork")
 
 
 def test_a_fork_while_another_thread_fills(worker_id: int) -> None:
@@ -77,7 +106,7 @@ def test_a_fork_while_another_thread_fills(worker_id: int) -> None:
             assert in_child(lambda: shared.fill(array("q", [0] * 1000))) is None
     finally:
         stop.set()
-        thread.join()
+        join(thread)
 
 
 def test_the_kinds_of_one_worker_do_not_mix(generator_class: Generator, worker_id: int, tmp_path: Path) -> None:
@@ -94,7 +123,7 @@ def test_the_kinds_of_one_worker_do_not_mix(generator_class: Generator, worker_i
 
 
 DRAW = """
-import sys, json
+import json, sys
 from senet_fast import ids
 name, layout, path, n, bulk = sys.argv[1:]
 generator = getattr(ids, name)(3, getattr(ids, layout), file=path)
@@ -107,21 +136,15 @@ json.dump(drawn, sys.stdout)
 
 
 def test_unrelated_processes_share_a_file(generator_class: Generator, tmp_path: Path) -> None:
-    path = str(tmp_path / "last")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", DRAW, generator_class.__name__, "TWITTER", path, "4000", bulk],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for bulk in ("bulk", "one", "bulk")
-    ]
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-    drawn = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    path = tmp_path / "last"
+    with ExitStack() as running:
+        programs = [
+            running.enter_context(Program(DRAW, generator_class.__name__, "TWITTER", path, 4000, bulk))
+            for bulk in ("bulk", "one", "bulk")
+        ]
+        for program in programs:
+            program.go()
+        drawn = [json.loads(program.ended()) for program in programs]
     assert len({number for part in drawn for number in part}) == 12_000
     later = generator_class(3, TWITTER, file=path, clock=FakeClock(1_500_000_000_000), max_backward_ms=0)
     with pytest.raises(ClockMovedBackwards):  # the file outlives the processes
@@ -181,22 +204,15 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
     """Processes that are killed at any instruction lose IDs at most."""
     record = tmp_path / "record"
     record.touch()
-    command = [sys.executable, "-c", STORM, str(tmp_path / "last"), str(record)]
-    killed = 0
-    running = [subprocess.Popen(command) for _ in range(3)]
-    while killed < 12:
-        size = record.stat().st_size
-        while record.stat().st_size == size:
-            time.sleep(0.001)
-        time.sleep(0.01 + killed % 5 * 0.003)
-        victim = running.pop(0)
-        victim.kill()
-        victim.wait()
-        killed += 1
-        running.append(subprocess.Popen(command))
-    for process in running:
-        process.kill()
-        process.wait()
+    with ExitStack() as storm:
+        start = lambda: storm.enter_context(Program(STORM, tmp_path / "last", record))  # noqa: E731
+        running = [start() for _ in range(3)]
+        for killed in range(12):
+            size = record.stat().st_size
+            wait_for(lambda size=size: record.stat().st_size > size)
+            time.sleep(0.01 + killed % 5 * 0.003)
+            running.pop(0).kill()
+            running.append(start())
     data = record.read_bytes()
     numbers = np.frombuffer(data[: len(data) // 8 * 8], np.int64)
     assert numbers.size > 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -57,7 +58,8 @@ class Held:
 
     def __init__(self, lease: Lease, layout: Layout) -> None:
         self.grant = lease.acquire(layout)
-        self.error: Exception | None = None  # why the last renewal failed
+        self._error: Exception | None = None  # why the last renewal failed
+        self._asked: float | None = None  # when the renewal under way began
         self._lease = lease
         self._pid = os.getpid()
         self._stop = threading.Event()
@@ -90,14 +92,17 @@ class Held:
         every = self._lease.renew_every
         wait = every
         while wait is not None and not self._stop.wait(wait):
+            self._asked = time.monotonic()
             try:
                 place.grant(self._lease.renew())
-                self.error, wait = None, every
+                self._error, wait = None, every
             except LeaseError as error:
-                self.error = error
+                self._error = error
                 return
             except Exception as error:
-                self.error, wait = error, (every or 0) / 4
+                self._error, wait = error, (every or 0) / 4
+            finally:
+                self._asked = None
 
     def close(self) -> None:
         """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent."""
@@ -119,4 +124,8 @@ class Held:
             self.close()
 
     def why(self) -> str:
-        return f"; its renewal failed: {self.error}" if self.error is not None else ""
+        """What became of the renewals, for the message of LeaseExpired."""
+        asked, error = self._asked, self._error
+        if error is not None:
+            return f"; its renewal failed: {error}"
+        return "" if asked is None else f"; its renewal was asked for {time.monotonic() - asked:.1f} s ago, no answer yet"
