@@ -50,14 +50,14 @@ class Forked:
             os.write(writer, pickle.dumps(raised))
             os._exit(0)
         os.close(writer)
-        self._said = open(reader, "rb")
+        self._reader = reader
 
     def raised(self) -> type[BaseException] | None:
         """The class of what `call` raised; None if it returned."""
-        with self._said:
-            if not select.select([self._said], [], [], LIMIT_S + 5)[0]:
+        with open(self._reader, "rb") as stream:
+            if not select.select([stream], [], [], LIMIT_S + 5)[0]:
                 os.kill(self.pid, signal.SIGKILL)
-            said = self._said.read()
+            said = stream.read()
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         assert code == 0, f"the forked child ended with {code}; {-signal.SIGALRM}: it took more than {LIMIT_S} s"
         return pickle.loads(said)  # type: ignore[no-any-return]
@@ -99,8 +99,8 @@ def join(thread: threading.Thread) -> None:
     assert not thread.is_alive(), f"{thread} is still running after {LIMIT_S} s"
 
 
-# SIGINT is ignored where the tests run in the background of a shell, and a child inherits that. A program that lives too
-# long says where it stands, on stderr.
+# SIGINT is ignored where the tests run in the background of a shell, and children inherit that. A program that lives
+# too long tells stderr where it stands.
 _BEGIN = """
 import faulthandler, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -114,7 +114,7 @@ class Program:
     def __init__(
         self, source: str, *arguments: object, cwd: Path = ROOT, env: dict[str, str] | None = None, options: str = ""
     ) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe, which blocks the program when it is full
         command = [sys.executable, *options.split(), "-c", _BEGIN.format(limit=LIMIT_S) + textwrap.dedent(source)]
         self.process = subprocess.Popen(
             [*command, *map(str, arguments)],

@@ -178,7 +178,9 @@ class Samples:
 def test_data_loader_workers(worker_id: int) -> None:
     data = pytest.importorskip("torch.utils.data")
     generator = Snowflake(worker_id, on_fork="share")
-    loader = data.DataLoader(Samples(generator), batch_size=50, num_workers=2, timeout=LIMIT_S, multiprocessing_context="fork")
+    loader = data.DataLoader(
+        Samples(generator), batch_size=50, num_workers=2, timeout=LIMIT_S, multiprocessing_context="fork"
+    )
     drawn = np.concatenate([batch.numpy() for _ in range(2) for batch in loader])
     assert np.unique(drawn).size == 8000
     assert generator.next_id() > drawn.max()

@@ -26,9 +26,8 @@ from senet_fast.ids import (
     _wordfile,
 )
 
-# libc's fork() runs no hook of Python's, which is what these tests are about; and why they run in an interpreter of their
-# own, with one thread. Its child keeps the GIL as it was: another thread that had asked for it is asked to take it, and is
-# waited for for ever.
+# libc's fork() runs no hook of Python's, which is what these tests are about, and why each runs in an interpreter of
+# one thread: if another had just asked for the GIL, the child would wait for it to take it, for ever.
 FORKS = """
 import ctypes, mmap, os, sys
 import numpy as np

@@ -128,4 +128,4 @@ class Held:
         asked, error = self._asked, self._error
         if error is not None:
             return f"; its renewal failed: {error}"
-        return "" if asked is None else f"; its renewal was asked for {time.monotonic() - asked:.1f} s ago, no answer yet"
+        return "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"
