@@ -3,7 +3,7 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem demo test bench lint stubs format build cuda sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
@@ -19,13 +19,14 @@ help:
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
+	@echo "make gates     make cuda, then what its kernels must be: registers, spills, instructions; ARGS=--plant shows bugs noticed"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem:
+demo test bench lint stubs format build ecosystem toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
-cuda:
-	@SENET_FAST_CUDA=1 $(PYTHON) tools/bootstrap.py build
+cuda gates:
+	@SENET_FAST_CUDA=1 $(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 # The C++ tests are plain programs: no Python, no torch.
 SANITIZED := build/sanitize

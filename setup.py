@@ -3,7 +3,7 @@
 Switches, all of them environment variables:
   SENET_FAST_SE=0          build the ID generator only; torch is not needed
   SENET_FAST_CUDA=auto|0|1 auto: if nvcc is found and torch is a CUDA build; 1: always, also beside a CPU torch
-  SENET_FAST_NVCC=path     the nvcc to use (else CUDA_HOME, PATH, /usr/local/cuda)
+  SENET_FAST_NVCC=path     the nvcc to use (else CUDA_HOME, PATH, /usr/local/cuda, pip's packages: the extra "nvcc")
   TORCH_CUDA_ARCH_LIST     GPU architectures (else the visible GPUs, else CUDA_ARCHS below)
   SENET_FAST_SANITIZE=list address, undefined, thread (comma separated)
   MAX_JOBS                 parallel compilations (default: one per core, 8 at most)
@@ -11,15 +11,20 @@ Switches, all of them environment variables:
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = ["80", "86", "89", "90", "100", "120"]
+PTXAS_INFO = re.compile(r"ptxas info|\s+\d+ bytes stack frame|\s*$")  # what -Xptxas=-v says of a kernel
 NO_BUILD = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
 os.environ.setdefault("MAX_JOBS", str(min(8, os.cpu_count() or 1)))
@@ -45,6 +50,12 @@ def sources(folder: str, pattern: str = "*.cpp") -> list[str]:
     return [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).glob(pattern))]
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 class Nvcc:
     """The CUDA compiler: called by us, so that torch-free .cu files need no CUDA build of torch."""
 
@@ -55,14 +66,12 @@ class Nvcc:
 
     @staticmethod
     def find() -> "Nvcc | None":
-        home = os.environ.get("CUDA_HOME")
-        found = [
-            os.environ.get("SENET_FAST_NVCC"),
-            home and f"{home}/bin/nvcc",
-            shutil.which("nvcc"),
-            "/usr/local/cuda/bin/nvcc",
-        ]
-        return next((Nvcc(path) for path in found if path and os.path.exists(path)), None)
+        named, home = os.environ.get("SENET_FAST_NVCC"), os.environ.get("CUDA_HOME")
+        if named and not os.path.exists(named):
+            raise SystemExit(f"SENET_FAST_NVCC={named!r} does not exist; expected the path of an nvcc")
+        of_pip = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
+        found = [named, home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc", *of_pip[-1:]]
+        return next((Nvcc(str(path)) for path in found if path and os.path.exists(path)), None)
 
     def library_dirs(self) -> list[str]:
         # nvcc may be a wrapper script, so the toolkit's root is asked of nvcc itself
@@ -98,14 +107,34 @@ class Nvcc:
         flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
-    def compile(self, source: str, folder: Path) -> str:
+    def compile(self, sources: Sequence[str], folder: Path) -> list[str]:
+        """The objects, each beside what nvcc said (.log), which tests/csrc/cuda/gates.py reads. What is as new as all of
+        csrc/se and was made by the same command stays."""
         folder.mkdir(parents=True, exist_ok=True)
-        out = str(folder / f"{Path(source).stem}.cuda.o")
-        flags = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler=-fPIC", "--threads", "2", f"-I{ROOT / 'csrc'}"]
-        command = [self.path, *flags, *self.arch_flags(), "-c", source, "-o", out]
-        print(" ".join(command), flush=True)
-        subprocess.check_call(command, cwd=ROOT)
-        return out
+        jobs = int(os.environ["MAX_JOBS"])
+        flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
+        flags += ["--threads", str(max(1, jobs // len(sources))), *self.arch_flags()]
+        newest = max(path.stat().st_mtime for path in (ROOT / "csrc/se").rglob("*"))
+
+        def make(source: str) -> str:
+            out = folder / f"{Path(source).stem}.cuda.o"
+            log = out.with_suffix(".log")
+            command = [self.path, *flags, "-c", source, "-o", str(out)]
+            added = os.environ.get("NVCC_APPEND_FLAGS", "")  # nvcc reads it itself
+            head = f"{self.release} {' '.join(command)} {added}\n"
+            if out.exists() and log.exists() and out.stat().st_mtime >= newest and log.read_text().startswith(head):
+                return str(out)
+            print(head, end="", flush=True)
+            done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            log.write_text(head + done.stderr)
+            sys.stderr.writelines(line for line in done.stderr.splitlines(True) if not PTXAS_INFO.match(line))
+            if done.returncode:
+                out.unlink(missing_ok=True)
+                raise SystemExit(f"{self.path} could not compile {source}; its message is above")
+            return str(out)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(make, sources))
 
 
 def choose_nvcc(torch_cuda: str | None) -> Nvcc | None:
@@ -166,12 +195,16 @@ def se_extension(torch) -> tuple[Extension, type]:
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
+            folder = Path(self.build_temp).resolve()
+            settings = ""
             if nvcc := choose_nvcc(torch.version.cuda):
-                folder = Path(self.build_temp).resolve()
-                extension.extra_objects += [nvcc.compile(source, folder) for source in sources("csrc/se/cuda", "*.cu")]
-                extension.define_macros.append(("SENET_FAST_CUDA", f'"{nvcc.release}"'))
+                settings = f'#define SENET_FAST_CUDA "{nvcc.release}"\n'
+                extension.extra_objects += nvcc.compile(sources("csrc/se/cuda", "*.cu"), folder)
                 extension.library_dirs += nvcc.library_dirs()
                 extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+            # A header, not a macro on the command line: with and without CUDA only what includes it is compiled again.
+            write_if_changed(folder / "senet_fast_build.h", settings)
+            extension.include_dirs.append(str(folder))
             super().build_extensions()
 
     return extension, Build

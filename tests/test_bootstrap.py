@@ -48,12 +48,25 @@ def test_missing_names_what_to_install() -> None:
 
 def test_requirements_of_every_verb() -> None:
     for name, verb in bootstrap.VERBS.items():
-        listed = bootstrap.requirements(ROOT / "pyproject.toml", verb.extra)
+        extras = verb.extra.split()
+        listed = [line for extra in extras for line in bootstrap.requirements(ROOT / "pyproject.toml", extra)]
         assert "cython>=3.1" in listed
         assert ("ruff" in listed) == (name in ("lint", "stubs", "format"))
         # Only forms that missing() reads; torch is for .venv alone.
-        assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in listed)
+        assert all(re.fullmatch(r"[\w-]+(>=[\d.]+|==[\d.]+\.\*)?", line) for line in listed)
         assert not any(line.startswith("torch") for line in listed)
+
+
+def test_pins_of_a_release() -> None:
+    for version, fits in (("13.0.88", True), ("13.5.37", False), ("12.9", False), (None, False)):
+        assert bootstrap.satisfied("nvidia-nvvm==13.0.*", version) == fits
+
+
+def test_a_toolkit_of_the_machine_is_used() -> None:
+    assert bootstrap.extras("ids nvcc gates", {"nvcc": "/usr/bin/nvcc"}.get) == ["ids", "gates"]
+    assert bootstrap.extras("nvcc gates", {"nvcc": "x", "cuobjdump": "x", "nvdisasm": "x"}.get) == []
+    assert bootstrap.extras("lint", {}.get) == ["lint"]
+    assert bootstrap.extras("gates", {"cuobjdump": "x"}.get) == ["gates"]
 
 
 def test_an_old_interpreter_gets_a_message() -> None:

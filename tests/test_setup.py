@@ -1,6 +1,7 @@
 """The decisions of setup.py, without compiling: what it would build, with which flags, and its messages."""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,13 +152,104 @@ def test_cuda_names_what_is_wrong(
         module.choose_nvcc(None)
 
 
+def test_where_nvcc_is_found(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nvcc: str) -> None:
+    """SENET_FAST_NVCC, CUDA_HOME, PATH, then pip's packages, the newest of them."""
+    module, _ = load(PATH=str(tmp_path / "nowhere"))
+    exists = module.os.path.exists
+    monkeypatch.setattr(module.os.path, "exists", lambda path: not str(path).startswith("/usr/local") and exists(path))
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert module.Nvcc.find() is None
+
+    def place(folder: str) -> str:
+        path = tmp_path / folder / "nvcc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(nvcc, path))
+
+    for name, folder in (("", "nvidia/cu12/bin"), ("", "nvidia/cu13/bin"), ("PATH", "bin"), ("CUDA_HOME", "home/bin")):
+        expected = place(folder)
+        if name:
+            monkeypatch.setenv(name, str(Path(expected).parent if name == "PATH" else Path(expected).parents[1]))
+        assert module.Nvcc.find().path == expected
+    monkeypatch.setenv("SENET_FAST_NVCC", nvcc)
+    assert module.Nvcc.find().path == nvcc
+    monkeypatch.setenv("SENET_FAST_NVCC", f"{nvcc}-of-tomorrow")
+    with pytest.raises(SystemExit, match="SENET_FAST_NVCC='.*-of-tomorrow' does not exist; expected the path of an nvcc"):
+        module.Nvcc.find()
+
+
+@pytest.fixture
+def toolkit(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An Nvcc whose program is a script: it knows sm_80 and sm_90, and writes its arguments where the object goes."""
+    program = tmp_path / "bin/nvcc"
+    program.parent.mkdir()
+    program.write_text(
+        """#!/bin/sh
+        case "$*" in
+          *--version*) echo "Cuda compilation tools, release 13.0, V13.0.48" ;;
+          *--list-gpu-code*) echo sm_80; echo sm_90 ;;
+          *--dryrun*) echo "#$ TOP=$(dirname $0)/.." >&2 ;;
+          *broken*) echo "broken.cu(1): error: expected a ;" >&2; exit 2 ;;
+          *) echo "ptxas info    : Used 40 registers" >&2; echo "warning: something" >&2
+             while [ "$1" != -o ]; do shift; done; echo made >> "$2" ;;
+        esac
+        """
+    )
+    program.chmod(0o755)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    module, _ = load()
+    return module.Nvcc(str(program))
+
+
+def test_architectures(toolkit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
+    assert toolkit.arch_flags() == [*both, "-gencode=arch=compute_90,code=compute_90"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert toolkit.arch_flags() == [both[0], "-gencode=arch=compute_80,code=compute_80"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
+    assert toolkit.arch_flags() == [both[1], "-gencode=arch=compute_90,code=compute_90"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;7.0")
+    with pytest.raises(SystemExit, match=r"release 13\.0\) cannot compile for \['70'\]; it knows \['80', '90'\]"):
+        toolkit.arch_flags()
+
+
+def test_the_runtime_library(toolkit: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no libcudart_static\.a below .*: install the CUDA runtime"):
+        toolkit.library_dirs()
+    (tmp_path / "lib").mkdir()  # as pip's packages have it
+    (tmp_path / "lib/libcudart_static.a").touch()
+    assert [Path(folder).resolve() for folder in toolkit.library_dirs()] == [tmp_path / "lib"]
+
+
+def test_cuda_files_are_compiled_once(toolkit: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "objects"
+    first = toolkit.compile(["csrc/se/cuda/one.cu", "csrc/se/cuda/two.cu"], folder)
+    assert first == [str(folder / "one.cuda.o"), str(folder / "two.cuda.o")]
+    said = capfd.readouterr()
+    assert "Used 40 registers" not in said.err
+    assert said.err.count("warning: something") == 2
+    assert "Used 40 registers" in (folder / "one.cuda.log").read_text()
+    assert toolkit.compile(["csrc/se/cuda/one.cu", "csrc/se/cuda/two.cu"], folder) == first
+    assert (folder / "one.cuda.o").read_text() == "made\n"
+    toolkit.release = "13.1"
+    toolkit.compile(["csrc/se/cuda/one.cu", "csrc/se/cuda/two.cu"], folder)
+    assert (folder / "one.cuda.o").read_text() == "made\nmade\n"
+    with pytest.raises(SystemExit, match=r"could not compile broken\.cu; its message is above"):
+        toolkit.compile(["broken.cu"], folder)
+    assert "expected a ;" in capfd.readouterr().err
+    assert not (folder / "broken.cuda.o").exists()
+
+
 @pytest.mark.parametrize("with_cuda", [False, True])
-def test_cuda_files_join_the_op(load: Load, monkeypatch: pytest.MonkeyPatch, with_cuda: bool) -> None:
+def test_cuda_files_join_the_op(
+    load: Load, monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, with_cuda: bool
+) -> None:
     class Compiler:
         release = "13.0"
 
-        def compile(self, source: str, folder: Path) -> str:
-            return f"{Path(source).stem}.o"
+        def compile(self, sources: list[str], folder: Path) -> list[str]:
+            return [f"{Path(source).stem}.o" for source in sources]
 
         def library_dirs(self) -> list[str]:
             return ["cuda/lib64"]
@@ -167,9 +259,13 @@ def test_cuda_files_join_the_op(load: Load, monkeypatch: pytest.MonkeyPatch, wit
     command = keywords["cmdclass"]["build_ext"]
     monkeypatch.setattr(command.__base__, "build_extensions", lambda self: None)
     build = command(Distribution())
-    build.build_temp = "build"
+    build.build_temp = str(tmp_path)
     build.build_extensions()
     op = named(keywords)["senet_fast.se._C"]
-    assert op.extra_objects == (["backward.o", "device.o", "forward.o"] if with_cuda else [])
-    assert (("SENET_FAST_CUDA", '"13.0"') in op.define_macros) == with_cuda
+    files = sorted(path.stem for path in (root / "csrc/se/cuda").glob("*.cu"))
+    assert {"backward", "forward"} <= set(files)
+    assert op.extra_objects == ([f"{name}.o" for name in files] if with_cuda else [])
+    settings = '#define SENET_FAST_CUDA "13.0"\n' if with_cuda else ""
+    assert (tmp_path / "senet_fast_build.h").read_text() == settings
+    assert str(tmp_path) in op.include_dirs
     assert ("cudart_static" in op.libraries) == with_cuda

@@ -36,19 +36,24 @@ CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
 CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 
 
+# Extras that a CUDA toolkit on the machine makes needless: the programs that they bring.
+PROGRAMS = {"nvcc": ("nvcc",), "gates": ("cuobjdump", "nvdisasm")}
 COMPILED = ("senet_fast.ids._snowflake", "senet_fast.se._C")
 
 
 class Verb(NamedTuple):
     """What a verb needs and the commands it runs; the user's arguments go to the last command."""
 
-    extra: str  # of pyproject.toml
+    extra: str  # of pyproject.toml; or several, with spaces between them
     build: bool  # the compiled modules, in place
     commands: "tuple[tuple[str, ...], ...]"
 
 
 VERBS = {
     "build": Verb("ids", True, ()),
+    "toolkit": Verb("nvcc gates", False, ()),
+    "cuda": Verb("ids nvcc", True, ()),
+    "gates": Verb("ids nvcc gates", True, (("{python}", "tests/csrc/cuda/gates.py"),)),
     "ecosystem": Verb("ecosystem", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
@@ -111,12 +116,22 @@ def satisfied(requirement: str, version: "str | None") -> bool:
     if version is None:
         return False
     least = re.search(r"[>=]=\s*([0-9.]+)", requirement)
-    return least is None or numbers(version) >= numbers(least.group(1))
+    if least is None:
+        return True
+    wanted = numbers(least.group(1))
+    if requirement.endswith(".*"):
+        return numbers(version)[: len(wanted)] == wanted
+    return numbers(version) >= wanted
 
 
 def missing(wanted: "Iterable[str]", version_of: "Callable[[str], str | None]" = installed) -> "list[str]":
     """The requirements, like 'name', 'name>=1.2' and 'name==1.2', that this interpreter does not satisfy."""
     return [line for line in wanted if not satisfied(line, version_of(re.split("[<>=]", line)[0]))]
+
+
+def extras(words: str, has: "Callable[[str], object]") -> "list[str]":
+    """The extras that a verb needs on a machine that has these programs."""
+    return [extra for extra in words.split() if extra not in PROGRAMS or not all(map(has, PROGRAMS[extra]))]
 
 
 def choose_environment(inside_venv: bool, torch_version: "str | None") -> str:
@@ -212,6 +227,13 @@ def tool_path() -> str:
     return os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
 
 
+def toolkit_path() -> str:
+    """PATH, then where CUDA's toolkit is otherwise."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [f"{home}/bin" for home in homes if home] + [os.path.dirname(os.environ.get("SENET_FAST_NVCC", ""))]
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *filter(None, folders)])
+
+
 def expand(command: "Sequence[str]", arguments: "Sequence[str]") -> "list[str]":
     """The command with this interpreter, the C++ files and the path of its tool filled in."""
     words = []
@@ -240,7 +262,8 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
             if run([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
                 raise Problem(f"Making {VENV} failed; the message is above.")
         return run([VENV_PYTHON, Path(__file__).resolve(), *sys.argv[1:]])
-    wanted = requirements(ROOT / "pyproject.toml", verb.extra)
+    chosen_extras = extras(verb.extra, lambda name: shutil.which(name, path=toolkit_path()))
+    wanted = [line for extra in chosen_extras for line in requirements(ROOT / "pyproject.toml", extra)]
     lacking = missing([TORCH, *wanted] if chosen == "venv" else wanted)
     if lacking:
         pip_install(lacking, f"pip could not install {', '.join(lacking)} into {sys.prefix}; its message is above.")

@@ -1,4 +1,5 @@
 // The ops on a GPU. No CUDA header: device and stream come from c10, and the kernels are behind se/cuda/launch.h.
+#include "senet_fast_build.h"  // made by setup.py
 #if defined(SENET_FAST_CUDA)
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

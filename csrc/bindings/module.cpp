@@ -5,6 +5,7 @@
 #include "bindings/cpu.h"
 #include "se/cpu/drive.h"
 #include "se/cuda/plan.h"
+#include "senet_fast_build.h"  // made by setup.py
 #if defined(SENET_FAST_CUDA)
 #include "se/cuda/device.h"
 #endif

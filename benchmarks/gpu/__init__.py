@@ -1,0 +1,1 @@
+"""The op and whole networks on a GPU: `python -m benchmarks.gpu`."""
