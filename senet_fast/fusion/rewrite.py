@@ -25,6 +25,7 @@ class BlockPlan:
     def __init__(self, module: nn.Module, excitation: Excitation) -> None:
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
         self.argument = parameters[0].name
+        self.names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.excitation = excitation
         self.watched = {*module.__dict__, *module._modules} - {*nn.Module().__dict__}
@@ -39,13 +40,13 @@ class BlockPlan:
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """x, where the other arguments have the values that were traced; else None."""
-        if len(args) > 1 or not all(name == self.argument or name in self.defaults for name in kwargs):
+        given = dict(zip(self.names, args, strict=False))
+        if len(args) > len(self.names) or given.keys() & kwargs.keys():
             return None
-        if any(value is not self.defaults[name] for name, value in kwargs.items() if name != self.argument):
-            return None
-        if args:
-            return None if self.argument in kwargs else args[0]
-        return kwargs.get(self.argument)
+        given.update(kwargs)
+        x = given.pop(self.argument, None)
+        traced = all(name in self.defaults and value is self.defaults[name] for name, value in given.items())
+        return x if traced else None
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         """Whether the op computes what the module would."""
