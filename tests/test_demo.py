@@ -17,7 +17,6 @@ from senet_fast.demo.ids import Draw
 from senet_fast.demo.measure import Sample, _median, interleave
 from senet_fast.demo.network import Network, Stage, swap
 from senet_fast.models import se_resnet50, se_resnet_digits
-from senet_fast.models.resnet import no_se
 from senet_fast.se import FusedSE, SEBlock
 
 
@@ -102,7 +101,7 @@ def test_a_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 def test_networks() -> None:
     plain = se_resnet50()
     assert sum(parameter.numel() for parameter in plain.parameters()) == 28_088_024
-    without = se_resnet50(se=no_se)
+    without = se_resnet50(se=False)
     assert sum(parameter.numel() for parameter in without.parameters()) == 25_557_032
     blocks = [module for module in plain.modules() if isinstance(module, SEBlock)]
     assert [block.fc1.in_channels for block in blocks] == [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3

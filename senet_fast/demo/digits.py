@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from senet_fast.models import se_resnet_digits
-from senet_fast.models.resnet import SEFactory
+from senet_fast.models.layers import SEFactory
 from senet_fast.se import FusedSE, SEBlock
 
 SEED = 0

@@ -1,111 +1,212 @@
-"""SE-ResNets (He et al., arXiv 1512.03385; Hu et al., arXiv 1709.01507, figure 3), small enough to read in one go.
+"""ResNets, ResNeXts and SENet-154, each a row: plain, with SE in any of five places, or with ECA.
 
-The SE block stands after the last BatchNorm of the residual branch, before the addition. It is made by a factory
-called as ``se(channels, reduction)``: :class:`SEBlock`, :class:`FusedSE`, or ``no_se`` for the plain network.
+He et al., arXiv 1512.03385; Xie et al., arXiv 1611.05431; Hu et al., arXiv 1709.01507: figure 3, table 1, section 6.5
+and the appendix; Wang et al., arXiv 1910.03151.
 """
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
+from senet_fast.models.layers import ECA, SE, Head, NormSE, apply_se, conv, conv_bn, conv_bn_relu, se_block
 from senet_fast.se import SEBlock
 
-SEFactory = Callable[[int, int], nn.Module]
+INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
 
 
-def no_se(channels: int, reduction: int) -> nn.Module:
-    return nn.Identity()
+@dataclass(frozen=True)
+class ResNetConfig:
+    """What tells one network of the family from another."""
+
+    depths: tuple[int, ...]  # blocks of each stage
+    bottleneck: bool = True  # 1x1, 3x3, 1x1; or two 3x3
+    groups: int = 1
+    group_width: int = 64  # channels of a group of the 3x3 in the first stage; they double with each stage
+    first: float = 1.0  # channels of the first 1x1, relative to those of the 3x3
+    stem: str = "7x7"  # or "3x3x3", or "digits": one 3x3 that keeps the size of images with one channel
+    padded_pool: bool = True  # False: the stem's pooling rounds up instead, as Caffe's does
+    projection: int = 1  # kernel of the shortcuts that halve the map
+    stride_in_first: bool = False  # the stride is in the first 1x1, as He et al. had it, instead of the 3x3
+    base: int = 64  # channels of the first stage, before a bottleneck's expansion
+    dropout: float = 0.0
+    reduction: int = 16
 
 
-def conv_bn(channels: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    """The BatchNorm keeps its initial weight of 1, also at the end of a branch: 0 would feed zeros to the SE blocks."""
-    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return [conv, nn.BatchNorm2d(out)]
+EXPANSION = 4
+RESNET_50 = ResNetConfig((3, 4, 6, 3))
+RESNET_101 = ResNetConfig((3, 4, 23, 3))
+RESNET_152 = ResNetConfig((3, 8, 36, 3))
+RESNEXT_50 = replace(RESNET_50, groups=32, group_width=4)
+RESNEXT_101 = replace(RESNET_101, groups=32, group_width=4)
+SENET_154 = replace(
+    RESNET_152,
+    **{"groups": 64, "group_width": 4, "first": 0.5, "stem": "3x3x3", "padded_pool": False},
+    **{"projection": 3, "dropout": 0.2},
+)
+RESNET_DIGITS = ResNetConfig((2, 2, 2), bottleneck=False, stem="digits", base=16, reduction=4)
 
 
 class Residual(nn.Module):
-    """y = relu(se(branch(x)) + shortcut(x)); x: [B, channels, H, W], y: [B, out, H / stride, W / stride]."""
+    """y = relu(se(branch(x)) + shortcut(x)), or another place of se (``integration``, figure 5 and section 6.5).
 
-    def __init__(self, branch: list[nn.Module], se: nn.Module, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(*branch)
-        self.se = se
-        same = stride == 1 and channels == out
-        self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(channels, out, 1, stride))
+    x: [B, channels, H, W], y: [B, out, H / stride, W / stride]. ``branch`` ends with a convolution, whose BatchNorm is
+    in ``tail``.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return relu(self.se(self.branch(x)) + self.shortcut(x))
-
-
-class BasicBlock(Residual):
-    """Two 3x3 convolutions."""
-
-    expansion = 1
-
-    def __init__(self, channels: int, width: int, stride: int, se: SEFactory, reduction: int) -> None:
-        branch = [*conv_bn(channels, width, 3, stride), nn.ReLU(), *conv_bn(width, width, 3)]
-        super().__init__(branch, se(width, reduction), channels, width, stride)
-
-
-class Bottleneck(Residual):
-    """1x1, 3x3 (with the stride), 1x1 to four times the width."""
-
-    expansion = 4
-
-    def __init__(self, channels: int, width: int, stride: int, se: SEFactory, reduction: int) -> None:
-        out = width * self.expansion
-        branch = [
-            *(*conv_bn(channels, width, 1), nn.ReLU()),
-            *(*conv_bn(width, width, 3, stride), nn.ReLU()),
-            *conv_bn(width, out, 1),
-        ]
-        super().__init__(branch, se(out, reduction), channels, out, stride)
-
-
-class ResNet(nn.Module):
-    """stem -> one stage per entry of ``depths`` (the width doubles, all but the first halve the map) -> classifier.
-
-    x: [B, C, H, W] -> logits [B, num_classes].
+    - "standard": behind the branch, before the addition.
+    - "pre": in front of the branch.
+    - "post": behind the addition and its ReLU.
+    - "identity": on the shortcut, behind its projection where it has one.
+    - "3x3": inside the branch, between the 3x3's BatchNorm and its ReLU. That one is up to the branch.
     """
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
-        depths: Sequence[int],
-        width: int,
-        stem: nn.Module,
-        num_classes: int,
-        se: SEFactory,
+        branch: list[nn.Module],
+        channels: int,
+        out: int,
+        stride: int,
+        *,
+        projection: int,
+        se: SE,
         reduction: int,
+        integration: str,
     ) -> None:
         super().__init__()
-        self.stem = stem
-        stages = []
-        channels = width
-        for place, depth in enumerate(depths):
-            blocks = []
-            for index in range(depth):
-                stride = 2 if place > 0 and index == 0 else 1
-                blocks.append(block(channels, width << place, stride, se, reduction))
-                channels = (width << place) * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, num_classes)
+        same = stride == 1 and channels == out
+        self.integration = integration
+        self.branch = nn.Sequential(*branch)
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(channels, out, projection, stride))
+        here = se if integration == "standard" else False
+        self.tail = NormSE(out, here, reduction, relu_last=integration != "identity")
+        if integration == "pre":
+            self.se = se_block(se, channels, reduction, inplace=False)
+        elif integration == "post":
+            self.se = se_block(se, out, reduction)
+        elif integration == "identity":
+            self.se = se_block(se, out, reduction, "relu", inplace=not same)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.stages(self.stem(x)).mean((2, 3)))
+        y: Tensor
+        if self.integration == "pre":
+            y = self.tail(self.branch(self.se(x)), self.shortcut(x))
+        elif self.integration == "post":
+            y = self.se(self.tail(self.branch(x), self.shortcut(x)))
+        elif self.integration == "identity":
+            y = apply_se(self.se, self.shortcut(x), self.tail(self.branch(x)), last=True)
+        else:
+            y = self.tail(self.branch(x), self.shortcut(x))
+        return y
+
+
+def bottleneck(
+    config: ResNetConfig, channels: int, stage: int, stride: int, *, se: SE, reduction: int, integration: str
+) -> Residual:
+    """1x1, 3x3 in groups, 1x1 to four times ``config.base``."""
+    width = config.groups * config.group_width << stage
+    first = int(width * config.first)
+    out = EXPANSION * config.base << stage
+    strides = (stride, 1) if config.stride_in_first else (1, stride)
+    inside = se if integration == "3x3" else False
+    branch = [
+        *conv_bn_relu(channels, first, 1, strides[0]),
+        conv(first, width, 3, strides[1], config.groups),
+        NormSE(width, inside, reduction, relu_last=True),
+        conv(width, out, 1),
+    ]
+    projection = config.projection if stride > 1 else 1
+    options: dict[str, Any] = {"se": se, "reduction": reduction, "integration": integration}
+    return Residual(branch, channels, out, stride, projection=projection, **options)
+
+
+def basic(
+    config: ResNetConfig, channels: int, stage: int, stride: int, *, se: SE, reduction: int, integration: str
+) -> Residual:
+    """Two 3x3 convolutions; "3x3" stands behind the first."""
+    out = config.base << stage
+    inside = se if integration == "3x3" else False
+    first = [conv(channels, out, 3, stride), NormSE(out, inside, reduction, relu_last=True)]
+    options: dict[str, Any] = {"se": se, "reduction": reduction, "integration": integration}
+    return Residual([*first, conv(out, out, 3)], channels, out, stride, projection=1, **options)
+
+
+def stem(config: ResNetConfig) -> list[nn.Module]:
+    if config.stem == "digits":
+        return conv_bn_relu(1, config.base, 3)
+    pool = nn.MaxPool2d(3, 2, padding=1) if config.padded_pool else nn.MaxPool2d(3, 2, ceil_mode=True)
+    if config.stem == "7x7":
+        return [*conv_bn_relu(3, 64, 7, 2), pool]
+    return [*conv_bn_relu(3, 64, 3, 2), *conv_bn_relu(64, 64, 3), *conv_bn_relu(64, 128, 3), pool]
+
+
+class ResNet(nn.Module):
+    """stem -> stages (the width doubles, all but the first halve the map) -> classifier.
+
+    x: [B, 3, H, W] ([B, 1, H, W] for the digits) -> logits [B, num_classes].
+
+    Args:
+        config: a row of this file.
+        num_classes: logits.
+        se: whether there are SE blocks, or who makes them; see :mod:`senet_fast.models.layers`.
+        reduction: C / R of the SE blocks; the row's (16) by default.
+        integration: one of ``INTEGRATIONS``; see :class:`Residual`.
+        changes: fields of :class:`ResNetConfig` that are to differ from the row.
+
+    Raises:
+        ValueError: an unknown ``integration``. TypeError: an unknown field.
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        num_classes: int = 1000,
+        *,
+        se: SE = False,
+        reduction: int | None = None,
+        integration: str = "standard",
+        **changes: Any,
+    ) -> None:
+        super().__init__()
+        if integration not in INTEGRATIONS:
+            raise ValueError(f"integration is {integration!r}; expected one of {', '.join(INTEGRATIONS)}")
+        self.config = config = replace(config, **changes)
+        options: dict[str, Any] = {"se": se, "reduction": reduction or config.reduction, "integration": integration}
+        block = bottleneck if config.bottleneck else basic
+        self.stem = nn.Sequential(*stem(config))
+        channels = {"7x7": 64, "3x3x3": 128, "digits": config.base}[config.stem]
+        stages = []
+        for stage, depth in enumerate(config.depths):
+            blocks = []
+            for place in range(depth):
+                blocks.append(block(config, channels, stage, 2 if stage > 0 and place == 0 else 1, **options))
+                channels = (EXPANSION if config.bottleneck else 1) * config.base << stage
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = Head(channels, num_classes, config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stages(self.stem(x)))
         return logits
 
 
-def se_resnet50(num_classes: int = 1000, se: SEFactory = SEBlock) -> ResNet:
+NETWORKS = {
+    "resnet50": partial(ResNet, RESNET_50),
+    "resnet101": partial(ResNet, RESNET_101),
+    "resnet152": partial(ResNet, RESNET_152),
+    "resnext50_32x4d": partial(ResNet, RESNEXT_50),
+    "resnext101_32x4d": partial(ResNet, RESNEXT_101),
+    "senet154": partial(ResNet, SENET_154, se=True),
+    "eca_resnet50": partial(ResNet, RESNET_50, se=ECA),
+    "resnet_digits": partial(ResNet, RESNET_DIGITS, num_classes=10),
+}
+
+
+def se_resnet50(num_classes: int = 1000, se: SE = SEBlock) -> ResNet:
     """x: [B, 3, H, W], usually 224 x 224. SE of 256, 512, 1024 and 2048 channels at 56, 28, 14 and 7 pixels."""
-    stem = nn.Sequential(*conv_bn(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    return ResNet(Bottleneck, (3, 4, 6, 3), 64, stem, num_classes, se, reduction=16)
+    return ResNet(RESNET_50, num_classes, se=se)
 
 
-def se_resnet_digits(num_classes: int = 10, se: SEFactory = SEBlock) -> ResNet:
+def se_resnet_digits(num_classes: int = 10, se: SE = SEBlock) -> ResNet:
     """x: [B, 1, 8, 8]. Six residual blocks of 16, 32 and 64 channels at 8, 4 and 2 pixels."""
-    stem = nn.Sequential(*conv_bn(1, 16, 3), nn.ReLU())
-    return ResNet(BasicBlock, (2, 2, 2), 16, stem, num_classes, se, reduction=4)
+    return ResNet(RESNET_DIGITS, num_classes, se=se)

@@ -89,8 +89,20 @@ class FusedSE(nn.Module):
         fused.activation, fused.gate, fused.inplace = block.activation, block.gate, inplace
         return fused.train(block.training)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """y [shape, dtype and memory layout of x] = post_activation(x * scale + residual)."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        pre_scale: Tensor | None = None,
+        pre_shift: Tensor | None = None,
+        pre_activation: str = "identity",
+    ) -> Tensor:
+        """y [shape, dtype and memory layout of x] = post_activation(u * scale + residual).
+
+        u = pre_activation(x * pre_scale + pre_shift), a folded BatchNorm [K], is x by default; see
+        :func:`squeeze_excite` for where it is fused.
+        """
         modules = self._modules
         in_place = self.inplace and not self.training and not torch.is_grad_enabled()
         if residual is not None and residual.dtype != x.dtype:
@@ -105,6 +117,9 @@ class FusedSE(nn.Module):
             dim=self.dim,
             add_one=self.add_one,
             post_activation=self.post_activation,
+            pre_scale=pre_scale,
+            pre_shift=pre_shift,
+            pre_activation=pre_activation,
             out=x if in_place else None,
         )
 

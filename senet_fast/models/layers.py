@@ -1,0 +1,157 @@
+"""What the networks are made of: convolutions with BatchNorm, and BatchNorm with the SE block and its neighbours.
+
+Every network takes ``se``: False for the plain network, True for :class:`FusedSE` fused with its neighbours, or a
+factory called as ``se(channels, reduction)``, such as :class:`SEBlock`, whose neighbours stay ops of their own.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from senet_fast.se import FusedSE, squeeze_excite
+
+SEFactory = Callable[[int, int], nn.Module]
+SE = bool | SEFactory
+
+
+Kernel = int | tuple[int, int]
+
+
+def conv(
+    channels: int, out: int, kernel: Kernel, stride: int = 1, groups: int = 1, *, padded: bool = True
+) -> nn.Conv2d:
+    """Without bias; padded so that stride 1 keeps the map, or not at all; weights start as in arXiv 1502.01852."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (height // 2, width // 2) if padded else (0, 0)
+    layer = nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def conv_bn(
+    channels: int, out: int, kernel: Kernel, stride: int = 1, groups: int = 1, *, padded: bool = True
+) -> list[nn.Module]:
+    """The BatchNorm keeps its initial weight of 1, also at the end of a branch: 0 would feed zeros to the SE blocks."""
+    return [conv(channels, out, kernel, stride, groups, padded=padded), nn.BatchNorm2d(out)]
+
+
+def conv_bn_relu(
+    channels: int, out: int, kernel: Kernel, stride: int = 1, groups: int = 1, *, padded: bool = True
+) -> list[nn.Module]:
+    return [*conv_bn(channels, out, kernel, stride, groups, padded=padded), nn.ReLU(inplace=True)]
+
+
+class ECA(nn.Module):
+    """Efficient channel attention (Wang et al., arXiv 1910.03151): x * sigmoid(conv1d over the channels' means).
+
+    The width k of the convolution is the odd number at or above log2(channels) / 2 + 1 / 2, cut to an integer
+    (equation 12). ``conv.weight`` [1, 1, k]. A factory like the others; ``reduction`` has no meaning here.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, post_activation: str = "identity") -> None:
+        super().__init__()
+        width = int(math.log2(channels) / 2 + 0.5) | 1
+        self.conv = nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
+        self.post_activation = post_activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return squeeze_excite(
+            x, self.conv.weight, excitation="channel_conv", residual=residual, post_activation=self.post_activation
+        )
+
+
+def se_block(
+    se: SE, channels: int, reduction: int, post_activation: str = "identity", inplace: bool = True
+) -> nn.Module:
+    """The SE block, or nn.Identity. What True makes also applies ``post_activation``."""
+    if se is False:
+        return nn.Identity()
+    if se is True:
+        return FusedSE(channels, reduction, post_activation=post_activation, inplace=inplace)
+    if se is ECA:
+        return ECA(channels, post_activation=post_activation)
+    assert callable(se)
+    return se(channels, reduction)
+
+
+def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool) -> Tensor:
+    """se(x) + residual, with ReLU behind it if ``last``: one op where the block does its neighbours itself.
+
+    Elsewhere se(x) is written over, as networks with ``nn.ReLU(inplace=True)`` do.
+    """
+    if isinstance(se, (FusedSE, ECA)) and se.post_activation == ("relu" if last else "identity"):
+        y: Tensor = se(x, residual)
+        return y
+    y = se(x)
+    if residual is not None:
+        y = y.add_(residual) if y.dtype == residual.dtype else y + residual
+    return relu(y, inplace=True) if last else y
+
+
+class NormSE(nn.Module):
+    """BatchNorm, SE, residual and ReLU behind a convolution; the places of ReLU are fixed when it is made::
+
+        y = [relu](se([relu](norm(x))) + residual)
+
+    x, residual, y: [B, channels, H, W]. With ``se=True`` this is one op in eval mode while grad mode is off, which
+    takes the place of x; with gradients BatchNorm is an op of its own and the rest one more.
+    """
+
+    def __init__(self, channels: int, se: SE, reduction: int, *, relu_first: bool = False, relu_last: bool) -> None:
+        super().__init__()
+        self.relu_first, self.relu_last = relu_first, relu_last
+        self.norm = nn.BatchNorm2d(channels)
+        self.se = se_block(se, channels, reduction, "relu" if relu_last else "identity")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        norm, se = self.norm, self.se
+        if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+            shift = norm.bias - norm.running_mean * scale  # type: ignore[operator]
+            first = "relu" if self.relu_first else "identity"
+            y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first)
+            return y
+        u = norm(x)
+        return apply_se(se, relu(u, inplace=True) if self.relu_first else u, residual, self.relu_last)
+
+    def _post(self) -> str:
+        return "relu" if self.relu_last else "identity"
+
+
+def foldable(norm: nn.Module) -> bool:
+    """Whether ``norm`` is now no more than a scale and a shift: a BatchNorm at inference that nobody listens to."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and not norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and not torch.is_grad_enabled()
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+    )
+
+
+class Concat(nn.Module):
+    """Branches on the same x, one behind the other along the channels."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Head(nn.Module):
+    """Global average, dropout, classifier: [B, channels, H, W] -> logits [B, num_classes]."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+        return logits
