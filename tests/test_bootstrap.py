@@ -55,6 +55,10 @@ def test_requirements_of_every_verb() -> None:
         # Only forms that missing() reads; torch is for .venv alone.
         assert all(re.fullmatch(r"[\w-]+(>=[\d.]+|==[\d.]+\.\*)?", line) for line in listed)
         assert not any(line.startswith("torch") for line in listed)
+        if verb.alone:
+            alone = bootstrap.requirements(ROOT / "pyproject.toml", verb.alone)
+            assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in alone)
+            assert "torch" not in {re.split(">=", line)[0] for line in alone}
 
 
 def test_pins_of_a_release() -> None:
