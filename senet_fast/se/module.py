@@ -10,7 +10,10 @@ from senet_fast.se.ops import squeeze_excite
 from senet_fast.se.reference import SEBlock, hidden_size
 
 # Names of the two layers in other blocks' state dicts -> ours.
-_LAYER_ALIASES = {"fc.0": "fc1", "fc.2": "fc2", "conv_reduce": "fc1", "conv_expand": "fc2"}
+_LAYER_ALIASES = {
+    **{"fc.0": "fc1", "fc.2": "fc2", "conv_reduce": "fc1", "conv_expand": "fc2"},
+    **{"excitation.0": "fc1", "excitation.2": "fc2"},
+}
 
 
 def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
@@ -26,7 +29,8 @@ class FusedSE(nn.Module):
 
     Parameters are ``fc1.weight`` [R, C, 1, 1], ``fc1.bias`` [R], ``fc2.weight`` [C, R, 1, 1], ``fc2.bias`` [C], so
     state dicts of torchvision's ``SqueezeExcitation`` and timm's ``SEModule`` load as they are. ``load_state_dict``
-    also takes Linear weights [R, C] and the layer names ``fc.0``/``fc.2`` and ``conv_reduce``/``conv_expand``.
+    also takes Linear weights [R, C] and the layer names ``fc.0``/``fc.2``, ``conv_reduce``/``conv_expand`` and
+    ``excitation.0``/``excitation.2``.
 
     Args:
         channels: C, the size of the gated axis.
