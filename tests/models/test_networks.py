@@ -1,5 +1,6 @@
 """The networks with the fused op against the same networks with the readable block."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from senet_fast.models import ECA, NETWORKS, ResNet, create, resnet
+from senet_fast.models import ECA, NETWORKS, ResNet, create, inception_resnet, resnet, shufflenet
 from senet_fast.models.layers import NormSE
 from senet_fast.models.resnet import INTEGRATIONS, RESNET_50, RESNET_DIGITS, Residual
 from senet_fast.se import FusedSE, SEBlock, reference
@@ -180,15 +181,26 @@ def test_inference_is_one_op_for_the_tail() -> None:
     torch.testing.assert_close(seen[0], tail.norm(x))
 
 
-@pytest.mark.parametrize("name", ["resnet_digits", "mobilenet_v1", "shufflenet_v1"])
-def test_compiles_whole(name: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: create("resnet_digits", se=True, depths=(1, 1)), (2, 1, 8, 8)),
+        (lambda: shufflenet.Unit(24, 240, 3, 2, True, 16), (2, 24, 8, 8)),
+        (lambda: inception_resnet.Residual(32, inception_resnet.B, True, 16), (2, 32, 5, 5)),
+    ],
+    ids=["resnet", "shufflenet", "inception_resnet"],
+)
+def test_compiles_whole(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    network = with_statistics(create(name, 10, se=True)).eval()
-    x = torch.randn(2, 1 if name == "resnet_digits" else 3, 32, 32)
+    network = with_statistics(make()).eval()
+    x = torch.randn(shape)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        expected = network(x)
-        assert_same(torch.compile(network, backend="eager", fullgraph=True)(x), expected)
+        expected = network(x.clone())
+        assert_same(compiled(x.clone()), expected)
+    network.train()
+    assert_same(compiled(x.clone()), network(x.clone()))
 
 
 def test_autocast() -> None:
