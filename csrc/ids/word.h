@@ -37,13 +37,17 @@ inline void forget_at_fork(Page* page) {
 
 inline size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
+inline void* page_of(State* state) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(state) / page_bytes() * page_bytes());
+}
+
 inline void* new_page(int kind) {
   void* memory = mmap(nullptr, page_bytes(), PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS, -1, 0);
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
-// A page of its own for each state, never given back: a generator made again within the same tick must go on from the
-// last ID, and a thread may still be in a claim. nullptr where memory is short.
+// A page of its own for each state; nullptr where memory is short. Whoever has it must keep it as long as its worker may
+// be used again: a generator made again within the same tick goes on from the last ID.
 inline State* new_private_state() {
   void* memory = new_page(MAP_PRIVATE);
   if (!memory) return nullptr;
@@ -69,11 +73,21 @@ inline State* map_state(int file, size_t offset) {
 // Takes a state of map_state() away from this process alone, in one step: what is there afterwards reads kClosed, and a
 // claim under way either reached the file or fails. False, with errno, where memory is short.
 inline bool unmap_state(State* state) {
-  const auto page = reinterpret_cast<uintptr_t>(state) / page_bytes() * page_bytes();
+  void* page = page_of(state);
   void* closed = new_page(MAP_PRIVATE);
   if (!closed) return false;
-  (new (static_cast<char*>(closed) + (reinterpret_cast<uintptr_t>(state) - page)) State)->word.store(kClosed);
-  return mremap(closed, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, reinterpret_cast<void*>(page)) != MAP_FAILED;
+  const auto offset = reinterpret_cast<char*>(state) - static_cast<char*>(page);
+  (new (static_cast<char*>(closed) + offset) State)->word.store(kClosed);
+  return mremap(closed, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, page) != MAP_FAILED;
+}
+
+// Gives the page of a state of any kind back, once no thread can be in a claim on it.
+inline void free_state(State* state) {
+  void* page = page_of(state);
+  for (const Page* unwiped = unwiped_pages.load(); unwiped; unwiped = unwiped->next) {
+    if (unwiped == page) return;  // a fork may be walking the list at any time
+  }
+  munmap(page, page_bytes());
 }
 
 }  // namespace senet::ids

@@ -30,6 +30,15 @@ P = TypeVar("P", bound=AnyPlace)
 _finding = threading.Lock()
 
 
+def _find_in_child() -> None:
+    """Another thread of the parent may have held the lock, and would hold it for ever in the child."""
+    global _finding
+    _finding = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_find_in_child)
+
+
 def find(
     places: dict[Any, P],
     make: Callable[[Hashable, int | None], P],

@@ -39,14 +39,17 @@ class _Place:
         self.last_tick: int | None = None  # once closed
         self._pid = self._lock_pid = os.getpid()
         self._lock = threading.Lock()
-        self._fd = None if fd is None else os.dup(fd)
+        self._file = None if fd is None else os.fdopen(os.dup(fd), "r+b", 0)
         if kind == "share":
-            with tempfile.TemporaryFile() as unnamed:
-                self._fd = os.dup(unnamed.fileno())
-            os.ftruncate(self._fd, mmap.PAGESIZE)
-        self._memory = mmap.mmap(-1 if self._fd is None else self._fd, mmap.PAGESIZE)
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the place
+            self._file.truncate(mmap.PAGESIZE)
+        self._memory = mmap.mmap(self._file.fileno() if self._file else -1, mmap.PAGESIZE)
         if fd is None:
             self._store(-1, _UNBOUNDED)
+
+    def __del__(self) -> None:
+        if self._file:
+            self._file.close()
 
     @property
     def forked(self) -> bool:
@@ -63,12 +66,11 @@ class _Place:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone among the threads, and the processes too where they share the place."""
-        if (
-            self._lock_pid != os.getpid()
-        ):  # a fork's child: the lock may have been held, and a file's lock is the parent's
+        if self._lock_pid != os.getpid():  # a fork: the lock may have been held, and the file's lock is the parent's
             self._lock_pid, self._lock = os.getpid(), threading.Lock()
-            if self._fd is not None:
-                self._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR)
+            if self._file:
+                with self._file as parents:
+                    self._file = os.fdopen(os.open(f"/proc/self/fd/{parents.fileno()}", os.O_RDWR), "r+b", 0)
         with self._lock:
             self._lock_file(fcntl.F_WRLCK)
             try:
@@ -77,8 +79,8 @@ class _Place:
                 self._lock_file(fcntl.F_UNLCK)
 
     def _lock_file(self, kind: int) -> None:
-        if self._fd is not None:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0))
+        if self._file:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0))
 
     # In the file ticks are counted from 2, as _wordfile has it.
     def _load(self) -> tuple[int, int]:

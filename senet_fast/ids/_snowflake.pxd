@@ -9,7 +9,7 @@ cdef class Snowflake:
     cdef int _kind
     cdef double _timeout_ns
     cdef int64_t _max_backward_ms, _max_drift_ms
-    cdef object _clock, _held, __weakref__
+    cdef object _clock, _held, _place, __weakref__
     cdef readonly object layout
     cdef readonly object worker_id
 

@@ -45,6 +45,10 @@ cdef class _Place:
         if self.state == NULL:
             raise MemoryError("no page for the state of a Snowflake generator")
 
+    def __dealloc__(self):
+        if self.state != NULL:
+            free_state(self.state)
+
     @property
     def gone(self):
         return self.state.word.load(memory_order_acquire) <= kClosed
@@ -78,7 +82,7 @@ cdef class _Place:
         return self.layout.epoch_ms + (tick + 1) * self.layout.tick_ms
 
 
-# Kept for the life of the process: a generator made again within the same tick goes on from the last ID.
+# Kept until another takes its worker: a generator made again within the same tick goes on from the last ID.
 cdef dict _places_here = {}
 
 
@@ -164,6 +168,7 @@ clock=None, on_fork="raise", file=None, lease=None)
             _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", on_fork, path, self._held,
             self._max_drift_ms,
         )
+        self._place = place  # kept, as others may replace it
         generator.worker_id = self.worker_id
         generator.state = place.state
         self._refuse(place.state.word.load(memory_order_acquire))

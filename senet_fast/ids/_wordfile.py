@@ -85,7 +85,7 @@ def prepare(
     lines = found[:OFFSET].rstrip(b"\0").decode(errors="replace").split("\n")
     match = re.fullmatch(r"(\S+) (\d+)", lines[2]) if len(lines) == 4 else None
     if size != mmap.PAGESIZE or match is None:
-        raise ValueError(f"file {name!r} is not the last ID of a generator: it begins with {found[:40]!r}")
+        raise _not_ours(name, found)
     for at, line in enumerate(wanted.decode().split("\n")[:2]):
         if lines[at] != line:
             raise ValueError(f"file {name!r} says {lines[at]!r}; expected {line!r}")
@@ -100,9 +100,16 @@ def prepare(
     os.pwrite(fd, _header(owner, layout, worker_id, max(drift, max_drift_ms)), 0)
 
 
-def last_ms(fd: int, layout: Layout) -> int | None:
+def _not_ours(path: str | os.PathLike[str], found: bytes) -> ValueError:
+    return ValueError(f"file {os.fspath(path)!r} is not the last ID of a generator: it begins with {found[:40]!r}")
+
+
+def last_ms(fd: int, path: str | os.PathLike[str], layout: Layout) -> int | None:
     """The time of the last ID, None for none or for a new file."""
-    if os.fstat(fd).st_size == 0:
+    found = os.pread(fd, OFFSET + _STATE.size, 0)
+    if not found:
         return None
-    word, _ = _STATE.unpack(os.pread(fd, _STATE.size, OFFSET))
+    if len(found) < OFFSET + _STATE.size:
+        raise _not_ours(path, found)
+    word, _ = _STATE.unpack(found[OFFSET:])
     return None if word == NONE else ((word >> layout.sequence.width) - FIRST_TICK) * layout.tick_ms + layout.epoch_ms

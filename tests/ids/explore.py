@@ -3,6 +3,7 @@ whoever is never scheduled again was killed, or paused for ever.
 """
 
 from collections.abc import Callable, Generator, Hashable
+from types import GeneratorType
 from typing import Any
 
 Actor = Generator[None, None, None]
@@ -38,10 +39,11 @@ def explore(scenario: Callable[[], tuple[Any, list[Actor]]], limit: int = 400_00
 
 
 def _place(actor: Any) -> Hashable:
-    """Where an actor stands, with the plain variables of it and of the generators it delegates to."""
+    """Where an actor stands, with the plain variables of it and of the generators it delegates to or holds."""
     places = []
     while actor is not None and (frame := actor.gi_frame) is not None:
         plain = {k: v for k, v in frame.f_locals.items() if isinstance(v, int | str | tuple | type(None))}
-        places.append((frame.f_lasti, tuple(sorted(plain.items(), key=lambda item: item[0]))))
+        held = {k: _place(v) for k, v in frame.f_locals.items() if isinstance(v, GeneratorType)}
+        places.append((frame.f_lasti, tuple(sorted((plain | held).items(), key=lambda item: item[0]))))
         actor = actor.gi_yieldfrom
     return tuple(places)

@@ -1,7 +1,8 @@
 """A model of the claim, the fork, the lease and the shared word (csrc/ids/snowflake.h, leases/), in every interleaving.
 
-Invariant: no ID twice, and each state's IDs increase. A checker that finds nothing proves nothing, so each bug that a
-reader might think harmless is planted once, and must be found.
+Invariants: no ID twice; each state's IDs increase; no ID's tick lies after the clock's by more than max_drift, nor before
+it by more than max_lag. A checker that finds nothing proves nothing, so each bug that a reader might think harmless is
+planted once, and must be found.
 """
 
 from collections.abc import Callable, Generator
@@ -32,23 +33,38 @@ class World:
     issued: set[int] = field(default_factory=set)
     until: int = 0  # of the store
     owner: str | None = None
+    version: int = 0  # of until, where the store counts its writes
+    seen: dict[str, int] = field(default_factory=dict)  # the version that a holder wrote last
+    killed: bool = False
     log: dict[int, int] = field(default_factory=dict)  # the last ID of each state
 
     def key(self) -> Any:
         states = tuple((state.word, state.granted) for state in self.states)
-        return self.clock, states, frozenset(self.issued), self.until, self.owner, tuple(sorted(self.log.items()))
+        store = self.until, self.owner, self.version, tuple(sorted(self.seen.items()))
+        return self.clock, states, frozenset(self.issued), store, self.killed, tuple(sorted(self.log.items()))
 
-    def issue(self, state: State, words: range) -> None:
-        at = self.states.index(state)
+    def issue(self, state: State, words: range, ticks: range) -> None:
+        at = next(i for i, one in enumerate(self.states) if one is state)
         for word in words:
             assert word not in self.issued, f"ID {word} twice"
             assert word > self.log.get(at, -1), f"ID {word} after {self.log.get(at)}"
+            assert word >> BITS in ticks, f"ID {word} of tick {word >> BITS}, not in {ticks}"
             self.issued.add(word)
             self.log[at] = word
 
 
-def claim(world: World, state: State, n: int, bugs: str, skew: int = 0) -> Generator[None, None, bool]:
+@dataclass(frozen=True)
+class Options:
+    """Of a generator, in ticks."""
+
+    skew: int = 0
+    lag: int = 0
+    drift: int = 0
+
+
+def claim(world: World, state: State, n: int, bugs: str, options: Options) -> Generator[None, None, bool]:
     """senet::ids::claim(): true if IDs were issued."""
+    skew, lag, drift = options.skew, options.lag, options.drift
     if bugs == "lease checked before the clock is read":
         yield
         if (world.clock + skew) << BITS >= state.granted:
@@ -60,13 +76,21 @@ def claim(world: World, state: State, n: int, bugs: str, skew: int = 0) -> Gener
     now = tick << BITS
     if now >= granted:
         return False
-    end = min((tick + 1) << BITS, granted)
+    end = min((tick + drift + 1) << BITS, granted)
+    if bugs == "the sequence runs on":
+        end += 1
+    room = min((tick + 1) << BITS, granted) - now
+    begin = now - min(max(0, n - room), lag << BITS)
+    if bugs == "a burst begins where it likes":
+        begin = now - max(0, n - room)
     yield
     last = state.word
     while True:
         if last <= CLOSED:
             return False
-        first = max(last + 1, now)
+        first = max(last + 1, begin)
+        if bugs == "a burst goes back behind the last ID" and n > room:
+            first = begin
         if bugs == "the clock is trusted" and last >= end:
             first = now
         if first >= end:
@@ -75,14 +99,14 @@ def claim(world: World, state: State, n: int, bugs: str, skew: int = 0) -> Gener
         yield
         if bugs == "no compare before the swap" or state.word == last:
             state.word = first + count - 1
-            world.issue(state, range(first, first + count))
+            world.issue(state, range(first, first + count), range(tick - lag, tick + drift + 1))
             return True
         last = state.word
 
 
-def draws(world: World, state: State, sizes: tuple[int, ...], bugs: str, skew: int = 0) -> Actor:
+def draws(world: World, state: State, sizes: tuple[int, ...], bugs: str, options: Options = Options()) -> Actor:  # noqa: B008
     for n in sizes:
-        yield from claim(world, state, n, bugs, skew)
+        yield from claim(world, state, n, bugs, options)
 
 
 def clock(world: World, steps: tuple[int, ...]) -> Actor:
@@ -114,13 +138,55 @@ def fork(bugs: str) -> tuple[World, list[Actor]]:
         if bugs == "a hook wipes the child's page later":
             own = State(parent.word)
             world.states.append(own)
-            yield from claim(world, own, 1, bugs)
+            yield from claim(world, own, 1, bugs, Options())
             own.word = FORKED
         else:
             world.states.append(own)
         yield from draws(world, own, (1, 1), bugs)
 
     return world, [draws(world, parent, (1, 2), bugs), draws(world, parent, (1,), bugs), child(), clock(world, (1,))]
+
+
+def bursts(bugs: str) -> tuple[World, list[Actor]]:
+    """Threads of one worker: one may be late, one early, one is neither."""
+    world = World()
+    state = world.states[0]
+    return world, [
+        draws(world, state, (5,), bugs, Options(lag=2)),
+        draws(world, state, (1, 2), bugs),
+        draws(world, state, (4,), bugs, Options(drift=1)),
+        clock(world, (1, -1, 2)),
+    ]
+
+
+def restart(bugs: str, options: Options) -> tuple[World, list[Actor]]:
+    """A process is killed at any step, and the next one of its worker starts a tick later. What was borrowed from the
+    future is in a file; without borrowing nothing is.
+    """
+    world = World()
+    old = world.states[0]
+
+    def until_killed(actor: Actor) -> Actor:
+        while not world.killed and next(actor, actor) is not actor:
+            yield
+
+    def next_process() -> Actor:
+        yield
+        world.killed = True
+        world.clock += 1
+        state = old if options.drift and bugs != "borrowed without a mark" else State()
+        if state is not old:
+            world.states.append(state)
+        yield
+        if options.lag and bugs != "a burst begins before the generator":
+            state.word = max(state.word, (world.clock << BITS) - 1)
+        yield from draws(world, state, (5, 1), bugs, options)
+
+    return world, [
+        until_killed(draws(world, old, (3, 2), bugs, options)),
+        next_process(),
+        clock(world, (1, 1)),
+    ]
 
 
 TTL = 2
@@ -174,7 +240,7 @@ def lease(bugs: str, skew: int) -> tuple[World, list[Actor]]:
 
     def successor() -> Actor:
         if (yield from acquire(world, two, "B", bugs)):
-            yield from draws(world, two, (2,), bugs, skew)
+            yield from draws(world, two, (2,), bugs, Options(skew))
 
     return world, [holder(), renew(world, one, "A", bugs), successor(), clock(world, (1, 1, 1, 1))]
 
@@ -197,6 +263,58 @@ def given_back(bugs: str) -> tuple[World, list[Actor]]:
     return world, [holder(), thread, successor(), clock(world, (1, 1))]
 
 
+def session_lost(bugs: str) -> tuple[World, list[Actor]]:
+    """A store like ZooKeeper: an owner that vanishes with its session, an end that is written only over a known version.
+    The holder, paused past its end, renews while another takes over.
+    """
+    world = World(states=[State(granted=0), State(granted=0)])
+    one, two = world.states
+
+    def take(state: State, me: str) -> Generator[None, None, bool]:
+        yield
+        if world.owner is not None:
+            return False
+        world.owner = me
+        yield
+        begin, version = world.until, world.version
+        until = world.clock + TTL
+        if begin <= world.clock:
+            yield
+            if world.version == version or bugs == "taken over whatever was written meanwhile":
+                world.until, world.version = max(until, world.until), world.version + 1
+                world.seen[me] = world.version
+                yield
+                state.word = max(state.word, (begin << BITS) - 1)
+                state.granted = until << BITS
+                return True
+        yield
+        if world.owner == me:
+            world.owner = None
+        return False
+
+    def extend(state: State, me: str) -> Actor:
+        yield
+        until = world.clock + TTL
+        yield
+        if me in world.seen and world.version == world.seen[me]:
+            world.until, world.version = max(until, world.until), world.version + 1
+            world.seen[me] = world.version
+            yield
+            state.granted = max(state.granted, until << BITS)
+
+    def life(state: State, me: str, sizes: tuple[int, ...]) -> Actor:
+        if (yield from take(state, me)):
+            yield from draws(world, state, sizes, bugs)
+
+    def session_ends() -> Actor:
+        yield
+        if world.owner == "A":
+            world.owner = None
+
+    actors = [life(one, "A", (1,)), extend(one, "A"), session_ends(), life(two, "B", (2,)), clock(world, (1, 1, 1))]
+    return world, actors
+
+
 Scenario = Callable[[str], tuple[World, list[Actor]]]
 SCENARIOS: dict[str, Scenario] = {
     "threads": threads,
@@ -205,6 +323,10 @@ SCENARIOS: dict[str, Scenario] = {
     "lease, successor behind": lambda bugs: lease(bugs, -2),
     "lease, successor ahead": lambda bugs: lease(bugs, 1),
     "given back": given_back,
+    "bursts": bursts,
+    "restart, late": lambda bugs: restart(bugs, Options(lag=1)),
+    "restart, early": lambda bugs: restart(bugs, Options(drift=2)),
+    "session lost": session_lost,
 }
 
 
@@ -224,6 +346,12 @@ def test_no_interleaving_repeats_an_id(name: str) -> None:
         ("lease", "a renewal that does not ask who owns it"),
         ("lease, successor behind", "the successor begins at its own now"),
         ("given back", "given back before it is closed"),
+        ("threads", "the sequence runs on"),
+        ("bursts", "a burst begins where it likes"),
+        ("bursts", "a burst goes back behind the last ID"),
+        ("restart, late", "a burst begins before the generator"),
+        ("restart, early", "borrowed without a mark"),
+        ("session lost", "taken over whatever was written meanwhile"),
     ],
 )
 def test_a_planted_bug_is_found(name: str, bug: str) -> None:

@@ -179,7 +179,7 @@ def test_redis_that_lost_its_data(server: Server, lease: Callable[..., Any], own
         with pytest.raises(LeaseError, match="all 1 worker ids are held"):
             Snowflake.acquire(lease(workers=[3], wait=0.1), own_layout)
         time.sleep(TTL)
-        with pytest.raises(LeaseExpired, match="another holds worker 3 now"):
+        with pytest.raises(LeaseExpired, match="worker 3 is no longer held by this lease"):
             generator.next_id()
     with Snowflake.acquire(lease(workers=[3]), own_layout) as generator:
         assert generator.next_id() > last

@@ -11,11 +11,14 @@ from typing import NamedTuple, Protocol
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 
+PATIENCE_S = 2.0  # for a store's answer while closing
+
 
 class Grant(NamedTuple):
     """The exclusive right to one worker id for timestamps from `from_ms` to before `until_ms` (ms since 1970, UTC).
 
-    `until_ms` None: without end. `file`: a locked descriptor and its path, if the last ID shall live in that file.
+    `until_ms` None: without end. `file`: a locked descriptor and its path, if the last ID shall live in that file; such
+    a grant has no end.
     """
 
     worker_id: int
@@ -25,7 +28,8 @@ class Grant(NamedTuple):
 
 
 class Lease(Protocol):
-    """Where a worker id comes from. One object leases one worker id at a time.
+    """Where a worker id comes from. One object leases one worker id at a time. For a grant with an end, `renew` and
+    `release` are called by one thread, which the generator starts.
 
     The store keeps, for each worker, the time `until_ms` before which it may have issued, and never lowers it but to
     what `release` was told. Then neither a pause nor a late message can make two holders issue one ID: a holder's IDs
@@ -54,26 +58,31 @@ class Place(Protocol):
 
 
 class Held:
-    """A lease in use: renewed by a thread until closed. Safety does not depend on the thread: each claim is bounded."""
+    """A lease in use: a thread renews it, and gives it back at the end. Safety does not depend on the thread, as each
+    claim is bounded; nor does anyone wait long for it, as a server may never answer.
+    """
 
     def __init__(self, lease: Lease, layout: Layout) -> None:
         self.grant = lease.acquire(layout)
-        self._error: Exception | None = None  # why the last renewal failed
-        self._asked: float | None = None  # when the renewal under way began
+        self._unused_from_ms = self.grant.from_ms
         self._lease = lease
         self._pid = os.getpid()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._place: Place | None = None
+        self._thread: threading.Thread | None = None
+        self._asked: float | None = None  # when the renewal under way began
+        self._renew_error: Exception | None = None  # of the last renewal
+        self._release_error: Exception | None = None
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
 
     def start(self, place: Place, now_ms: int, max_backward_ms: int) -> None:
-        worker_id, from_ms, until_ms, _ = self.grant
+        worker_id, from_ms, until_ms, file = self.grant
+        if until_ms is not None and file is not None:
+            raise LeaseError(f"worker {worker_id} was leased with a file and until {until_ms} ms; expected one of them")
         if until_ms is not None and now_ms >= until_ms:
             raise LeaseError(
                 f"worker {worker_id} was leased until {until_ms} ms, and this host's clock already reads {now_ms} ms:"
-                " it runs ahead of the store's"
+                " it runs ahead of the store's, or the answer took longer than the lease"
             )
         if from_ms - now_ms > max_backward_ms:
             raise LeaseError(
@@ -85,47 +94,61 @@ class Held:
         if until_ms is None:
             return
         place.grant(until_ms)
-        self._thread = threading.Thread(target=self._renew, args=(place,), name=f"lease of {worker_id}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, args=(place,), name=f"lease of {worker_id}", daemon=True)
         self._thread.start()
 
-    def _renew(self, place: Place) -> None:
+    def _keep(self, place: Place) -> None:
         every = self._lease.renew_every
         wait = every
-        while wait is not None and not self._stop.wait(wait):
+        while not self._closed.wait(wait):
             self._asked = time.monotonic()
             try:
                 place.grant(self._lease.renew())
-                self._error, wait = None, every
+                self._renew_error, wait = None, every
             except LeaseError as error:
-                self._error = error
-                return
+                self._renew_error, wait = error, None
             except Exception as error:
-                self._error, wait = error, (every or 0) / 4
+                self._renew_error, wait = error, (every or 0) / 4
             finally:
                 self._asked = None
+        try:
+            self._lease.release(self._unused_from_ms)
+        except Exception as error:
+            self._release_error = error
 
     def close(self) -> None:
-        """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent."""
+        """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent.
+
+        LeaseError where the store does not answer: it frees the worker id when the lease ends.
+        """
         if self._pid != os.getpid():
             return
         with self._closing:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
-            self._stop.set()
-            if self._thread is not None:
-                self._thread.join()
-            unused_from_ms = self._place.close() if self._place is not None else self.grant.from_ms
-            self._lease.release(unused_from_ms)
+            if self._place is not None:
+                self._unused_from_ms = self._place.close()
+            self._closed.set()
+            if self._thread is None:
+                self._lease.release(self._unused_from_ms)
+            elif self._thread is not threading.current_thread():  # which may collect a generator as garbage
+                self._thread.join(PATIENCE_S)
+                if self._thread.is_alive():
+                    raise LeaseError(
+                        f"worker {self.grant.worker_id} was not given back, since its store has not answered for"
+                        f" {PATIENCE_S} s; it will be free when the lease ends"
+                    )
+                if self._release_error is not None:
+                    raise self._release_error
 
     def forget(self) -> None:
-        """close() where nobody hears of an error: the store's own end of the lease then frees the worker id."""
+        """close() where nobody hears of an error."""
         with suppress(Exception):
             self.close()
 
     def why(self) -> str:
         """What became of the renewals, for the message of LeaseExpired."""
-        asked, error = self._asked, self._error
+        asked, error = self._asked, self._renew_error
         if error is not None:
             return f"; its renewal failed: {error}"
         return "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"

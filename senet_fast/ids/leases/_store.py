@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from senet_fast.ids.errors import LeaseError
@@ -29,22 +29,20 @@ class StoreLease:
 
     renew_every: float | None
 
-    def __init__(self, *, ttl: float = 10.0, wait: float | None = None, workers: Sequence[int] | None = None) -> None:
+    def __init__(self, *, ttl: float = 10.0, wait: float | None = None, workers: Iterable[int] | None = None) -> None:
         if not ttl >= 0.05:
             raise ValueError(f"ttl = {ttl}; expected ttl >= 0.05, in seconds")
         self.renew_every = ttl / 3
         self._ttl_ms = round(ttl * 1000)
         self._wait = 2 * ttl if wait is None else wait
-        self._candidates = workers
+        self._named = named(workers)
         self._owner = ""
         self._worker_id = -1
 
     def acquire(self, layout: Layout) -> Grant:
         if self._worker_id >= 0:
             raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
-        workers = self._candidates if self._candidates is not None else range(layout.worker.max + 1)
-        for worker_id in workers if self._candidates is not None else ():
-            check_int("worker_id", worker_id, 0, layout.worker.max, f" ({layout.worker.width} bits)")
+        workers = candidates(self._named, layout)
         self._owner = secrets.token_hex(16)
         deadline = time.monotonic() + self._wait
         while isinstance(taken := self._take(layout_name(layout), workers), Taken):
@@ -60,7 +58,7 @@ class StoreLease:
     def renew(self) -> int:
         until_ms = self._extend()
         if until_ms is None:
-            raise LeaseError(f"another holds worker {self._worker_id} now")
+            raise LeaseError(f"worker {self._worker_id} is no longer held by this lease")
         return until_ms
 
     def release(self, unused_from_ms: int) -> None:
@@ -78,6 +76,22 @@ class StoreLease:
 
     def _give_back(self, unused_from_ms: int) -> None:
         raise NotImplementedError
+
+
+def named(workers: Iterable[int] | None) -> Sequence[int] | None:
+    if workers is None:
+        return None
+    if not (listed := workers if isinstance(workers, range) else list(workers)):
+        raise ValueError("workers is empty; expected worker ids, or None for all of the layout")
+    return listed
+
+
+def candidates(named: Sequence[int] | None, layout: Layout) -> Sequence[int]:
+    if named is None:
+        return range(layout.worker.max + 1)
+    for worker_id in named:
+        check_int("worker_id", worker_id, 0, layout.worker.max, f" ({layout.worker.width} bits)")
+    return named
 
 
 def layout_name(layout: Layout) -> str:

@@ -39,7 +39,7 @@ class Environment:
         raise LeaseError(f"no worker id in the environment; expected one of {', '.join(self._variables)}")
 
     def _worker_id(self, name: str, text: str, layout: Layout) -> int:
-        found = re.fullmatch(r"(?:.*-)?([0-9]+)", text.strip(), re.ASCII | re.DOTALL)
+        found = re.fullmatch(r"(?:.+-)?([0-9]+)", text.strip(), re.ASCII | re.DOTALL)
         if found is None:
             raise LeaseError(f"{name} is {text!r}; expected a number, or a name that ends in -NUMBER")
         worker_id = int(found[1]) + self._offset

@@ -52,8 +52,7 @@ class Etcd(StoreLease):
             if from_ms > now:
                 soonest_ms = min(soonest_ms, from_ms - now)
                 continue
-            if not self._lease:
-                self._lease = self._call("lease/grant", TTL=-(-self._ttl_ms // 1000))["ID"]
+            self._lease = self._call("lease/grant", TTL=-(-self._ttl_ms // 1000))["ID"]
             self._key, self._until_ms = key, now + self._ttl_ms
             done = self._call(
                 "kv/txn",
@@ -68,6 +67,7 @@ class Etcd(StoreLease):
             )
             if done.get("succeeded"):
                 return Grant(worker_id, from_ms, self._until_ms)
+            self._revoke()
         return Taken(min(soonest_ms, 100) / 1000)
 
     def _put_until(self, until_ms: int) -> dict[str, Any]:
@@ -83,12 +83,14 @@ class Etcd(StoreLease):
         return self._until_ms if done.get("succeeded") else None
 
     def _give_back(self, unused_from_ms: int) -> None:
-        lease, self._lease = self._lease, ""
         put = self._put_until(min(self._until_ms, unused_from_ms))
         drop = {"request_delete_range": {"key": _text(f"{self._key}/owner")}}
         self._call("kv/txn", compare=self._own(), success=[put, drop])
+        self._revoke()
+
+    def _revoke(self) -> None:
         try:
-            self._call("lease/revoke", ID=lease)
+            self._call("lease/revoke", ID=self._lease)
         except urllib.error.HTTPError as error:
             if error.code != 404:  # it has ended by itself
                 raise

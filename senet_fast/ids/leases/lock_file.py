@@ -12,7 +12,7 @@ from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases._held import Grant
-from senet_fast.ids.leases._store import layout_name
+from senet_fast.ids.leases._store import candidates, layout_name, named
 
 DIRECTORY = "/var/tmp/senet_fast_ids"  # survives a restart of the host, and is the same for all its users
 
@@ -36,7 +36,7 @@ class LockFile:
         self, directory: str | os.PathLike[str] | None = None, *, workers: Iterable[int] | None = None
     ) -> None:
         self._directory = Path(directory or os.environ.get("SENET_FAST_LEASES") or DIRECTORY)
-        self._workers = None if workers is None else list(workers)
+        self._named = named(workers)
         self._fd: int | None = None
 
     def acquire(self, layout: Layout) -> Grant:
@@ -46,23 +46,23 @@ class LockFile:
         for path in (self._directory, folder):
             _make_for_everybody(path)
         now_ms = time.time_ns() // 1_000_000
-        workers = range(layout.worker.max + 1) if self._workers is None else self._workers
+        workers = candidates(self._named, layout)
         ahead = 0
         for worker_id in workers:
             path = folder / f"{worker_id}"
             fd = _wordfile.open_file(path, for_everybody=True)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                continue
-            last_ms = _wordfile.last_ms(fd, layout)
-            if last_ms is not None and last_ms > now_ms + 1000:
+                last_ms = _wordfile.last_ms(fd, path, layout)
+                if last_ms is None or last_ms <= now_ms + 1000:
+                    self._fd = fd
+                    return Grant(worker_id, file=(fd, str(path)))
                 ahead += 1
-                os.close(fd)
-                continue
-            self._fd = fd
-            return Grant(worker_id, file=(fd, str(path)))
+            except BlockingIOError:
+                pass
+            finally:
+                if self._fd is None:
+                    os.close(fd)
         held = f"{len(workers) - ahead} of {len(workers)} worker ids are held"
         raise LeaseError(
             f"{folder}: {held}" + (f", and the last ID of {ahead} lies ahead of the clock" if ahead else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from senet_fast.ids.leases._held import Grant
@@ -42,52 +43,58 @@ class ZooKeeper(StoreLease):
                 self._do("create", owner, self._owner.encode(), ephemeral=True, makepath=True)
             except NodeExistsError:
                 continue
+            granted = False
             try:
-                data, status = self._do("get", f"{self._node}/until")
-            except NoNodeError:
-                self._do("create", f"{self._node}/until", b"0")
-                data, status = self._do("get", f"{self._node}/until")
-            from_ms, now = int(data), now_ms()
-            if from_ms > now:
-                self._do("delete", owner)
-                soonest_ms = min(soonest_ms, from_ms - now)
-                continue
-            self._version = status.version
-            self._until_ms = from_ms
-            if (until_ms := self._extend()) is not None:
-                return Grant(worker_id, from_ms, until_ms)
+                try:
+                    data, status = self._do("get", f"{self._node}/until")
+                except NoNodeError:
+                    self._do("create", f"{self._node}/until", b"0")
+                    data, status = self._do("get", f"{self._node}/until")
+                from_ms, now = int(data), now_ms()
+                # The last holder may be renewing right now, though its session has ended: then the write fails.
+                granted = from_ms <= now and self._write(now + self._ttl_ms, status.version)
+            finally:
+                if not granted:
+                    with suppress(NoNodeError):
+                        self._do("delete", owner)
+            if granted:
+                return Grant(worker_id, from_ms, self._until_ms)
+            soonest_ms = min(soonest_ms, max(0, from_ms - now))
         return Taken(min(soonest_ms, 100) / 1000)
 
-    def _extend(self) -> int | None:
-        from kazoo.exceptions import BadVersionError, NoNodeError
-
-        self._until_ms = max(self._until_ms, now_ms() + self._ttl_ms)
-        for _ in range(2):
-            try:  # only over what this holder wrote last, so that whoever took over is safe from a late message
-                written = self._do("set", f"{self._node}/until", b"%d" % self._until_ms, self._version)
-            except BadVersionError:
-                pass
-            else:
-                self._version = written.version
-                return self._until_ms
-            # While this holder's node is there, nobody took over: the answer to its own last write got lost.
-            try:
-                data, status = self._do("get", f"{self._node}/until")
-                owner, _ = self._do("get", f"{self._node}/owner")
-            except NoNodeError:
-                return None
-            if owner != self._owner.encode():
-                return None
-            self._version, self._until_ms = status.version, max(self._until_ms, int(data))
-        return None
-
-    def _give_back(self, unused_from_ms: int) -> None:
-        from kazoo.exceptions import BadVersionError, NoNodeError
+    def _write(self, until_ms: int, version: int) -> bool:
+        """Only over what the writer saw: of a holder and whoever takes over, one fails."""
+        from kazoo.exceptions import BadVersionError
 
         try:
-            self._do("set", f"{self._node}/until", b"%d" % min(self._until_ms, unused_from_ms), self._version)
+            written = self._do("set", f"{self._node}/until", b"%d" % until_ms, version)
+        except BadVersionError:
+            return False
+        self._version, self._until_ms = written.version, until_ms
+        return True
+
+    def _extend(self) -> int | None:
+        from kazoo.exceptions import NoNodeError
+
+        until_ms = max(self._until_ms, now_ms() + self._ttl_ms)
+        if self._write(until_ms, self._version):
+            return until_ms
+        # While this holder's node is there, nobody took over: the answer to its own last write got lost.
+        try:
+            data, status = self._do("get", f"{self._node}/until")
+            owner, _ = self._do("get", f"{self._node}/owner")
+        except NoNodeError:
+            return None
+        until_ms = max(until_ms, int(data))
+        return until_ms if owner == self._owner.encode() and self._write(until_ms, status.version) else None
+
+    def _give_back(self, unused_from_ms: int) -> None:
+        from kazoo.exceptions import NoNodeError
+
+        try:
+            self._write(min(self._until_ms, unused_from_ms), self._version)
             data, _ = self._do("get", f"{self._node}/owner")
             if data == self._owner.encode():
                 self._do("delete", f"{self._node}/owner")
-        except (BadVersionError, NoNodeError):
+        except NoNodeError:
             pass
