@@ -13,7 +13,7 @@ from senet_fast.fusion import graphs, rewrite
 from senet_fast.fusion.match import Match, check_plain, find, largest_difference
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import NotTraced, Sandbox, is_layer, light_copy, trace
+from senet_fast.fusion.trace import NotTraced, Sandbox, is_layer, light_copy, one_thread, trace
 
 __all__ = ["Fused", "FusionReport", "Skipped", "fuse", "unfuse"]
 
@@ -49,7 +49,7 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FusionReport:
     matches: dict[str, Match | None] = {}  # None: fused already
     rewritten: dict[str, list[Match]] = {}  # of graph modules
     reasons: dict[str, list[str]] = {}
-    with _one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         for path, module in _candidates(model):
             if rewrite.is_fused(module):
                 matches[path] = None
@@ -89,17 +89,6 @@ def unfuse(model: nn.Module) -> int:
     for module in fused:
         rewrite.restore(module)
     return len(fused) + sum(graphs.restore(part) for part in model.modules() if isinstance(part, fx.GraphModule))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Work this small is faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,6 +1,7 @@
 """Excitations inside of an fx.GraphModule: its graph is rewritten in place, so that code, copies and pickles follow."""
 
 import functools
+import inspect
 import operator
 from weakref import WeakKeyDictionary
 
@@ -22,18 +23,26 @@ def check_rewritable(match: Match) -> None:
         raise Rejected("its norm or transposed weight cannot be folded in a graph")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Rejected("its gated axis depends on the number of axes")
-    if any(_writes(node) for node in (match.product, match.y)):
+    if any(writes(node) for node in (match.product, match.y)):
         raise Rejected("it changes its input in place")
     for node in match.x.users:
         parts = match.x.graph.owning_module
         called = parts.get_submodule(str(node.target)) if parts is not None and node.op == "call_module" else None
-        if node not in (match.product, match.y) and (_writes(node) or getattr(called, "inplace", False)):
+        if node not in (match.product, match.y) and (writes(node) or getattr(called, "inplace", False)):
             raise Rejected("x is changed in place beside it")
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether ``node`` changes one of its inputs."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in ("imul", "iadd") or name.partition(".")[0].endswith("_")
+    if name in ("imul", "iadd", "isub", "itruediv", "setitem") or name.partition(".")[0].endswith("_"):
+        return True
+    if node.op != "call_function" or "out" in node.kwargs:
+        return node.op == "call_function"
+    if getattr(node.target, "__module__", "") == "torch.nn.functional" and inspect.isfunction(node.target):
+        given = inspect.signature(node.target).bind_partial(*node.args, **node.kwargs).arguments
+        return bool(given.get("inplace"))
+    return False
 
 
 def install(module: fx.GraphModule, graph: fx.Graph, matches: list[Match]) -> None:
