@@ -50,7 +50,7 @@ inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsig
   Shape shape = p.shape;
   if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;
   const auto [B, O, K, I, R] = shape;
-  BackwardLaunch l{p, {shape, plan}, {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
+  BackwardLaunch l{p, {shape, plan.tiles, plan.lanes}, {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
   const int k = static_cast<int>(K), r = static_cast<int>(R);
   if (p.excitation == Excitation::channel_conv) {
     if (p.grad_fc1_weight || p.grad_fc1_bias) l.tickets.last = r + 1;  // the last for the bias

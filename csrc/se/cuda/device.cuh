@@ -118,10 +118,11 @@ SENET_DEVICE A sum_lanes(A v, int lanes) {
   return v;
 }
 
-// out(row, sum over m < M of weight[row * stride + m] * in[m]) on one lane, for the rows below `rows`. The whole block calls
-// it.
-template <class W, class A, class Out>
-SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const A* in, const Out& out) {
+// out(row, i, sum over m < M of weight[row * stride + m] * in[i * in_stride + m]) on one lane, for the rows below `rows` and each
+// i < kImages. A weight is read once for all i. The whole block calls it.
+template <int kImages, class W, class A, class Out>
+SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const A* in, int in_stride,
+                                const Out& out) {
   constexpr int kItems = Vector<W>::kItems, kRows = 4;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const bool vectors = aligned(weight) && stride % kItems == 0 && M % kItems == 0;
@@ -130,7 +131,7 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
   const int at_once = 32 / lanes, first = lane & (lanes - 1);
   for (int block = warp * at_once * kRows; block < rows; block += warps * at_once * kRows) {
     const int row = block + lane / lanes;  // and every at_once-th from there
-    A sums[kRows] = {};
+    A sums[kRows][kImages] = {};
     if (vectors) {
       for (int m = first * kItems; m < M; m += lanes * kItems) {
         Vector<W> w[kRows];
@@ -141,25 +142,35 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
         }
 #pragma unroll
         for (int j = 0; j < kItems; ++j) {
-          const A v = in[m + j];
 #pragma unroll
-          for (int i = 0; i < kRows; ++i) sums[i] += A(widen(w[i].items[j])) * v;
+          for (int n = 0; n < kImages; ++n) {
+            const A v = in[n * in_stride + m + j];
+#pragma unroll
+            for (int i = 0; i < kRows; ++i) sums[i][n] += A(widen(w[i].items[j])) * v;
+          }
         }
       }
     } else {
       for (int m = first; m < M; m += lanes) {
-        const A v = in[m];
+        A v[kImages];
+#pragma unroll
+        for (int n = 0; n < kImages; ++n) v[n] = in[n * in_stride + m];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int r = row + i * at_once;
-          sums[i] += A(widen(weight[(r < rows ? r : 0) * stride + m])) * v;
+          const A w = widen(weight[(r < rows ? r : 0) * stride + m]);
+#pragma unroll
+          for (int n = 0; n < kImages; ++n) sums[i][n] += w * v[n];
         }
       }
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const A sum = sum_lanes(sums[i], lanes);
-      if (first == 0 && row + i * at_once < rows) out(row + i * at_once, sum);
+#pragma unroll
+      for (int n = 0; n < kImages; ++n) {
+        const A sum = sum_lanes(sums[i][n], lanes);
+        if (first == 0 && row + i * at_once < rows) out(row + i * at_once, n, sum);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 // How the ticket kernels cut the work: a pure function of shape, types and GPU. Nothing of CUDA here.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "se/params.h"
@@ -15,6 +16,7 @@ struct Gpu {
   int processors = 132;
   int blocks_per_processor = 3;  // of the kernel in question, as the driver says
   std::int64_t l2_bytes = 50 << 20;
+  int shared_bytes = 227 << 10;  // of a block, at most
 };
 
 // Tiles of an image [O, K, I]: channels of K, rows of O, columns of I. At the end of an axis they may be smaller. Columns are

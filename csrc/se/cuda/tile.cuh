@@ -13,17 +13,17 @@ struct Image {
   Divisor by_columns;  // of a tile
   int lanes;
 
-  Image(const Shape& shape, const Plan& plan)
+  Image(const Shape& shape, const Tiles& tiles, int lanes)
       : O(static_cast<int>(shape.O)),
         K(static_cast<int>(shape.K)),
         I(static_cast<int>(shape.I)),
         R(static_cast<int>(shape.R)),
         row(shape.K * shape.I),
-        tiles(plan.tiles),
-        parts(plan.tiles.parts()),
-        count(plan.tiles.count()),
-        by_columns(divisor(plan.tiles.columns)),
-        lanes(plan.lanes) {}
+        tiles(tiles),
+        parts(tiles.parts()),
+        count(tiles.count()),
+        by_columns(divisor(tiles.columns)),
+        lanes(lanes) {}
 };
 
 struct Tile {
@@ -126,16 +126,17 @@ SENET_DEVICE void sum_wide(int rows, int width, A* sums, A* scratch, const Terms
 
 // The same for a tile with I > 1: `lanes` threads go through each channel's columns. terms(at, c, out) gives the terms of the n
 // elements from `at` on, n being 1 or the items of a vector; misaligned_at(at) is how many stand before the next boundary of 16
-// bytes, or -1 where vectors cannot be used.
-template <int n, class A, class Terms, class Misaligned>
+// bytes, or -1 where vectors cannot be used; ready(end) returns when the elements before `end` can be read.
+template <int n, class A, class Terms, class Misaligned, class Ready>
 SENET_DEVICE void sum_planes(const Tile& tile, std::int64_t I, std::int64_t row_stride, int lanes, A* sums, A* scratch,
-                             const Terms& terms, const Misaligned& misaligned_at) {
+                             const Terms& terms, const Misaligned& misaligned_at, const Ready& ready) {
   const int first = threadIdx.x & (lanes - 1), at_once = blockDim.x / lanes, warps = lanes / 32;
   for (int block = 0; block < tile.channels; block += at_once) {
     const int c = block + threadIdx.x / lanes;
     A acc[n] = {};
     for (int row = 0; c < tile.channels && row < tile.rows; ++row) {
       const std::int64_t at = row * row_stride + c * I;
+      ready(at + tile.columns);
       const int before = misaligned_at(at);
       const int head = before >= 0 && before < tile.columns ? before : tile.columns, vectors = (tile.columns - head) / n;
       const auto one_by_one = [&](int from, int to) {
@@ -177,15 +178,23 @@ SENET_DEVICE void sum_planes(const Tile& tile, std::int64_t I, std::int64_t row_
   }
 }
 
+struct AlwaysReady {
+  SENET_DEVICE void operator()(std::int64_t) const {}
+};
+
 // Of a tile, by whichever of the two. terms(at, c, step, out): the items' channels are c, c + step, ...; `before` as in
 // for_tile.
-template <int n, class A, class Terms>
-SENET_DEVICE void sum_tile(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms) {
-  const auto by_row = [&](int row, int c, auto& out) { terms(row * image.row + c, c, 1, out); };
+template <int n, class A, class Terms, class Ready = AlwaysReady>
+SENET_DEVICE void sum_tile(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms,
+                           const Ready& ready = {}) {
+  const auto by_row = [&](int row, int c, auto& out) {
+    ready(row * image.row + c + std::int64_t{sizeof(out) / sizeof(A)});
+    terms(row * image.row + c, c, 1, out);
+  };
   if (image.I > 1) {
     sum_planes<n>(
         tile, image.I, image.row, image.lanes, sums, scratch, [&](std::int64_t at, int c, auto& out) { terms(at, c, 0, out); },
-        [&](std::int64_t at) { return before < 0 ? -1 : (before - static_cast<int>(at)) & (n - 1); });
+        [&](std::int64_t at) { return before < 0 ? -1 : (before - static_cast<int>(at)) & (n - 1); }, ready);
   } else if (before == 0 && (tile.rows == 1 || image.K % n == 0) && tile.channels % n == 0) {
     sum_columns<n>(tile.rows, tile.channels, sums, scratch, by_row);
   } else {

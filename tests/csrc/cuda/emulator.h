@@ -1,9 +1,11 @@
 // Runs the GPU's kernels on the host, from the same source: the other side of csrc/se/cuda/port.cuh. Every thread of a block is
 // a fiber, and one thread of the host runs them in a seeded random order, so that a run can be repeated.
 //
-// It tests indices, barriers, tickets and what orders memory, with the number of resident blocks as a parameter. Rules are
-// checked: all threads meet at the same barrier, 16-byte accesses are aligned, shared memory starts as NaNs, and when nobody
-// can go on it prints where everybody waits. With -fsanitize=thread each thread of the GPU is one of the sanitizer's fibers;
+// It tests indices, barriers, tickets, clusters and what orders memory, with the number of resident clusters as a parameter (a
+// block alone is a cluster of one). Rules are checked: all threads meet at the same barrier, 16-byte accesses are aligned,
+// shared memory starts as NaNs, and when nobody can go on it prints where everybody waits. Asynchronous copies and stores turn
+// their destination to NaNs at once and land any time later; a third of a cluster's blocks start as late as they can; nobody
+// reaches into a block that has not started or is gone. With -fsanitize=thread each thread of the GPU is one of the sanitizer's fibers;
 // barriers and counters order what they order on the GPU and nothing else does, so it reports races between threads of the GPU.
 // With -fsanitize=address it reports accesses outside of tensors and of shared memory.
 //
@@ -13,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <source_location>
 
 namespace emulator {
 
@@ -24,10 +27,12 @@ struct Thread {
 };
 extern Thread* self;
 extern Dim3 block_size, grid_size;
+extern unsigned cluster_size;
 
 struct Options {
   unsigned seed = 1;
-  int resident = 4;  // blocks that run at the same time
+  int resident = 4;      // clusters that run at the same time
+  unsigned cluster = 1;  // blocks of a cluster
 };
 // kernel(shared memory) on every thread. Ends the program, with a reason, where a rule is broken or nobody can go on.
 void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const Options& options,
@@ -39,6 +44,16 @@ std::uint64_t exchange(std::uint64_t value, unsigned lane, const char* file, int
 unsigned add(unsigned* p, unsigned v, bool acquire, bool release);
 unsigned load_acquire(const unsigned* p);
 void spin();  // lets others run
+
+using Where = std::source_location;
+void cluster_arrive(Where where);
+void cluster_wait(Where where);
+void init_barrier(std::uint64_t* barrier);
+void expect(std::uint64_t* barrier, unsigned bytes);
+void wait(const std::uint64_t* barrier, unsigned parity, Where where);
+// The same place in another block's shared memory, where `bytes` of p land and count on a barrier.
+void push(void* to, unsigned rank, std::uint64_t* barrier, const void* p, unsigned bytes);
+void copy_to_shared(void* to, const void* from, unsigned bytes, std::uint64_t* barrier);
 
 template <class T>
 T shuffle(T v, unsigned lane, const char* file, int line) {
@@ -111,5 +126,28 @@ inline unsigned add_acquire_release(unsigned* p, unsigned v) { return emulator::
 inline void add_release(unsigned* p, unsigned v) { emulator::add(p, v, false, true); }
 inline unsigned load_acquire(const unsigned* p) { return emulator::load_acquire(p); }
 inline void pause() { emulator::spin(); }
+
+using Barrier = std::uint64_t;
+inline unsigned cluster_rank() { return blockIdx.x % emulator::cluster_size; }
+inline void cluster_arrive(emulator::Where where = emulator::Where::current()) { emulator::cluster_arrive(where); }
+inline void cluster_wait(emulator::Where where = emulator::Where::current()) { emulator::cluster_wait(where); }
+inline void init_barrier(Barrier* barrier) { emulator::init_barrier(barrier); }
+inline void publish_barriers() {}
+inline void expect(Barrier* barrier, unsigned bytes) { emulator::expect(barrier, bytes); }
+inline void wait(const Barrier* barrier, unsigned parity, emulator::Where where = emulator::Where::current()) {
+  emulator::wait(barrier, parity, where);
+}
+inline void wait_for_peers(const Barrier* barrier, unsigned parity, emulator::Where where = emulator::Where::current()) {
+  emulator::wait(barrier, parity, where);
+}
+template <class V>
+void push(V* to, unsigned rank, Barrier* barrier, const V& v) {
+  static_assert(sizeof(V) == 16);
+  emulator::push(to, rank, barrier, &v, sizeof v);
+}
+inline void copy_to_shared(void* to, const void* from, unsigned bytes, Barrier* barrier) {
+  emulator::copy_to_shared(to, from, bytes, barrier);
+}
+inline void before_copies() {}
 
 }  // namespace senet::cuda

@@ -1,0 +1,249 @@
+// How the cluster kernels cut the work: a pure function of shape, types and GPU, like the ticket kernels' plan.h, and the model
+// of time that chooses between the two. Nothing of CUDA here.
+//
+// A cluster works on one or a few images. Each of its blocks keeps a slice of each in shared memory, so x is read once; what an
+// image's squeeze and excitation need of each other goes from shared memory to shared memory.
+#pragma once
+#include "se/cuda/plan.h"
+
+namespace senet::cuda {
+
+constexpr int kClusterThreads = 512;  // of a block
+constexpr int kClusterImages = 4;     // at the same time, at most
+constexpr int kClusterChunks = 16;    // of a slice, at most
+
+// A slice is a run of memory: channels of all columns, or rows of all channels, or columns of one channel. It arrives in chunks,
+// which are cut from it in the same way.
+struct ClusterPlan {
+  int size = 0;  // blocks of a cluster; 0: the ticket kernel
+  int images = 1;
+  Tiles slices;  // of an image; blocks behind the last are idle
+  int lanes = 1;
+  int chunk_channels = 1, chunk_rows = 1, chunk_columns = 1, chunks = 1;
+  int shared_bytes = 0;
+  int clusters = 0;
+  double microseconds = 0;  // by the model
+
+  explicit operator bool() const { return size > 0; }
+  std::int64_t chunk_elements() const { return std::int64_t{1} * chunk_channels * chunk_rows * chunk_columns; }
+};
+
+// Channels that blocks own, whose gates they compute: a slice's channels, or where `parts` slices have the same channels, a part
+// of them. Counted in fours, which is what goes to another block at once.
+constexpr int fours(std::int64_t n) { return static_cast<int>((n + 3) / 4); }
+
+// Where everything is in a block's shared memory, in bytes. Vectors of floats are padded to fours.
+struct ClusterSpace {
+  int barriers, sums, gates, shifts, owned, from_parts, out, from_all, all, scratch, slices;
+  int channels, own, out_width, all_width, slice_bytes;  // widths of the vectors, in floats, for one image
+  int total;
+};
+
+inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool backward, int threads) {
+  const Tiles& t = plan.slices;
+  const int item = static_cast<int>(item_bytes(p.dtype)), images = plan.images, parts = t.parts();
+  const bool two_fc = p.excitation == Excitation::two_fc;
+  ClusterSpace s{};
+  s.channels = 4 * fours(t.channels);
+  s.own = 4 * ((fours(t.channels) + parts - 1) / parts);
+  s.out_width = two_fc ? 4 * fours(p.shape.R) : s.own;
+  s.all_width = 4 * fours(two_fc ? p.shape.R : p.shape.K);
+  int at = 0;
+  const auto take = [&](std::int64_t bytes) {
+    const int from = at;
+    at += static_cast<int>((bytes + 15) / 16 * 16);
+    return from;
+  };
+  const auto take_floats = [&](std::int64_t n) { return take(n * 4); };
+  s.barriers = take(8 * (plan.chunks * images + 4));
+  s.sums = take_floats(images * s.channels);
+  s.gates = take_floats(images * s.channels);
+  s.shifts = backward ? take_floats(images * s.channels) : s.gates;
+  s.owned = parts > 1 ? take_floats(images * s.own) : s.sums;
+  s.from_parts = parts > 1 ? take_floats(parts * images * s.own) : at;
+  s.out = two_fc ? take_floats(images * s.out_width) : s.owned;
+  s.from_all = take_floats(std::int64_t{2} * t.count() * images * s.out_width);
+  s.all = take_floats(images * s.all_width);
+  // for sums by several groups of threads
+  const std::int64_t columns = p.shape.I > 1 ? 0 : std::int64_t{threads} * (16 / item);
+  s.scratch = take_floats(std::max<std::int64_t>(columns, backward ? threads : threads / 16));
+  at = (at + 127) / 128 * 128;
+  s.slices = at;
+  const std::int64_t slice = std::int64_t{1} * t.channels * t.rows * t.columns * item;
+  s.slice_bytes = static_cast<int>((slice + 16 + 127) / 128 * 128);  // it begins as far behind a boundary as in memory
+  const std::int64_t total = std::int64_t{at} + std::int64_t{images} * s.slice_bytes;
+  s.total = total < (std::int64_t{1} << 30) ? static_cast<int>(total) : 1 << 30;
+  return s;
+}
+
+// The slices of clusters of `size` blocks; false if an image cannot be cut so.
+inline bool slice(const Shape& shape, std::int64_t item, int size, Tiles& out) {
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const auto [B, O, K, I, R] = shape;
+  if (O * K * I / size * item > (1 << 20) || O * I == 0) return false;
+  if (O > 1) {
+    const int rows = ceil_div(O, size);
+    out = {static_cast<int>(K), rows, static_cast<int>(I), 1, ceil_div(O, rows), 1};
+    return O >= size;
+  }
+  if (K >= size) {
+    int channels = ceil_div(K, size), aligned = 1;
+    while (aligned * I * item % 16 != 0) aligned *= 2;
+    const int rounded = ceil_div(channels, aligned) * aligned;  // slices that begin at a boundary of 16 bytes, if almost even
+    if (rounded * 8 <= channels * 9) channels = rounded;
+    out = {channels, 1, static_cast<int>(I), ceil_div(K, channels), 1, 1};
+    return true;
+  }
+  const int parts = size / static_cast<int>(K), vector = 16 / static_cast<int>(item);
+  const int columns = ceil_div(ceil_div(I, parts), vector) * vector;
+  out = {1, 1, static_cast<int>(std::min<std::int64_t>(columns, I)), static_cast<int>(K), 1, ceil_div(I, columns)};
+  return out.column_tiles > 1;  // else a smaller cluster does the same
+}
+
+struct ForcedCluster {  // what tests choose; 0: the planner's
+  int threads = kClusterThreads;
+  std::int64_t chunk_bytes = 0;
+};
+
+// Everything but clusters and time, of clusters of `size` blocks with `images` images; false if there is none.
+inline bool cut_cluster(const Params& p, int size, int images, bool backward, ClusterPlan& out,
+                        const ForcedCluster& forced = {}) {
+  out = {};
+  const std::int64_t item = item_bytes(p.dtype);
+  if (p.dtype == Dtype::f64 || p.shape.B == 0 || !slice(p.shape, item, size, out.slices)) return false;
+  out.size = size, out.images = images;
+  const Tiles& t = out.slices;
+  const int columns = t.columns;
+  out.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
+  while (out.lanes < forced.threads && out.lanes * t.channels < forced.threads) out.lanes *= 2;
+  // chunks of an axis: rows, channels or columns, whichever the slice has several of
+  const std::int64_t elements = std::int64_t{1} * t.rows * t.channels * t.columns;
+  const std::int64_t wanted = forced.chunk_bytes ? forced.chunk_bytes : std::max<std::int64_t>(4 << 10, elements * item / 12);
+  const auto cut_axis = [&](int n, std::int64_t unit) {
+    const std::int64_t of_chunk = std::clamp<std::int64_t>(wanted / (unit * item), 1, n);
+    return static_cast<int>(std::max<std::int64_t>(of_chunk, (n + kClusterChunks - 1) / kClusterChunks));
+  };
+  out.chunk_rows = t.rows > 1 ? cut_axis(t.rows, std::int64_t{t.channels} * t.columns) : 1;
+  out.chunk_channels = t.rows == 1 && t.channels > 1 ? cut_axis(t.channels, t.columns) : t.channels;
+  out.chunk_columns = t.rows == 1 && t.channels == 1 ? cut_axis(t.columns, 1) : t.columns;
+  out.chunks = static_cast<int>((elements + out.chunk_elements() - 1) / out.chunk_elements());
+  if (out.chunk_elements() * item > 1 << 19) return false;  // more than a barrier counts
+  const ClusterSpace space = space_of(p, out, backward, forced.threads);
+  // what one barrier counts of a vector from all blocks
+  if (std::int64_t{4} * t.count() * images * space.out_width >= 1 << 20) return false;
+  if (std::int64_t{4} * images * space.channels * t.parts() >= 1 << 20) return false;
+  out.shared_bytes = space.total;
+  return true;
+}
+
+// ---- time, by a model with an H100's rates; none of them was measured by us ----
+
+struct Rates {  // bytes and multiplications a microsecond
+  double memory = 3.0e6, l2 = 5.5e6, processor = 70e3, multiplications = 102e3;
+};
+
+// Work of a call: tensors that go through memory once, and how many of them the ticket kernel reads a second time.
+struct Traffic {
+  double tensors, again;
+};
+inline Traffic traffic_of(const Params& p, bool backward) {
+  const bool activated = backward && !p.epilogue.activation.is_identity();
+  const double residual = p.epilogue.residual && (!backward || activated) ? 1 : 0;
+  return {(backward ? 3.0 : 2.0) + residual + activated, 1};
+}
+
+struct Model {
+  double image, weights, products;  // bytes, bytes, multiplications of an image
+  Traffic traffic;
+  double batch, rate;  // images; where the tensors stream from: L2 or memory
+  Rates rates;
+
+  Model(const Params& p, bool backward, const Gpu& gpu) : traffic(traffic_of(p, backward)) {
+    const auto [B, O, K, I, R] = p.shape;
+    const double item = static_cast<double>(item_bytes(p.dtype));
+    image = static_cast<double>(O * K * I) * item;
+    products = p.excitation == Excitation::two_fc   ? 2.0 * static_cast<double>(K * R)
+               : p.excitation == Excitation::one_fc ? static_cast<double>(K * K)
+                                                    : static_cast<double>(R * K);
+    weights = p.excitation == Excitation::channel_conv ? 0 : products * static_cast<double>(item_bytes(p.weight_dtype));
+    batch = static_cast<double>(B);
+    rate = traffic.tensors * image * batch <= 0.6 * static_cast<double>(gpu.l2_bytes) ? rates.l2 : rates.memory;
+  }
+
+  static constexpr double kLaunch = 2.2;
+
+  double ticket(const Plan& plan, double hidden, const Gpu& gpu) const {
+    const double tiles = plan.tiles.count(), all = image * batch;
+    const double in_flight = 2.0 * plan.blocks * image / tiles;
+    const bool hit = in_flight <= 0.25 * static_cast<double>(gpu.l2_bytes) || rate == rates.l2;
+    const double busy = std::min<double>(gpu.processors, batch * tiles);
+    const double join = batch * tiles < 4.0 * gpu.processors ? 0.5 + tiles * hidden * 4 / rates.processor : 0;
+    const double once = traffic.tensors * all, twice = once + traffic.again * all + batch * weights;
+    return kLaunch + 3.0 + join +
+           std::max({(hit ? once : twice) / rate, (twice + 2 * batch * tiles * hidden * 4) / rates.l2,
+                     twice / (busy * rates.processor), batch * products / (busy * rates.multiplications)});
+  }
+
+  double cluster(const ClusterPlan& plan, const Gpu& gpu) const {
+    const double size = plan.size, batches = std::ceil(batch / plan.images), waves = std::ceil(batches / plan.clusters);
+    const double running = std::min<double>(plan.clusters, batches);
+    const double share = std::max(1.0, running * size / gpu.processors);  // blocks of a processor
+    const double excitation =
+        std::max(plan.images * products / size / rates.multiplications * share, weights / size / rates.processor);
+    const double exchange = 1.5 + (plan.slices.parts() > 1 ? 1.0 : 0) + excitation + (plan.size > 8 ? 0.5 : 0);
+    const double slice = image / plan.slices.count();
+    const double moved = traffic.tensors * plan.images * slice * share / rates.processor;
+    const double once = traffic.tensors * image * batch;
+    return kLaunch + (plan.size > 1 ? 0.3 : 0) +
+           std::max({waves * (moved + exchange), once / rate + exchange, (once + batches * weights) / rates.l2 + exchange});
+  }
+};
+
+// The cluster must be this much faster by the model: where they are close, the kernel that asks less of a GPU runs.
+constexpr double kClusterGain = 0.9;
+
+// active(size, images, shared_bytes): clusters that fit the GPU at the same time; 0 if none, or if it has none.
+template <class Active>
+ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool several_images, const Active& active) {
+  const Model model(p, backward, gpu);
+  ClusterPlan best;
+  for (const int size : {1, 2, 4, 8, 16}) {
+    for (int images = 1; images <= (several_images ? kClusterImages : 1) && images <= p.shape.B; images *= 2) {
+      ClusterPlan plan;
+      if (!cut_cluster(p, size, images, backward, plan) || plan.shared_bytes > gpu.shared_bytes) continue;
+      const std::int64_t batches = (p.shape.B + images - 1) / images;
+      plan.clusters = static_cast<int>(std::min<std::int64_t>(batches, active(size, images, plan.shared_bytes)));
+      if (plan.clusters <= 0) continue;
+      plan.microseconds = model.cluster(plan, gpu);
+      if (!best || plan.microseconds < best.microseconds - 0.05) best = plan;
+    }
+  }
+  return best;
+}
+
+enum class Kernel : std::uint8_t { automatic, ticket, cluster };
+
+// Adds to the plan of a ticket kernel the cluster kernel, where that is chosen; false where it is wanted and impossible.
+template <class Active>
+bool choose(const Params& p, bool backward, const Gpu& gpu, Kernel wanted, bool several_images, const Active& active,
+            Plan& plan, ClusterPlan& cluster) {
+  cluster = {};
+  if (wanted == Kernel::ticket) return true;
+  const ClusterPlan best = plan_cluster(p, backward, gpu, several_images, active);
+  if (wanted == Kernel::cluster) {
+    cluster = best;
+    return static_cast<bool>(best);
+  }
+  const double ticket = Model(p, backward, gpu).ticket(plan, static_cast<double>(p.hidden()), gpu);
+  if (best && best.microseconds < kClusterGain * ticket) cluster = best;
+  return true;
+}
+
+// Clusters that are active on an H100 in public reports, for planning without one: whole clusters fit only into a GPC.
+inline int h100_clusters(int size, int shared_bytes) {
+  const int per_processor = std::min(2, (228 << 10) / (shared_bytes + 1024));
+  const int alone = size == 1 ? 132 : size == 2 ? 66 : size == 4 ? 32 : size == 8 ? 15 : 7;
+  return alone * per_processor;
+}
+
+}  // namespace senet::cuda
