@@ -77,7 +77,7 @@ CUDA_HEADERS := $(HEADERS) $(wildcard csrc/se/cuda/*.cuh csrc/se/cuda/*.h tests/
 emulate_plain := -O2
 emulate_memory := -O1 -g -fno-omit-frame-pointer -fsanitize=$(memory) -fno-sanitize-recover=all
 emulate_thread := -O1 -g -fno-omit-frame-pointer -fsanitize=$(thread)
-EMULATED_TESTS := $(foreach kind,plain memory thread,$(EMULATED)/kernels_test.$(kind))
+EMULATED_TESTS := $(foreach kind,plain memory thread,$(foreach test,tickets clusters,$(EMULATED)/$(test)_test.$(kind)))
 every ?= 1
 
 emulate:
@@ -85,8 +85,11 @@ emulate:
 	@set -e; for program in $(EMULATED_TESTS); do echo "+ $$program $(every)"; \
 	  TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 ./$$program $(every); done
 
-$(EMULATED)/kernels_test.%: tests/csrc/cuda/kernels_test.cpp $(EMULATED)/emulator.%.o $(CUDA_HEADERS)
-	$(CXX) $(EMULATE_FLAGS) $(emulate_$*) $(filter %.cpp %.o,$^) -o $@
+define emulated_test
+$(EMULATED)/$(1)_test.%: tests/csrc/cuda/$(1)_test.cpp $(EMULATED)/emulator.%.o $(CUDA_HEADERS)
+	$$(CXX) $(EMULATE_FLAGS) $$(emulate_$$*) $$(filter %.cpp %.o,$$^) -o $$@
+endef
+$(foreach test,tickets clusters,$(eval $(call emulated_test,$(test))))
 # The emulator itself is not for the thread sanitizer: it tells it what orders what.
 $(EMULATED)/emulator.%.o: $(EMULATOR).cpp $(EMULATOR).h
 	@mkdir -p $(@D)

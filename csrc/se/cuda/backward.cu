@@ -1,5 +1,6 @@
 #include "se/cuda/backward.cuh"
 
+#include "se/cuda/cluster_launch.cuh"
 #include "se/cuda/launch.h"
 #include "se/cuda/runtime.cuh"
 
@@ -23,22 +24,27 @@ struct Kernels {
 
 }  // namespace
 
-const char* plan_backward(const BackwardParams& p, Plan& out) {
+const char* plan_backward(const BackwardParams& p, Kernel wanted, Plans& out) {
   Gpu gpu;
   const char* error = gpu_of(kernel_of<Kernels>(p, is_general(p)), gpu);
-  if (!error) out = plan(p.shape, p.dtype, gpu);
-  return error;
+  if (error) return error;
+  out.ticket = plan(p.shape, p.dtype, gpu);
+  out.cluster = choose_cluster(p, gpu, wanted, out.ticket);
+  return nullptr;
 }
 
-std::int64_t backward_scratch(const BackwardParams& p, const Plan& plan) {
+std::int64_t backward_scratch(const BackwardParams& p, const Plans& plans) {
+  if (plans.cluster) return cluster_backward_scratch(p);
   Scratch scratch(nullptr, p.dtype);
-  launch_of(p, plan, nullptr, scratch, kThreads);
+  launch_of(p, plans.ticket, nullptr, scratch, kThreads);
   return scratch.bytes();
 }
 
-const char* backward(const BackwardParams& p, const Plan& plan, void* scratch, unsigned* counters, void* stream) {
+const char* backward(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
+  if (plans.cluster) return cluster_backward(p, plans.cluster, scratch, stream);
   Scratch taken(scratch, p.dtype);
-  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plan, counters, taken, kThreads), plan.blocks, stream);
+  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plans.ticket, counters, taken, kThreads), plans.ticket.blocks,
+                 stream);
 }
 
 }  // namespace senet::cuda

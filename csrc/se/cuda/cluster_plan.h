@@ -8,7 +8,8 @@
 
 namespace senet::cuda {
 
-constexpr int kClusterThreads = 512;  // of a block
+// Of a block, at most: one such block, or two of half as many threads, fill a processor's registers.
+constexpr int kClusterThreads = 512;
 constexpr int kClusterImages = 4;     // at the same time, at most
 constexpr int kClusterChunks = 16;    // of a slice, at most
 
@@ -16,6 +17,7 @@ constexpr int kClusterChunks = 16;    // of a slice, at most
 // which are cut from it in the same way.
 struct ClusterPlan {
   int size = 0;  // blocks of a cluster; 0: the ticket kernel
+  int threads = kClusterThreads;
   int images = 1;
   Tiles slices;  // of an image; blocks behind the last are idle
   int lanes = 1;
@@ -39,7 +41,7 @@ struct ClusterSpace {
   int total;
 };
 
-inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool backward, int threads) {
+inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool backward) {
   const Tiles& t = plan.slices;
   const int item = static_cast<int>(item_bytes(p.dtype)), images = plan.images, parts = t.parts();
   const bool two_fc = p.excitation == Excitation::two_fc;
@@ -65,8 +67,8 @@ inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool back
   s.from_all = take_floats(std::int64_t{2} * t.count() * images * s.out_width);
   s.all = take_floats(images * s.all_width);
   // for sums by several groups of threads
-  const std::int64_t columns = p.shape.I > 1 ? 0 : std::int64_t{threads} * (16 / item);
-  s.scratch = take_floats(std::max<std::int64_t>(columns, backward ? threads : threads / 16));
+  const std::int64_t columns = p.shape.I > 1 ? 0 : std::int64_t{plan.threads} * (16 / item);
+  s.scratch = take_floats(std::max<std::int64_t>(columns, backward ? plan.threads : plan.threads / 16));
   at = (at + 127) / 128 * 128;
   s.slices = at;
   const std::int64_t slice = std::int64_t{1} * t.channels * t.rows * t.columns * item;
@@ -100,25 +102,21 @@ inline bool slice(const Shape& shape, std::int64_t item, int size, Tiles& out) {
   return out.column_tiles > 1;  // else a smaller cluster does the same
 }
 
-struct ForcedCluster {  // what tests choose; 0: the planner's
-  int threads = kClusterThreads;
-  std::int64_t chunk_bytes = 0;
-};
-
-// Everything but clusters and time, of clusters of `size` blocks with `images` images; false if there is none.
-inline bool cut_cluster(const Params& p, int size, int images, bool backward, ClusterPlan& out,
-                        const ForcedCluster& forced = {}) {
+// Everything but clusters and time, of clusters of `size` blocks with `images` images; false if there is none. Tests choose the
+// bytes of a chunk.
+inline bool cut_cluster(const Params& p, bool backward, int size, int threads, int images, ClusterPlan& out,
+                        std::int64_t chunk_bytes = 0) {
   out = {};
   const std::int64_t item = item_bytes(p.dtype);
   if (p.dtype == Dtype::f64 || p.shape.B == 0 || !slice(p.shape, item, size, out.slices)) return false;
-  out.size = size, out.images = images;
+  out.size = size, out.threads = threads, out.images = images;
   const Tiles& t = out.slices;
   const int columns = t.columns;
   out.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
-  while (out.lanes < forced.threads && out.lanes * t.channels < forced.threads) out.lanes *= 2;
+  while (out.lanes < threads && out.lanes * t.channels < threads) out.lanes *= 2;
   // chunks of an axis: rows, channels or columns, whichever the slice has several of
   const std::int64_t elements = std::int64_t{1} * t.rows * t.channels * t.columns;
-  const std::int64_t wanted = forced.chunk_bytes ? forced.chunk_bytes : std::max<std::int64_t>(4 << 10, elements * item / 12);
+  const std::int64_t wanted = chunk_bytes ? chunk_bytes : std::max<std::int64_t>(4 << 10, elements * item / 12);
   const auto cut_axis = [&](int n, std::int64_t unit) {
     const std::int64_t of_chunk = std::clamp<std::int64_t>(wanted / (unit * item), 1, n);
     return static_cast<int>(std::max<std::int64_t>(of_chunk, (n + kClusterChunks - 1) / kClusterChunks));
@@ -128,7 +126,7 @@ inline bool cut_cluster(const Params& p, int size, int images, bool backward, Cl
   out.chunk_columns = t.rows == 1 && t.channels == 1 ? cut_axis(t.columns, 1) : t.columns;
   out.chunks = static_cast<int>((elements + out.chunk_elements() - 1) / out.chunk_elements());
   if (out.chunk_elements() * item > 1 << 19) return false;  // more than a barrier counts
-  const ClusterSpace space = space_of(p, out, backward, forced.threads);
+  const ClusterSpace space = space_of(p, out, backward);
   // what one barrier counts of a vector from all blocks
   if (std::int64_t{4} * t.count() * images * space.out_width >= 1 << 20) return false;
   if (std::int64_t{4} * images * space.channels * t.parts() >= 1 << 20) return false;
@@ -202,20 +200,21 @@ struct Model {
 // The cluster must be this much faster by the model: where they are close, the kernel that asks less of a GPU runs.
 constexpr double kClusterGain = 0.9;
 
-// active(size, images, shared_bytes): clusters that fit the GPU at the same time; 0 if none, or if it has none.
+// active(plan): clusters that fit the GPU at the same time; 0 if none, or if it has none.
 template <class Active>
 ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool several_images, const Active& active) {
   const Model model(p, backward, gpu);
   ClusterPlan best;
   for (const int size : {1, 2, 4, 8, 16}) {
     for (int images = 1; images <= (several_images ? kClusterImages : 1) && images <= p.shape.B; images *= 2) {
-      ClusterPlan plan;
-      if (!cut_cluster(p, size, images, backward, plan) || plan.shared_bytes > gpu.shared_bytes) continue;
-      const std::int64_t batches = (p.shape.B + images - 1) / images;
-      plan.clusters = static_cast<int>(std::min<std::int64_t>(batches, active(size, images, plan.shared_bytes)));
-      if (plan.clusters <= 0) continue;
-      plan.microseconds = model.cluster(plan, gpu);
-      if (!best || plan.microseconds < best.microseconds - 0.05) best = plan;
+      for (const int threads : {kClusterThreads, kClusterThreads / 2}) {
+        ClusterPlan plan;
+        if (!cut_cluster(p, backward, size, threads, images, plan) || plan.shared_bytes > gpu.shared_bytes) continue;
+        plan.clusters = static_cast<int>(std::min<std::int64_t>((p.shape.B + images - 1) / images, active(plan)));
+        if (plan.clusters <= 0) continue;
+        plan.microseconds = model.cluster(plan, gpu);
+        if (!best || plan.microseconds < best.microseconds - 0.05) best = plan;
+      }
     }
   }
   return best;
@@ -223,25 +222,19 @@ ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool se
 
 enum class Kernel : std::uint8_t { automatic, ticket, cluster };
 
-// Adds to the plan of a ticket kernel the cluster kernel, where that is chosen; false where it is wanted and impossible.
+// The cluster kernel, where that is chosen before a ticket kernel's plan, or is wanted; no size where it is not or cannot be.
 template <class Active>
-bool choose(const Params& p, bool backward, const Gpu& gpu, Kernel wanted, bool several_images, const Active& active,
-            Plan& plan, ClusterPlan& cluster) {
-  cluster = {};
-  if (wanted == Kernel::ticket) return true;
+ClusterPlan choose(const Params& p, bool backward, const Gpu& gpu, Kernel wanted, bool several_images, const Active& active,
+                   const Plan& ticket) {
+  if (wanted == Kernel::ticket) return {};
   const ClusterPlan best = plan_cluster(p, backward, gpu, several_images, active);
-  if (wanted == Kernel::cluster) {
-    cluster = best;
-    return static_cast<bool>(best);
-  }
-  const double ticket = Model(p, backward, gpu).ticket(plan, static_cast<double>(p.hidden()), gpu);
-  if (best && best.microseconds < kClusterGain * ticket) cluster = best;
-  return true;
+  const double other = Model(p, backward, gpu).ticket(ticket, static_cast<double>(p.hidden()), gpu);
+  return wanted == Kernel::cluster || best.microseconds < kClusterGain * other ? best : ClusterPlan{};
 }
 
 // Clusters that are active on an H100 in public reports, for planning without one: whole clusters fit only into a GPC.
-inline int h100_clusters(int size, int shared_bytes) {
-  const int per_processor = std::min(2, (228 << 10) / (shared_bytes + 1024));
+inline int h100_clusters(const ClusterPlan& plan) {
+  const int size = plan.size, per_processor = std::min(kClusterThreads / plan.threads, (228 << 10) / (plan.shared_bytes + 1024));
   const int alone = size == 1 ? 132 : size == 2 ? 66 : size == 4 ? 32 : size == 8 ? 15 : 7;
   return alone * per_processor;
 }

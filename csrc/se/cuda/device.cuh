@@ -118,14 +118,24 @@ SENET_DEVICE A sum_lanes(A v, int lanes) {
   return v;
 }
 
-// out(row, i, sum over m < M of weight[row * stride + m] * in[i * in_stride + m]) on one lane, for the rows below `rows` and each
-// i < kImages. A weight is read once for all i. The whole block calls it.
+// Vectors of `count` images, `stride` apart.
+template <class A>
+struct Vectors {
+  const A* in;
+  int stride, count;
+};
+
+// out(row, i, sum over m < M of weight[row * stride + m] * in of image i [m]) on one lane, for the rows below `rows` and each
+// image, of which there are kImages at the most. A weight is read once for all of them. The whole block calls it.
 template <int kImages, class W, class A, class Out>
-SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const A* in, int in_stride,
+SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const Vectors<A>& vectors_in,
                                 const Out& out) {
   constexpr int kItems = Vector<W>::kItems, kRows = 4;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const bool vectors = aligned(weight) && stride % kItems == 0 && M % kItems == 0;
+  const A* in[kImages];
+#pragma unroll
+  for (int n = 0; n < kImages; ++n) in[n] = vectors_in.in + (n < vectors_in.count ? n : 0) * vectors_in.stride;
   int lanes = 1;
   while (lanes < 32 && lanes * (vectors ? kItems : 1) < M) lanes *= 2;
   const int at_once = 32 / lanes, first = lane & (lanes - 1);
@@ -144,7 +154,7 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
         for (int j = 0; j < kItems; ++j) {
 #pragma unroll
           for (int n = 0; n < kImages; ++n) {
-            const A v = in[n * in_stride + m + j];
+            const A v = in[n][m + j];
 #pragma unroll
             for (int i = 0; i < kRows; ++i) sums[i][n] += A(widen(w[i].items[j])) * v;
           }
@@ -154,7 +164,7 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
       for (int m = first; m < M; m += lanes) {
         A v[kImages];
 #pragma unroll
-        for (int n = 0; n < kImages; ++n) v[n] = in[n * in_stride + m];
+        for (int n = 0; n < kImages; ++n) v[n] = in[n][m];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int r = row + i * at_once;
@@ -169,7 +179,7 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
 #pragma unroll
       for (int n = 0; n < kImages; ++n) {
         const A sum = sum_lanes(sums[i][n], lanes);
-        if (first == 0 && row + i * at_once < rows) out(row + i * at_once, n, sum);
+        if (first == 0 && row + i * at_once < rows && n < vectors_in.count) out(row + i * at_once, n, sum);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include "se/cuda/forward.cuh"
 
+#include "se/cuda/cluster_launch.cuh"
 #include "se/cuda/launch.h"
 #include "se/cuda/runtime.cuh"
 
@@ -28,22 +29,27 @@ struct Kernels {
 
 }  // namespace
 
-const char* plan_forward(const ForwardParams& p, Plan& out) {
+const char* plan_forward(const ForwardParams& p, Kernel wanted, Plans& out) {
   Gpu gpu;
   const char* error = gpu_of(kernel_of<Kernels>(p, is_general(p)), gpu);
-  if (!error) out = plan(p.shape, p.dtype, gpu);
-  return error;
+  if (error) return error;
+  out.ticket = plan(p.shape, p.dtype, gpu);
+  out.cluster = choose_cluster(p, gpu, wanted, out.ticket);
+  return nullptr;
 }
 
-std::int64_t forward_scratch(const ForwardParams& p, const Plan& plan) {
+std::int64_t forward_scratch(const ForwardParams& p, const Plans& plans) {
+  if (plans.cluster) return 0;
   Scratch scratch(nullptr, p.dtype);
-  launch_of(p, plan, nullptr, scratch);
+  launch_of(p, plans.ticket, nullptr, scratch);
   return scratch.bytes();
 }
 
-const char* forward(const ForwardParams& p, const Plan& plan, void* scratch, unsigned* counters, void* stream) {
+const char* forward(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
+  if (plans.cluster) return cluster_forward(p, plans.cluster, stream);
   Scratch taken(scratch, p.dtype);
-  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plan, counters, taken), plan.blocks, stream);
+  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plans.ticket, counters, taken), plans.ticket.blocks,
+                 stream);
 }
 
 }  // namespace senet::cuda

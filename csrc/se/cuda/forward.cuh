@@ -93,7 +93,7 @@ struct Forward {
     if (p().excitation != Excitation::two_fc) return;
     __syncthreads();
     A* partial = static_cast<A*>(l.partial_hidden) + (std::int64_t{job.image} * image().count + job.tile) * image().R;
-    multiply_rows<1>(static_cast<const W*>(p().fc1_weight) + tile.channel, K, image().R, tile.channels, channels, 0,
+    multiply_rows<1>(static_cast<const W*>(p().fc1_weight) + tile.channel, K, image().R, tile.channels, Vectors<A>{channels, 0, 1},
                      [&](int r, int, A sum) { partial[r] = sum; });
   }
 
@@ -118,7 +118,7 @@ struct Forward {
   SENET_DEVICE void excite(int n, const Tile& tile) const {
     const A* in = p().excitation == Excitation::two_fc ? static_cast<const A*>(l.hidden) + std::int64_t{n} * image().R
                                                        : static_cast<const A*>(l.squeezed) + n * l.squeezed_stride;
-    parts.template gate_inputs<1>(tile.channel, tile.channels, in, 0, [&](int c, int, A z) { channels[c] = z; });
+    parts.template gate_inputs<1>(tile.channel, tile.channels, {in, 0, 1}, [&](int c, int, A z) { channels[c] = z; });
     __syncthreads();
     for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
       channels[c] = parts.gate(n, tile.channel + c, channels[c], tile.part == 0);

@@ -82,26 +82,26 @@ struct ForwardParts {
         ready);
   }
 
-  // out(c, i, z) without the bias, for c < channels from channel `first` on: the inputs of their gates. in[i * in_stride + ..]:
-  // the hidden layer behind its activation, or all of the squeezed.
+  // out(c, i, z) without the bias, for c < channels from channel `first` on: the inputs of their gates. in: the hidden
+  // layer behind its activation, or all of the squeezed.
   template <int kImages, class Out>
-  SENET_DEVICE void gate_inputs(int first, int channels, const A* in, int in_stride, const Out& out) const {
+  SENET_DEVICE void gate_inputs(int first, int channels, const Vectors<A>& in, const Out& out) const {
     const ForwardParams& p = call.p;
     const int K = call.image.K, R = call.image.R;
     const W *fc1 = static_cast<const W*>(p.fc1_weight), *fc2 = static_cast<const W*>(p.fc2_weight);
     if (p.excitation == Excitation::channel_conv) {
       for (int c = threadIdx.x; c < channels; c += blockDim.x) {
         const int from = first + c - R / 2;
-        for (int i = 0; i < kImages; ++i) {
+        for (int i = 0; i < in.count; ++i) {
           A z = 0;
-          for (int t = from < 0 ? -from : 0; t < R && from + t < K; ++t) z += A(widen(fc1[t])) * in[i * in_stride + from + t];
+          for (int t = from < 0 ? -from : 0; t < R && from + t < K; ++t) z += A(widen(fc1[t])) * in.in[i * in.stride + from + t];
           out(c, i, z);
         }
       }
     } else {
       const bool two_fc = p.excitation == Excitation::two_fc;
       const int M = two_fc ? R : K;
-      multiply_rows<kImages>((two_fc ? fc2 : fc1) + std::int64_t{first} * M, M, channels, M, in, in_stride, out);
+      multiply_rows<kImages>((two_fc ? fc2 : fc1) + std::int64_t{first} * M, M, channels, M, in, out);
     }
   }
 

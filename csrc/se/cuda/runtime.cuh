@@ -21,25 +21,28 @@ inline const char* gpu_of(const void* kernel, Gpu& gpu) {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
   if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&gpu.blocks_per_processor, kernel, kThreads, 0);
   }
   if (error == cudaSuccess) gpu.l2_bytes = l2_bytes;
   return text_of(error);
 }
 
-// Kernels::of<T, W>(general) for the types of p
-template <class Kernels>
-const void* kernel_of(const Params& p, bool general) {
+// Kernels::of<T, W>(variant...) for the types of p
+template <class Kernels, class... Variant>
+const void* kernel_of(const Params& p, Variant... variant) {
   const bool wide = p.weight_dtype == Dtype::f32;
   switch (p.dtype) {
     case Dtype::f32:
-      return Kernels::template of<float, float>(general);
+      return Kernels::template of<float, float>(variant...);
     case Dtype::f64:
-      return wide ? Kernels::template of<double, float>(general) : Kernels::template of<double, double>(general);
+      return wide ? Kernels::template of<double, float>(variant...) : Kernels::template of<double, double>(variant...);
     case Dtype::bf16:
-      return wide ? Kernels::template of<bf16, float>(general) : Kernels::template of<bf16, bf16>(general);
+      return wide ? Kernels::template of<bf16, float>(variant...) : Kernels::template of<bf16, bf16>(variant...);
     case Dtype::f16:
-      return wide ? Kernels::template of<f16, float>(general) : Kernels::template of<f16, f16>(general);
+      return wide ? Kernels::template of<f16, float>(variant...) : Kernels::template of<f16, f16>(variant...);
   }
   return nullptr;
 }

@@ -1,0 +1,172 @@
+// What is the same in the ticket and in the cluster kernel's backward.
+//
+// With v = x * s + residual, y = activation(v) and grad_v the gradient of v: everything that gate and layers pass back is
+// linear in the sums of grad_v * x, so tiles pass on shares of it, as in forward.
+#pragma once
+#include "se/cuda/tile.cuh"
+
+namespace senet::cuda {
+
+struct BackwardCall {
+  BackwardParams p;
+  Image image;
+  double elements;  // that a channel is the mean of
+  std::int64_t saved_stride, image_stride;
+  bool activated;
+  // The gradient of v is 0 up to lo and from hi on, of which each may be NaN, for nowhere; where that is not possible it is a
+  // call.
+  bool closes;
+  double lo, hi;
+};
+
+inline bool is_general(const BackwardParams& p) {
+  const ActivationKind post = p.epilogue.activation.kind;
+  return post != ActivationKind::identity && post != ActivationKind::relu && post != ActivationKind::relu6;
+}
+
+inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lanes) {
+  Shape shape = p.shape;
+  if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;
+  const Activation& post = p.epilogue.activation;
+  return {p,
+          {shape, tiles, lanes},
+          static_cast<double>(shape.O * shape.I),
+          p.saved_width(),
+          shape.O * shape.K * shape.I,
+          !post.is_identity(),
+          !is_general(p),
+          post.is_identity() ? kNowhere : 0,
+          post.kind == ActivationKind::relu6 ? 6 : kNowhere};
+}
+
+// What the gradients of the weights are sums of, in the type of sums.
+struct WeightSums {
+  void* grad_gate;    // [B, K], of the gate's input
+  void* hidden;       // [B, R], two_fc only, as the next
+  void* grad_hidden;  // [B, R], of the activation's input
+};
+inline WeightSums weight_sums(const BackwardParams& p, Scratch& scratch) {
+  const auto [B, O, K, I, R] = p.shape;
+  WeightSums sums{scratch.take(B * K), nullptr, nullptr};
+  if (p.excitation == Excitation::two_fc) sums.hidden = scratch.take(B * R), sums.grad_hidden = scratch.take(B * R);
+  return sums;
+}
+
+template <class T, class W, bool kGeneral>
+struct BackwardParts {
+  using A = Sum<T>;
+  static constexpr int kItems = Vector<T>::kItems;
+
+  const BackwardCall& call;
+
+  // Of image n, what forward has saved: inputs of the hidden activation, and of the gates.
+  SENET_DEVICE const A* squeezed(std::int64_t n) const { return static_cast<const A*>(call.p.saved) + n * call.saved_stride; }
+  SENET_DEVICE const A* hidden_inputs(std::int64_t n) const { return squeezed(n) + call.image.K; }
+  SENET_DEVICE const A* gate_inputs(std::int64_t n) const { return squeezed(n + 1) - call.image.K; }
+
+  // gates[c] of the tile; a barrier has to follow.
+  SENET_DEVICE void compute_gates(int n, const Tile& tile, A* gates) const {
+    const A* z = gate_inputs(n) + tile.channel;
+    for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
+      gates[c] = activate<A>(call.p.gate, z[c]) + A(call.p.epilogue.add_one);
+    }
+  }
+
+  SENET_DEVICE A grad_v(A v, A grad_y) const {
+    if constexpr (kGeneral) {
+      if (!call.closes) return activate_grad<A>(call.p.epilogue.activation, v, grad_y);
+    }
+    return v <= A(call.lo) || v >= A(call.hi) ? A(0) : grad_y;
+  }
+
+  // sums[c] of grad_v * x over the tile. grad_y: the tile, in global or shared memory. Where there is an activation, grad_v, rounded
+  // to its type, is written to grad_residual, and with kKeep also over grad_y; gates are used then.
+  template <bool kKeep, class Y, class Ready = AlwaysReady>
+  SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch, const Ready& ready = {}) const {
+    const BackwardParams& p = call.p;
+    const T* x = static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset;
+    const T* residual = static_cast<const T*>(p.epilogue.residual);
+    T* out_v = nullptr;
+    int before = misaligned(x);
+    if (misaligned(grad_y) != before) before = -1;
+    if (call.activated) {
+      out_v = static_cast<T*>(p.grad_residual) + n * call.image_stride + tile.offset;
+      if (misaligned(out_v) != before) before = -1;
+      if (residual) {
+        residual += n * p.epilogue.residual_batch_stride + tile.offset;
+        if (misaligned(residual) != before) before = -1;
+      }
+    }
+    const auto terms = [&](std::int64_t at, int c, int step, auto& out) {
+      constexpr int n = sizeof(out) / sizeof(A);
+      const Vector<T, n> vx = load_items<n, true>(x + at), vy = load_items<n, false>(grad_y + at);
+      if (!call.activated) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) out[j] = A(widen(vx.items[j])) * A(widen(vy.items[j]));
+        return;
+      }
+      Vector<T, n> r, stored;
+      if (residual) r = load_items<n, true>(residual + at);
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        const A u = widen(vx.items[j]);
+        A v = u * gates[c + j * step];
+        if (residual) v += A(widen(r.items[j]));
+        const A grad = grad_v(v, A(widen(vy.items[j])));
+        narrow(grad, stored.items[j]);
+        out[j] = u * grad;
+      }
+      store_items(out_v + at, stored);
+      if constexpr (kKeep) store_items(grad_y + at, stored);
+    };
+    sum_tile<kItems>(call.image, tile, before, sums, scratch, terms, ready);
+  }
+
+  // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze
+  template <bool kLast>
+  struct Written {
+    static constexpr int kAhead = 4;
+    template <int n>
+    using Loaded = Vector<T, n>;
+
+    const BackwardParts& b;
+    const Tile& tile;
+    const A *gates, *shifts;  // from the tile's first channel on
+    const T* grad_v;
+    T* grad_x;
+
+    template <int n>
+    SENET_DEVICE Vector<T, n> load(std::int64_t at) const {
+      return load_items<n, kLast>(grad_v + at);
+    }
+    template <int n>
+    SENET_DEVICE void store(const Vector<T, n>& loaded, std::int64_t at, int e) const {
+      int c[n];
+      channels_of(e, tile.columns, b.call.image.by_columns, c);
+      Vector<T, n> out;
+#pragma unroll
+      for (int j = 0; j < n; ++j) narrow(A(widen(loaded.items[j])) * gates[c[j]] + shifts[c[j]], out.items[j]);
+      store_items(grad_x + at, out);
+    }
+  };
+
+  // grad_v: the tile, in shared or (kLast) in global memory, where nobody reads it again
+  template <bool kLast>
+  SENET_DEVICE void write(int n, const Tile& tile, const A* gates, const A* shifts, const T* grad_v) const {
+    T* grad_x = static_cast<T*>(call.p.grad_x) + n * call.image_stride + tile.offset;
+    const int before = misaligned(grad_v);
+    for_tile<kItems>(tile, call.image.row, misaligned(grad_x) == before ? before : -1,
+                     Written<kLast>{*this, tile, gates, shifts, grad_v, grad_x});
+  }
+
+  // channel_conv: what channel k gets from `grads`, the gradients of all gates' inputs.
+  SENET_DEVICE A through_taps(int k, const A* grads) const {
+    const int K = call.image.K, R = call.image.R, last = k + R / 2;  // the channel whose first tap was on this one
+    const W* fc1 = static_cast<const W*>(call.p.fc1_weight);
+    A sum = 0;
+    for (int t = last < K ? 0 : last - K + 1; t < R && t <= last; ++t) sum += A(widen(fc1[t])) * grads[last - t];
+    return sum;
+  }
+};
+
+}  // namespace senet::cuda

@@ -1,0 +1,130 @@
+// The cluster kernels and their planner on the emulator against the naive implementation. A plain program; exits 1 on a failure.
+//   clusters_test [n]    every n-th of the cases, default 1: all
+#include "cases.h"
+#include "se/cuda/cluster_forward.cuh"
+
+namespace {
+
+constexpr int kBlock = 64;
+
+struct Schedule {
+  unsigned seed;
+  int size, images, chunk_bytes;  // of the plan
+  int resident, clusters;         // from here on nothing changes a bit of the result
+  bool save, in_place;
+
+  std::string name() const {
+    return "seed " + std::to_string(seed) + ", clusters of " + std::to_string(size) + " with " + std::to_string(images) +
+           ", chunks of " + std::to_string(chunk_bytes) + ", resident " + std::to_string(resident) + " of " +
+           std::to_string(clusters) + (save ? ", saved" : "") + (in_place ? ", in place" : "");
+  }
+};
+
+std::vector<Schedule> schedules(unsigned seed) {
+  std::mt19937 random(seed);
+  const int sizes[] = {1, 2, 4, 3, 2, 4, 8}, size = sizes[seed % 7], other = sizes[seed / 7 % 3];
+  const auto chunk = [&] { return 64 << random() % 6; };
+  return {{seed, size, 1, chunk(), 1, 2, true, false},
+          {seed + 1, size, 1 + int(random() % 4), chunk(), 2, 1 + int(random() % 3), false, false},
+          {seed + 2, other, 1 + int(random() % 4), chunk(), 2, 2, false, true}};
+}
+
+template <class Kernel, class Launch>
+void emulate(const Launch& launch, const Schedule& schedule) {
+  const unsigned size = unsigned(launch.cut.plan.size), clusters = unsigned(launch.cut.plan.clusters);
+  emulator::launch(clusters * size, kBlock, std::size_t(launch.cut.space.total), {schedule.seed, schedule.resident, size},
+                   [&](void* shared) { Kernel::run(launch, static_cast<unsigned char*>(shared)); });
+}
+
+// kernel.template operator()<T, W>() for the types that clusters know
+template <class Body>
+void for_cluster_types(const Case& c, const Body& body) {
+  for_types(c, [&]<class T, class W>() {
+    if constexpr (!std::is_same_v<T, double>) body.template operator()<T, W>();
+  });
+}
+
+bool plan_of(const Params& p, const Schedule& schedule, bool backward, cuda::ClusterPlan& plan) {
+  if (!cuda::cut_cluster(p, backward, schedule.size, kBlock, schedule.images, plan, schedule.chunk_bytes)) return false;
+  plan.clusters = std::min(schedule.clusters, int((p.shape.B + plan.images - 1) / plan.images));
+  return true;
+}
+
+struct Forwarded {
+  Output y, saved;
+  bool ran;
+};
+
+Forwarded run_forward(const Case& c, const Setting& setting, Schedule schedule, const Inputs& in, const PrologueNumbers& pre) {
+  const int64_t image = c.shape.O * c.shape.K * c.shape.I;
+  const Input x(spread(c, in[X]), c.dtype, setting.x_offset);
+  const Input residual(spread(c, in[RESIDUAL]), c.dtype, setting.residual_offset);
+  const Input w1(in[W1], c.weight_dtype, setting.tile_bytes % 3), b1(in[B1], c.weight_dtype), b2(in[B2], c.weight_dtype);
+  const Input w2(in[W2], c.weight_dtype, setting.tile_bytes % 2);
+  const Input scale(pre.scale, c.sum_dtype()), shift(pre.shift, c.sum_dtype());
+  const std::size_t width = std::size_t(2 * c.shape.K + (c.two_fc() ? c.shape.R : 0));
+  Forwarded out{{in[X].size(), c.dtype, setting.y_offset}, {std::size_t(c.shape.B) * width, c.sum_dtype()}, false};
+
+  ForwardParams p;
+  static_cast<Params&>(p) = params_of(c, x, residual, w1, w2, schedule.save ? out.saved.data() : nullptr);
+  p.prologue = {pre.scale.empty() ? nullptr : scale.data, pre.shift.empty() ? nullptr : shift.data, pre.activation};
+  p.fc1_bias = c.bias1 ? b1.data : nullptr;
+  p.fc2_bias = c.two_fc() && c.bias2 ? b2.data : nullptr;
+  p.y = out.y.data();
+  p.y_batch_stride = image;
+  if (schedule.in_place) {
+    for (std::size_t i = 0; i < in[X].size(); ++i) put(in[X][i], c.dtype, out.y.data() + i * std::size_t(item_bytes(c.dtype)));
+    p.x = p.y;
+    p.x_batch_stride = image;
+  }
+  if (cuda::is_general(p)) schedule.images = 1;
+  cuda::ClusterPlan plan;
+  if (!plan_of(p, schedule, false, plan)) return out;
+  out.ran = true;
+  const cuda::ClusterForwardLaunch launch = cuda::launch_of(p, plan);
+  for_cluster_types(c, [&]<class T, class W>() {
+    if (cuda::is_general(p)) {
+      emulate<cuda::ClusterForward<T, W, true, 1>>(launch, schedule);
+    } else if (plan.images == 1) {
+      emulate<cuda::ClusterForward<T, W, false, 1>>(launch, schedule);
+    } else {
+      emulate<cuda::ClusterForward<T, W, false, cuda::kClusterImages>>(launch, schedule);
+    }
+  });
+  return out;
+}
+
+void test_forward() {
+  unsigned seed = 0;
+  for (const auto& [c, setting] : cases()) {
+    if (c.dtype == Dtype::f64 || ++seed % unsigned(every) != 0) continue;
+    const Inputs in = random_inputs(c, seed);
+    const PrologueNumbers pre = setting.prologue ? random_prologue(c, seed) : PrologueNumbers();
+    Inputs seen = in;
+    seen[X] = behind(pre, c, in[X]);
+    const Results want = naive(c, seen);
+    std::vector<Forwarded> first;
+    for (const Schedule& schedule : schedules(seed)) {
+      if (schedule.in_place && (setting.x_offset != setting.y_offset || c.gap != 0)) continue;
+      const std::string where = c.name() + " offsets " + std::to_string(setting.x_offset) + std::to_string(setting.y_offset) +
+                                std::to_string(setting.residual_offset) + (setting.prologue ? " prologue" : "") + ", " +
+                                schedule.name();
+      Forwarded out = run_forward(c, setting, schedule, in, pre);
+      if (!out.ran) continue;
+      compare(where, Y, c, out.y, want[Y], 4e-6);
+      if (schedule.save) compare(where, SAVED, c, out.saved, want[SAVED], 4e-6);
+      if (schedule.size != schedules(seed)[0].size) continue;
+      if (!first.empty()) check(out.y.bytes == first[0].y.bytes, "%s: y has other bits", where.c_str());
+      first.push_back(std::move(out));
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1) every = std::max(1, std::atoi(arguments[1]));
+  group("forward", test_forward);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed ? 1 : 0;
+}
