@@ -64,6 +64,7 @@ class Member {
   SENET_DEVICE A* own(int i) const { return floats(cut_.space.owned, i * own_stride()); }
   SENET_DEVICE A* out(int i) const { return floats(cut_.space.out, i * out_stride()); }
   SENET_DEVICE A* all(int i) const { return floats(cut_.space.all, i * all_stride()); }
+  SENET_DEVICE A* mixed() const { return floats(cut_.space.mixed, 0); }
   SENET_DEVICE A* scratch() const { return floats(cut_.space.scratch, 0); }
   SENET_DEVICE int all_stride() const { return cut_.space.all_width; }
   SENET_DEVICE int own_stride() const { return image_.parts > 1 ? cut_.space.own : cut_.space.channels; }

@@ -36,7 +36,7 @@ constexpr int fours(std::int64_t n) { return static_cast<int>((n + 3) / 4); }
 
 // Where everything is in a block's shared memory, in bytes. Vectors of floats are padded to fours.
 struct ClusterSpace {
-  int barriers, sums, gates, shifts, owned, from_parts, out, from_all, all, scratch, slices;
+  int barriers, sums, gates, shifts, owned, from_parts, out, from_all, all, mixed, scratch, slices;
   int channels, own, out_width, all_width, slice_bytes;  // widths of the vectors, in floats, for one image
   int total;
 };
@@ -66,9 +66,11 @@ inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool back
   s.out = two_fc ? take_floats(images * s.out_width) : s.owned;
   s.from_all = take_floats(std::int64_t{2} * t.count() * images * s.out_width);
   s.all = take_floats(images * s.all_width);
-  // for sums by several groups of threads
-  const std::int64_t columns = p.shape.I > 1 ? 0 : std::int64_t{plan.threads} * (16 / item);
-  s.scratch = take_floats(std::max<std::int64_t>(columns, backward ? plan.threads : plan.threads / 16));
+  // sums over rows of weights, for all images of the widest kernel, and what groups of threads add up
+  const std::int64_t wide = images > 1 ? kClusterImages : 1;
+  s.mixed = backward ? take_floats(wide * std::max<std::int64_t>(two_fc ? p.shape.R : 0, s.own)) : at;
+  const std::int64_t columns = p.shape.I > 1 ? plan.threads / 16 : plan.threads * (16 / item);
+  s.scratch = take_floats(std::max(columns, backward ? wide * plan.threads : 0));
   at = (at + 127) / 128 * 128;
   s.slices = at;
   const std::int64_t slice = std::int64_t{1} * t.channels * t.rows * t.columns * item;

@@ -1,6 +1,7 @@
 // The cluster kernels and their planner on the emulator against the naive implementation. A plain program; exits 1 on a failure.
 //   clusters_test [n]    every n-th of the cases, default 1: all
 #include "cases.h"
+#include "se/cuda/cluster_backward.cuh"
 #include "se/cuda/cluster_forward.cuh"
 
 namespace {
@@ -94,6 +95,77 @@ Forwarded run_forward(const Case& c, const Setting& setting, Schedule schedule, 
   return out;
 }
 
+// The gradients that the case asks for, by Tensor; none where the image cannot be cut so.
+std::vector<Output> run_backward(const std::string& where, const Case& c, const Setting& setting, Schedule schedule,
+                                 const Inputs& in, const Results& want) {
+  const Input x(spread(c, in[X]), c.dtype, setting.x_offset), grad_y(in[GRAD_Y], c.dtype, setting.y_offset);
+  const Input residual(spread(c, in[RESIDUAL]), c.dtype, setting.residual_offset);
+  const Input w1(in[W1], c.weight_dtype, 0), w2(in[W2], c.weight_dtype, 0), saved(want[SAVED], c.sum_dtype());
+  std::vector<Output> out;
+  for (int t = 0; t < kTensors; ++t) {
+    out.emplace_back(want[t].size(), t >= DW1 ? c.weight_dtype : c.dtype, t == DX ? setting.y_offset : setting.x_offset);
+  }
+  const auto asked = [&](int t) { return c.gradients >> t & 1 ? out[t].data() : nullptr; };
+  BackwardParams p;
+  static_cast<Params&>(p) = params_of(c, x, residual, w1, w2, saved.data);
+  p.grad_y = grad_y.data;
+  p.grad_x = asked(DX);
+  p.grad_residual = c.post.is_identity() ? nullptr : out[DRESIDUAL].data();
+  p.grad_fc1_weight = asked(DW1), p.grad_fc1_bias = asked(DB1);
+  if (c.two_fc()) p.grad_fc2_weight = asked(DW2), p.grad_fc2_bias = asked(DB2);
+
+  if (cuda::is_general(p)) schedule.images = 1;
+  cuda::ClusterPlan plan;
+  if (!plan_of(p, schedule, true, plan)) return {};
+  cuda::Scratch count(nullptr, c.dtype);
+  cuda::weight_sums(p, count);
+  Output scratch(std::size_t(count.bytes() / 4), c.sum_dtype());
+  cuda::Scratch taken(scratch.data(), c.dtype);
+  const cuda::ClusterBackwardLaunch launch = cuda::launch_of(p, plan, taken);
+  for_cluster_types(c, [&]<class T, class W>() {
+    if (cuda::is_general(p)) {
+      emulate<cuda::ClusterBackward<T, W, true, 1>>(launch, schedule);
+    } else if (plan.images == 1) {
+      emulate<cuda::ClusterBackward<T, W, false, 1>>(launch, schedule);
+    } else {
+      emulate<cuda::ClusterBackward<T, W, false, cuda::kClusterImages>>(launch, schedule);
+    }
+    const int jobs = cuda::weight_jobs(p, kBlock);
+    if (jobs == 0) return;
+    emulator::launch(unsigned(jobs), kBlock, kBlock / 32 * sizeof(double), {schedule.seed, 3}, [&](void* shared) {
+      cuda::WeightGradients<T, W>{launch.call, launch.sums, launch.cut.images, static_cast<double*>(shared)}.run(
+          int(blockIdx.x));
+    });
+  });
+  check(scratch.guarded(), "%s: wrote outside of the scratch", where.c_str());
+  return out;
+}
+
+void test_backward() {
+  unsigned seed = 1000;
+  for (const auto& [c, setting] : cases()) {
+    if (c.dtype == Dtype::f64 || c.shape.O == 0 || ++seed % unsigned(every) != 0) continue;
+    const Inputs in = random_inputs(c, seed);
+    const Results want = naive(c, in);
+    std::vector<Output> first;
+    for (const Schedule& schedule : schedules(seed)) {
+      if (schedule.in_place) continue;
+      const std::string where = "backward of " + c.name() + " offsets " + std::to_string(setting.x_offset) +
+                                std::to_string(setting.y_offset) + std::to_string(setting.residual_offset) + ", " +
+                                schedule.name();
+      std::vector<Output> out = run_backward(where, c, setting, schedule, in, want);
+      if (out.empty()) continue;
+      for (int t = DX; t < kTensors; ++t) {
+        // a tap's gradient is one sum over channels and images, and may cancel
+        const double cancels = c.excitation == Excitation::channel_conv && t >= DW1 ? 16 : 1;
+        compare(where, Tensor(t), c, out[t], want[t], cancels * 4e-6);
+        if (!first.empty()) check(out[t].bytes == first[t].bytes, "%s: %s has other bits", where.c_str(), kTensorNames[t]);
+      }
+      if (first.empty()) first = std::move(out);
+    }
+  }
+}
+
 void test_forward() {
   unsigned seed = 0;
   for (const auto& [c, setting] : cases()) {
@@ -125,6 +197,7 @@ void test_forward() {
 int main(int count, char** arguments) {
   if (count > 1) every = std::max(1, std::atoi(arguments[1]));
   group("forward", test_forward);
+  group("backward", test_backward);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;
 }
