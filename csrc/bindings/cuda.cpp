@@ -7,6 +7,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 
@@ -34,6 +35,15 @@ Tensor counters_for(const Tensor& x, void* stream, std::int64_t count) {
   return counters;
 }
 
+// SENET_FAST_CUDA_KERNEL: auto, ticket or cluster. Read at every call, so that one process can compare them.
+cuda::Kernel wanted_kernel() {
+  const char* name = std::getenv("SENET_FAST_CUDA_KERNEL");
+  cuda::Kernel kernel = cuda::Kernel::automatic;
+  TORCH_CHECK_VALUE(!name || cuda::kernel_named(name, kernel), "SENET_FAST_CUDA_KERNEL is '", name,
+                    "'; expected 'auto', 'ticket' or 'cluster'");
+  return kernel;
+}
+
 // Enqueues forward or backward on the current stream of the device of x.
 class Run {
  public:
@@ -48,21 +58,27 @@ class Run {
   const c10::DeviceGuard guard_;
 
   template <class P>
-  void enqueue(const P& p, const char* (*plan_of)(const P&, cuda::Plan&),
-               std::int64_t (*scratch_of)(const P&, const cuda::Plan&),
-               const char* (*launch)(const P&, const cuda::Plan&, void*, unsigned*, void*)) const {
+  void enqueue(const P& p, const char* (*plans_of)(const P&, cuda::Kernel, cuda::Plans&),
+               std::int64_t (*scratch_of)(const P&, const cuda::Plans&),
+               const char* (*launch)(const P&, const cuda::Plans&, void*, unsigned*, void*)) const {
     for (const std::int64_t size : {p.shape.B, p.shape.O, p.shape.K, p.shape.I, p.shape.R}) {
       TORCH_CHECK_VALUE(size < std::int64_t{1} << 30, "squeeze_excite: x has shape ", x_.sizes(),
                         "; expected fewer than 2^30 images, rows, channels and columns on a GPU");
     }
-    cuda::Plan plan;
-    check_cuda(plan_of(p, plan), "asking for the GPU's properties");
-    TORCH_CHECK_VALUE(cuda::fits_one_launch(plan, p.shape.B), "squeeze_excite: x has shape ", x_.sizes(),
-                      "; expected fewer than 2^30 tiles of 16 kB on a GPU");
+    const cuda::Kernel wanted = wanted_kernel();
+    cuda::Plans plans;
+    check_cuda(plans_of(p, wanted, plans), "asking for the GPU's properties");
+    TORCH_CHECK_VALUE(plans.cluster || wanted != cuda::Kernel::cluster || x_.numel() == 0,
+                      "squeeze_excite: SENET_FAST_CUDA_KERNEL is 'cluster', and x has shape ", x_.sizes(), " and type ",
+                      x_.scalar_type(), "; expected a GPU with clusters (sm_90 or later), a build for it, a type other than "
+                      "float64 and an image that fits the shared memory of a cluster");
+    TORCH_CHECK_VALUE(plans.cluster || cuda::fits_one_launch(plans.ticket, p.shape.B), "squeeze_excite: x has shape ",
+                      x_.sizes(), "; expected fewer than 2^30 tiles of 16 kB on a GPU");
     void* stream = c10::impl::VirtualGuardImpl(x_.device().type()).getStream(x_.device()).native_handle();
-    const Tensor scratch = at::empty({scratch_of(p, plan)}, x_.options().dtype(at::kByte));
-    const Tensor counters = counters_for(x_, stream, cuda::counters_of(p.shape.B));
-    check_cuda(launch(p, plan, scratch.mutable_data_ptr(), static_cast<unsigned*>(counters.mutable_data_ptr()), stream),
+    const Tensor scratch = at::empty({scratch_of(p, plans)}, x_.options().dtype(at::kByte));
+    const Tensor counters = plans.cluster ? Tensor() : counters_for(x_, stream, cuda::counters_of(p.shape.B));
+    check_cuda(launch(p, plans, scratch.mutable_data_ptr(),
+                      plans.cluster ? nullptr : static_cast<unsigned*>(counters.mutable_data_ptr()), stream),
                "the launch");
   }
 };

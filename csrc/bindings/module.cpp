@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
+#include <string>
+
 #include "bindings/cpu.h"
 #include "se/cpu/drive.h"
-#include "se/cuda/plan.h"
+#include "se/cuda/cluster_plan.h"
 #include "senet_fast_build.h"  // made by setup.py
 #if defined(SENET_FAST_CUDA)
 #include "se/cuda/device.h"
@@ -50,19 +53,59 @@ py::dict plan(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, st
   return result;
 }
 
-py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, int item_bytes, int processors,
-                   int blocks_per_processor, std::int64_t l2_bytes) {
+// Without a kernel's name the environment's, as the op.
+py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, std::optional<std::int64_t> R,
+                   int item_bytes, bool backward, bool residual, std::optional<std::string> kernel, int processors,
+                   int blocks_per_processor, std::int64_t l2_bytes, std::int64_t shared_bytes) {
   if (item_bytes != 2 && item_bytes != 4 && item_bytes != 8)
     throw py::value_error("item_bytes is " + std::to_string(item_bytes) + "; expected 2, 4 or 8");
-  const senet::Dtype dtype = item_bytes == 2 ? senet::Dtype::f16 : item_bytes == 4 ? senet::Dtype::f32 : senet::Dtype::f64;
-  const senet::cuda::Plan plan = senet::cuda::plan({B, O, K, I, 1}, dtype, {processors, blocks_per_processor, l2_bytes});
+  const char* set = std::getenv("SENET_FAST_CUDA_KERNEL");
+  if (!kernel) kernel = set ? set : "auto";
+  senet::cuda::Kernel wanted;
+  if (!senet::cuda::kernel_named(*kernel, wanted))
+    throw py::value_error("kernel is '" + *kernel + "'; expected 'auto', 'ticket' or 'cluster'");
+  senet::Params p;
+  p.shape = {B, O, K, I, R.value_or(std::max<std::int64_t>(1, K / 16))};
+  p.dtype = item_bytes == 2 ? senet::Dtype::f16 : item_bytes == 4 ? senet::Dtype::f32 : senet::Dtype::f64;
+  p.weight_dtype = p.dtype;
+  if (residual) {
+    p.epilogue.residual = &p;  // any: only its presence counts
+    p.epilogue.activation.kind = senet::ActivationKind::relu;
+  }
+  const senet::cuda::Gpu gpu{processors, blocks_per_processor, l2_bytes, static_cast<int>(shared_bytes)};
+  const senet::cuda::Plan plan = senet::cuda::plan(p.shape, p.dtype, gpu);
   const senet::cuda::Tiles& tiles = plan.tiles;
+  const auto size_of = [](const senet::cuda::Tiles& t) { return py::make_tuple(t.channels, t.rows, t.columns); };
+  const auto count_of = [](const senet::cuda::Tiles& t) {
+    return py::make_tuple(t.channel_tiles, t.row_tiles, t.column_tiles);
+  };
   py::dict result;
-  result["tile"] = py::make_tuple(tiles.channels, tiles.rows, tiles.columns);
-  result["tiles"] = py::make_tuple(tiles.channel_tiles, tiles.row_tiles, tiles.column_tiles);
+  result["tile"] = size_of(tiles);
+  result["tiles"] = count_of(tiles);
   result["lanes"] = plan.lanes;
   result["images_ahead"] = plan.lag;
   result["blocks"] = plan.blocks;
+  const senet::cuda::ClusterPlan cluster =
+      senet::cuda::choose(p, backward, gpu, wanted, true, senet::cuda::h100_clusters, plan);
+  if (wanted == senet::cuda::Kernel::cluster && !cluster)
+    throw py::value_error("kernel is 'cluster', and no cluster can hold an image of this shape and type");
+  const senet::cuda::Model model(p, backward, gpu);
+  result["kernel"] = cluster ? "cluster" : "ticket";
+  result["microseconds"] = cluster ? cluster.microseconds : model.ticket(plan, static_cast<double>(p.hidden()), gpu);
+  if (!cluster) {
+    result["cluster"] = py::none();
+    return result;
+  }
+  py::dict shape;
+  shape["blocks"] = cluster.size;
+  shape["clusters"] = cluster.clusters;
+  shape["threads"] = cluster.threads;
+  shape["images"] = cluster.images;
+  shape["slice"] = size_of(cluster.slices);
+  shape["slices"] = count_of(cluster.slices);
+  shape["chunks"] = cluster.chunks;
+  shape["shared_bytes"] = cluster.shared_bytes;
+  result["cluster"] = shape;
   return result;
 }
 
@@ -86,11 +129,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
         py::arg("item_bytes") = 4,
         "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream.");
-  m.def("plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::kw_only(),
-        py::arg("item_bytes") = 4, py::arg("processors") = 132, py::arg("blocks_per_processor") = 3,
-        py::arg("l2_bytes") = 50 << 20,
-        "How x [B, O, K, I] is cut on a GPU (by default an H100): tile and tiles along (K, O, I), lanes to a channel, "
-        "images_ahead, blocks.");
+  m.def("plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(),
+        py::kw_only(), py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false,
+        py::arg("kernel") = py::none(), py::arg("processors") = 132, py::arg("blocks_per_processor") = 3,
+        py::arg("l2_bytes") = 50 << 20, py::arg("shared_bytes") = 227 << 10,
+        "How a two_fc call (R defaults to K / 16; with residual, a ReLU behind it) on x [B, O, K, I] is cut on a GPU, by default "
+        "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "
+        "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured.");
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), "Override the planner from now on; what is None it decides itself.");
 }

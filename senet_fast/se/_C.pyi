@@ -1,4 +1,4 @@
-from typing import TypedDict, type_check_only
+from typing import Literal, TypedDict, type_check_only
 
 @type_check_only
 class CudaInfo(TypedDict):
@@ -23,12 +23,26 @@ class Plan(TypedDict):
     stream: bool
 
 @type_check_only
+class ClusterPlan(TypedDict):
+    blocks: int
+    clusters: int
+    threads: int
+    images: int
+    slice: tuple[int, int, int]
+    slices: tuple[int, int, int]
+    chunks: int
+    shared_bytes: int
+
+@type_check_only
 class CudaPlan(TypedDict):
     tile: tuple[int, int, int]
     tiles: tuple[int, int, int]
     lanes: int
     images_ahead: int
     blocks: int
+    kernel: Literal["ticket", "cluster"]
+    microseconds: float
+    cluster: ClusterPlan | None
 
 def build_info() -> BuildInfo: ...
 def isas() -> list[str]: ...
@@ -40,11 +54,16 @@ def plan_cuda(
     O: int,
     K: int,
     I: int,
+    R: int | None = None,
     *,
     item_bytes: int = 4,
+    backward: bool = False,
+    residual: bool = False,
+    kernel: str | None = None,
     processors: int = 132,
     blocks_per_processor: int = 3,
     l2_bytes: int = 52428800,
+    shared_bytes: int = 232448,
 ) -> CudaPlan: ...
 def force_plan(
     *, threads: int | None = None, images_per_tile: int | None = None, stream: bool | None = None

@@ -56,12 +56,37 @@ def test_ops_are_registered_as_built(op: str) -> None:
 
 def test_plan_cuda() -> None:
     plan = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2)
-    assert plan == {"tile": (167, 1, 49), "tiles": (13, 1, 1), "lanes": 8, "images_ahead": 31, "blocks": 396}
+    ticket = {"tile": (167, 1, 49), "tiles": (13, 1, 1), "lanes": 8, "images_ahead": 31, "blocks": 396}
+    assert {name: plan[name] for name in ticket} == ticket  # type: ignore[literal-required]
     small = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2, processors=40, l2_bytes=4 << 20)
     assert small["tile"] == (83, 1, 49)
     assert small["blocks"] == 80
     with pytest.raises(ValueError, match="item_bytes is 3; expected 2, 4 or 8"):
         _C.plan_cuda(B=1, O=1, K=1, I=1, item_bytes=3)
+
+
+def test_plan_cuda_chooses_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights_dominate = {"B": 256, "O": 1, "K": 2048, "I": 49, "R": 128, "item_bytes": 2}
+    plan = _C.plan_cuda(**weights_dominate)
+    assert plan["kernel"] == "cluster"
+    assert plan["cluster"] is not None
+    assert (plan["cluster"]["blocks"], plan["cluster"]["images"]) == (8, 4)
+    assert plan["cluster"]["slice"] == (256, 1, 49)
+    ticket = _C.plan_cuda(**weights_dominate, kernel="ticket")
+    assert (ticket["kernel"], ticket["cluster"]) == ("ticket", None)
+    assert plan["microseconds"] < 0.9 * ticket["microseconds"]
+    without_clusters = _C.plan_cuda(**weights_dominate, shared_bytes=0)
+    assert without_clusters["kernel"] == "ticket"
+    large = {"B": 256, "O": 1, "K": 256, "I": 3136, "R": 16, "item_bytes": 2}
+    assert _C.plan_cuda(**large)["kernel"] == "ticket"  # the model's gain is too small to ask more of a GPU
+    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", "cluster")
+    assert _C.plan_cuda(**large)["kernel"] == "cluster"
+    for what in ({}, {"backward": True}, {"residual": True}, {"backward": True, "residual": True}):
+        assert _C.plan_cuda(**large, **what)["kernel"] == "cluster"
+    with pytest.raises(ValueError, match="no cluster can hold"):
+        _C.plan_cuda(B=1, O=1, K=1, I=1 << 24)
+    with pytest.raises(ValueError, match="kernel is 'clusters'; expected 'auto', 'ticket' or 'cluster'"):
+        _C.plan_cuda(B=1, O=1, K=1, I=1, kernel="clusters")
 
 
 @needs_gpu
@@ -96,12 +121,54 @@ def test_real_shapes(real: dict[str, Any], channels_last: bool, dtype: torch.dty
     assert_close(arguments)
 
 
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("post_activation", ["identity", "relu", "silu"])
+@pytest.mark.parametrize("shape", [(8, 256, 56, 56), (37, 2048, 7, 7), (5, 72, 28, 28), (3, 1, 300, 40), (9, 30, 15, 15)])
+def test_clusters(
+    shape: tuple[int, int, int, int],
+    post_activation: str,
+    channels_last: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if torch.cuda.get_device_capability() < (9, 0) or dtype == torch.float64:
+        pytest.skip("needs sm_90 and another type than float64")
+    B, K, H, W = shape
+    arguments = make_arguments(BY_NAME["nchw"], dtype, B=1, K=K, R=max(1, K // 16), residual=post_activation == "relu")
+    arguments["post_activation"] = post_activation
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    for name in ("x", "residual"):
+        if isinstance(arguments.get(name), Tensor):
+            arguments[name] = (torch.randn(B, K, H, W) + 0.2).to(dtype, memory_format=form)
+    for name in ("fc1_weight", "fc2_weight"):
+        arguments[name] /= arguments[name].shape[1] ** 0.5
+    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", "cluster")
+    assert_close(arguments)
+
+
+@needs_gpu
+def test_kernels_are_named(case: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", "fast")
+    with pytest.raises(ValueError, match="SENET_FAST_CUDA_KERNEL is 'fast'; expected 'auto', 'ticket' or 'cluster'"):
+        squeeze_excite(**case)
+
+
+@pytest.fixture(params=["ticket", "cluster"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cluster" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs sm_90")
+    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 def case() -> Arguments:
     return on_gpu(make_arguments(BY_NAME["nchw"], B=37, K=200, R=12, residual=True, post_activation="relu"))
 
 
 @needs_gpu
+@pytest.mark.usefixtures("kernel")
 def test_same_bits_on_streams_beside_others(case: Arguments) -> None:
     grad_y = torch.randn_like(case["x"])
     first = value_and_grads(squeeze_excite, case, grad_y)
@@ -118,6 +185,7 @@ def test_same_bits_on_streams_beside_others(case: Arguments) -> None:
 
 
 @needs_gpu
+@pytest.mark.usefixtures("kernel")
 def test_graph(case: Arguments) -> None:
     with torch.no_grad():
         squeeze_excite(**case)
@@ -131,6 +199,7 @@ def test_graph(case: Arguments) -> None:
 
 
 @needs_gpu
+@pytest.mark.usefixtures("kernel")
 def test_in_place_and_prologue(case: Arguments) -> None:
     scale, shift = torch.rand(200, device=DEVICE) + 0.5, torch.randn(200, device=DEVICE)
     with torch.no_grad():

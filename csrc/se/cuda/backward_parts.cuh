@@ -125,7 +125,7 @@ struct BackwardParts {
   // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze
   template <bool kLast>
   struct Written {
-    static constexpr int kAhead = 4;
+    static constexpr int kAhead = kLast ? 4 : 2;  // shared memory is near
     template <int n>
     using Loaded = Vector<T, n>;
 

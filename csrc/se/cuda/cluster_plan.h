@@ -4,6 +4,8 @@
 // A cluster works on one or a few images. Each of its blocks keeps a slice of each in shared memory, so x is read once; what an
 // image's squeeze and excitation need of each other goes from shared memory to shared memory.
 #pragma once
+#include <string_view>
+
 #include "se/cuda/plan.h"
 
 namespace senet::cuda {
@@ -223,6 +225,13 @@ ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool se
 }
 
 enum class Kernel : std::uint8_t { automatic, ticket, cluster };
+constexpr const char* kKernelNames[] = {"auto", "ticket", "cluster"};
+inline bool kernel_named(std::string_view name, Kernel& out) {
+  for (const Kernel kernel : {Kernel::automatic, Kernel::ticket, Kernel::cluster}) {
+    if (name == kKernelNames[static_cast<int>(kernel)]) return out = kernel, true;
+  }
+  return false;
+}
 
 // The cluster kernel, where that is chosen before a ticket kernel's plan, or is wanted; no size where it is not or cannot be.
 template <class Active>

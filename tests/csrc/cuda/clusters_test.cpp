@@ -95,6 +95,77 @@ Forwarded run_forward(const Case& c, const Setting& setting, Schedule schedule, 
   return out;
 }
 
+Params params_of(const Shape& shape, Dtype dtype) {
+  Params p;
+  p.shape = shape;
+  p.dtype = p.weight_dtype = dtype;
+  return p;
+}
+
+void test_plan() {
+  const cuda::Gpu gpu;
+  const auto chosen = [&](const Shape& shape, Dtype dtype, bool backward, cuda::Kernel wanted) {
+    const Params p = params_of(shape, dtype);
+    return cuda::choose(p, backward, gpu, wanted, true, cuda::h100_clusters, cuda::plan(shape, dtype, gpu));
+  };
+  struct Known {
+    Shape shape;
+    Dtype dtype;
+    int size, images;                 // 0: the ticket kernel
+    std::array<int, 3> slice, chunk;  // channels, rows, columns
+  };
+  const Known known[] = {
+      {{1, 1, 256, 3136, 16}, Dtype::f16, 0, 1, {}, {}},
+      {{256, 1, 256, 3136, 16}, Dtype::f16, 0, 1, {}, {}},  // within 10 % of the ticket kernel
+      {{1, 1, 2048, 49, 128}, Dtype::f16, 16, 1, {128, 1, 49}, {41, 1, 49}},
+      {{256, 1, 2048, 49, 128}, Dtype::f16, 8, 4, {256, 1, 49}, {41, 1, 49}},  // four images a weight
+      {{256, 49, 2048, 1, 128}, Dtype::f16, 4, 2, {2048, 13, 1}, {2048, 1, 1}},  // channels_last: rows
+      {{8, 1, 48, 36100, 12}, Dtype::f32, 0, 1, {}, {}},  // an image of 6.9 MB
+      {{8, 1, 64, 49, 16}, Dtype::f64, 0, 1, {}, {}},
+  };
+  for (const Known& k : known) {
+    const cuda::ClusterPlan plan = chosen(k.shape, k.dtype, false, cuda::Kernel::automatic);
+    const cuda::Tiles& t = plan.slices;
+    const bool same = plan.size == k.size && plan.images == k.images &&
+                      (!plan || (std::array{t.channels, t.rows, t.columns} == k.slice &&
+                                 std::array{plan.chunk_channels, plan.chunk_rows, plan.chunk_columns} == k.chunk));
+    check(same, "the plan of [%d %d %d %d]: clusters of %d with %d images, slices of %d x %d x %d, chunks of %d x %d x %d",
+          int(k.shape.B), int(k.shape.O), int(k.shape.K), int(k.shape.I), plan.size, plan.images, t.channels, t.rows, t.columns,
+          plan.chunk_channels, plan.chunk_rows, plan.chunk_columns);
+    check(!chosen(k.shape, k.dtype, false, cuda::Kernel::ticket), "the ticket kernel was wanted");
+  }
+  check(bool(chosen({256, 1, 256, 3136, 16}, Dtype::f16, false, cuda::Kernel::cluster)), "the cluster kernel was wanted");
+  std::mt19937 random(7);
+  int plans = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const auto size = [&] { return int64_t(1 << random() % 11 | random() % 50); };
+    const auto often_one = [&] { return random() % 2 ? 1 : size(); };
+    const Shape shape{1 + size() % 300, often_one(), size(), often_one(), 1 + int64_t(random() % 300)};
+    const Dtype dtype = random() % 2 ? Dtype::f16 : Dtype::f32;
+    const bool backward = random() % 2;
+    const int blocks = 1 << random() % 5, threads = random() % 2 ? 512 : 256, images = 1 << random() % 3;
+    cuda::ClusterPlan plan;
+    const Params p = params_of(shape, dtype);
+    if (!cuda::cut_cluster(p, backward, blocks, threads, images, plan)) continue;
+    ++plans;
+    const cuda::Tiles& t = plan.slices;
+    const auto covers = [](int64_t size, int tile, int count) {
+      return int64_t(tile) * count >= size && int64_t(tile) * (count - 1) < size;
+    };
+    const int64_t elements = int64_t(t.channels) * t.rows * t.columns;
+    const bool run = t.rows > 1 ? t.channels == shape.K && t.columns == shape.I : t.channels == 1 || t.columns == shape.I;
+    const cuda::ClusterSpace space = cuda::space_of(p, plan, backward);
+    const bool good = covers(shape.K, t.channels, t.channel_tiles) && covers(shape.O, t.rows, t.row_tiles) &&
+                      covers(shape.I, t.columns, t.column_tiles) && t.count() <= blocks && run &&
+                      plan.chunks <= cuda::kClusterChunks && plan.chunk_elements() * plan.chunks >= elements &&
+                      (plan.chunks == 1 || plan.chunk_elements() * item_bytes(dtype) >= 32) && plan.lanes <= threads &&
+                      space.slice_bytes >= elements * item_bytes(dtype) + 14 && space.slices % 128 == 0;
+    check(good, "the plan of [%d %d %d %d], clusters of %d: slices of %d x %d x %d, %d chunks", int(shape.B), int(shape.O),
+          int(shape.K), int(shape.I), blocks, t.channels, t.rows, t.columns, plan.chunks);
+  }
+  check(plans > 1000, "%d plans of 3000", plans);
+}
+
 // The gradients that the case asks for, by Tensor; none where the image cannot be cut so.
 std::vector<Output> run_backward(const std::string& where, const Case& c, const Setting& setting, Schedule schedule,
                                  const Inputs& in, const Results& want) {
@@ -196,6 +267,7 @@ void test_forward() {
 
 int main(int count, char** arguments) {
   if (count > 1) every = std::max(1, std::atoi(arguments[1]));
+  group("plan", test_plan);
   group("forward", test_forward);
   group("backward", test_backward);
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -22,6 +22,10 @@ class Mutation(NamedTuple):
     old: str
     new: str
 
+    @property
+    def test(self) -> str:
+        return "clusters" if self.file.startswith("cluster") else "tickets"
+
 
 MUTATIONS = [
     Mutation("no barrier after a job", "tickets.cuh", "    work(job_of(ticket, t));\n    __syncthreads();", "    work(job_of(ticket, t));"),
@@ -45,22 +49,57 @@ MUTATIONS = [
     Mutation("vectors begin too early", "tile.cuh", "(before - static_cast<int>(at)) & (n - 1)", "(before + static_cast<int>(at)) & (n - 1)"),
     Mutation("the last row is left out", "tile.cuh", "for (int row = 0; c < tile.channels && row < tile.rows; ++row)", "for (int row = 0; c < tile.channels && row < tile.rows - 1; ++row)"),
     Mutation("half of a warp's sum", "device.cuh", "for (int offset = lanes >> 1;", "for (int offset = lanes >> 2;"),
-    Mutation("a row too many is read", "device.cuh", "weight[(r < rows ? r : 0) * stride + m]", "weight[r * stride + m]"),
+    Mutation("a row too many is read", "device.cuh", "widen(weight[(r < rows ? r : 0) * stride + m])", "widen(weight[r * stride + m])"),
     Mutation("no barrier between the squeezed and fc1", "forward.cuh", "two_fc) return;\n    __syncthreads();", "two_fc) return;"),
     Mutation("no barrier between the gates and scale", "forward.cuh", "      excite(job.image, tile);\n      __syncthreads();", "      excite(job.image, tile);"),
-    Mutation("no barrier before the gates' bias", "forward.cuh", "[&](int c, A z) { channels[c] = z; });\n    }\n    __syncthreads();", "[&](int c, A z) { channels[c] = z; });\n    }"),
-    Mutation("saved by every tile of a channel's", "forward.cuh", "l.p.saved && tile.part == 0 ?", "l.p.saved ?"),
+    Mutation("no barrier before the gates' bias", "forward.cuh", "[&](int c, int, A z) { channels[c] = z; });\n    __syncthreads();", "[&](int c, int, A z) { channels[c] = z; });"),
+    Mutation("saved by every tile of a channel's", "forward.cuh", "channels[c], tile.part == 0)", "channels[c], true)"),
     Mutation("no barrier between gradients of gates and fc2", "backward.cuh", "two_fc) return;\n    __syncthreads();", "two_fc) return;"),
-    Mutation("gates without a barrier", "backward.cuh", "+ A(l.p.epilogue.add_one);\n    }\n    __syncthreads();", "+ A(l.p.epilogue.add_one);\n    }"),
-    Mutation("taps reach past the last channel", "backward.cuh", "int t = last < K ? 0 : last - K + 1;", "int t = last < K ? 0 : last - K;"),
-    Mutation("a row of weights too many", "backward.cuh", "i < kWeightRows && first + i < M; ++i", "i < kWeightRows && first + i <= M; ++i"),
+    Mutation("gates without a barrier", "backward.cuh", "      parts.compute_gates(job.image, tile, gates);\n      __syncthreads();", "      parts.compute_gates(job.image, tile, gates);"),
+    Mutation("taps reach past the last channel", "backward_parts.cuh", "int t = last < K ? 0 : last - K + 1;", "int t = last < K ? 0 : last - K;"),
+    Mutation("a row of weights too many", "weights.cuh", "i < kWeightRows && first + i < M; ++i", "i < kWeightRows && first + i <= M; ++i"),
+    # the cluster kernels
+    Mutation("barriers are not initialised before copies count on them", "cluster.cuh", "      publish_barriers();\n    }\n    __syncthreads();\n    cluster_arrive();", "      publish_barriers();\n    }\n    cluster_arrive();"),
+    Mutation("nobody waits until its peers have started", "cluster.cuh", "    if (turn == 0) cluster_wait();", "    if (turn == 1000) cluster_wait();"),
+    Mutation("a block with no slice leaves without the wait", "cluster.cuh", "if (rank >= members) return cluster_wait();", "if (rank >= members) return;"),
+    Mutation("no barrier between two turns", "cluster.cuh", "      __syncthreads();\n      if (threadIdx.x == 0) {\n        expect(from_all_barrier()", "      if (threadIdx.x == 0) {\n        expect(from_all_barrier()"),
+    Mutation("too few bytes of the shared vectors are counted", "cluster.cuh", "members * count * cut_.space.out_width * 4)", "(members - (members > 1)) * count * cut_.space.out_width * 4)"),
+    Mutation("too many bytes of the shared vectors are counted", "cluster.cuh", "members * count * cut_.space.out_width * 4)", "(members + 1) * count * cut_.space.out_width * 4)"),
+    Mutation("too few bytes from slices with the same channels", "cluster.cuh", "image_.parts * count * fours_of(owned) * 16", "count * fours_of(owned) * 16"),
+    Mutation("too few bytes of the gates", "cluster.cuh", "count * fours_ * 16)", "count * fours_of(owned) * 16)"),
+    Mutation("the wrong parity of what all share", "cluster.cuh", "from_all_barrier(), turn >> 1 & 1", "from_all_barrier(), turn & 1"),
+    Mutation("one place for what all share, not two", "cluster.cuh", "(((turn & 1) * members + member)", "((0 * members + member)"),
+    Mutation("one barrier for what all share, not two", "cluster.cuh", "return barrier(turn & 1); }", "return barrier(0); }"),
+    Mutation("shared vectors are not waited for", "cluster.cuh", "    wait_for_peers(from_all_barrier(), turn >> 1 & 1);\n", ""),
+    Mutation("sums of parts are not waited for", "cluster.cuh", "    wait_for_peers(parts_barrier(), turn & 1);\n", ""),
+    Mutation("gates are not waited for", "cluster.cuh", "    wait_for_peers(spread_barrier(), turn & 1);\n", ""),
+    Mutation("a sum begins before its chunk is there", "cluster.cuh", "      while (seen < end) {", "      while (seen + 64 < end) {"),
+    Mutation("a chunk is awaited with the parity of the next turn", "cluster.cuh", "member.cut_.by_chunk)), member.turn & 1)", "member.cut_.by_chunk)), ~member.turn & 1)"),
+    Mutation("a chunk is filled again before all have read it", "cluster.cuh", "      chunk(chunk_of(k), k * cut_.chunk);\n      __syncthreads();", "      chunk(chunk_of(k), k * cut_.chunk);"),
+    Mutation("a chunk is filled again one too early", "cluster.cuh", "if (k > 0) load(i, next, k - 1);", "load(i, next, k);"),
+    Mutation("the ends of a slice are filled before it is read", "cluster.cuh", "    for (int k = 0; k < chunks; ++k) {\n      wait(arrival(i, k), turn & 1);", "    if (next < cut_.images) load_ends(i, next);\n    for (int k = 0; k < chunks; ++k) {\n      wait(arrival(i, k), turn & 1);"),
+    Mutation("the elements behind the last vector do not arrive", "cluster.cuh", "e < elements_; e += 32) to[e] = from[e];", "e < vectors.end; e += 32) to[e] = from[e];"),
+    Mutation("a copy reads past the slice", "cluster.cuh", "return at < end ? at : end;", "return at;"),
+    Mutation("the next images' chunk is that of the same place in this turn", "cluster.cuh", "next = next_ + i;", "next = next_;"),
+    Mutation("no barrier before parts are added to the gates' sums", "cluster.cuh", "      own(i)[c] = sum;\n    }\n    __syncthreads();", "      own(i)[c] = sum;\n    }"),
+    Mutation("no barrier behind the hidden layer", "cluster.cuh", "      all(i)[r] = made(i, r, sum);\n    }\n    __syncthreads();", "      all(i)[r] = made(i, r, sum);\n    }"),
+    Mutation("channels of another owner", "cluster.cuh", "4 * (vectors * part / parts) + c", "4 * (vectors / parts * part) + c"),
+    Mutation("the sum is not complete before parts are sent", "cluster_forward.cuh", "m.scratch(), m.ready(i));\n      __syncthreads();", "m.scratch(), m.ready(i));"),
+    Mutation("the shares of the hidden layer are not complete before they are sent", "cluster_forward.cuh", "m.out(i)[r] = sum; });\n    __syncthreads();", "m.out(i)[r] = sum; });"),
+    Mutation("no barrier between the gates and scale in a cluster", "cluster_forward.cuh", "m.gates(i))[c] = gate;\n    }\n    __syncthreads();", "m.gates(i))[c] = gate;\n    }"),
+    Mutation("every block saves the hidden layer", "cluster_forward.cuh", "sum, m.rank == 0)", "sum, true)"),
+    Mutation("gates of the chunk's first channel for all chunks", "cluster_forward.cuh", "m.gates(i) + chunk.channel - m.tile.channel", "m.gates(i)"),
+    Mutation("gates without a barrier in a cluster", "cluster_backward.cuh", "m.gates(i));\n    __syncthreads();\n    for", "m.gates(i));\n    for"),
+    Mutation("grad_v is not kept", "cluster_backward.cuh", "sum<true>(n, m.tile", "sum<false>(n, m.tile"),
+    Mutation("every block writes the hidden layer's gradients", "cluster_backward.cuh", "if (m.rank == 0) {", "if (true) {"),
+    Mutation("no barrier between the images of mixed sums", "cluster_backward.cuh", "out(c, i, mixed[c * kImages + i]);\n    }\n    __syncthreads();", "out(c, i, mixed[c * kImages + i]);\n    }"),
 ]  # fmt: skip
 
 
-def notices(tree: Path, kind: str) -> str:
+def notices(tree: Path, test: str, kind: str) -> str:
     """What the test of this kind says: '' if nothing is wrong."""
     made = subprocess.run(
-        ["make", f"build/emulate/kernels_test.{kind}", "CXX=g++ -DSENET_FEW_TYPES", "emulate_plain=-O1"],
+        ["make", f"build/emulate/{test}_test.{kind}", "CXX=g++ -DSENET_FEW_TYPES", "emulate_plain=-O1"],
         cwd=tree,
         capture_output=True,
         text=True,
@@ -70,7 +109,7 @@ def notices(tree: Path, kind: str) -> str:
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     try:
         done = subprocess.run(
-            [f"build/emulate/kernels_test.{kind}", EVERY],
+            [f"build/emulate/{test}_test.{kind}", EVERY],
             cwd=tree,
             capture_output=True,
             text=True,
@@ -82,7 +121,7 @@ def notices(tree: Path, kind: str) -> str:
     if done.returncode == 0:
         return ""
     text = done.stdout + done.stderr
-    known = ("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits")
+    known = ("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits", "emulator:")
     return next((word for word in known if word in text), "wrong values" if "FAILED" in text else f"{done.returncode}")
 
 
@@ -101,7 +140,7 @@ def main() -> int:
                 raise SystemExit(f"{mutation.name}: {text.count(mutation.old)} places in {mutation.file}; expected 1")
             path.write_text(text.replace(mutation.old, mutation.new))
             found = next(
-                ((kind, said) for kind in ("plain", "thread", "memory") if (said := notices(tree, kind))), None
+                ((kind, said) for kind in ("plain", "thread", "memory") if (said := notices(tree, mutation.test, kind))), None
             )
         escaped += found is None
         print(f"{mutation.name:55} {found[0] + ': ' + found[1] if found else 'ESCAPED'}", flush=True)
