@@ -70,7 +70,8 @@ class Run {
     check_cuda(plans_of(p, wanted, plans), "asking for the GPU's properties");
     TORCH_CHECK_VALUE(plans.cluster || wanted != cuda::Kernel::cluster || x_.numel() == 0,
                       "squeeze_excite: SENET_FAST_CUDA_KERNEL is 'cluster', and x has shape ", x_.sizes(), " and type ",
-                      x_.scalar_type(), "; expected a GPU with clusters (sm_90 or later), a build for it, a type other than "
+                      x_.scalar_type(),
+                      "; expected a GPU with clusters (sm_90 or later), a build for it, a type other than "
                       "float64 and an image that fits the shared memory of a cluster");
     TORCH_CHECK_VALUE(plans.cluster || cuda::fits_one_launch(plans.ticket, p.shape.B), "squeeze_excite: x has shape ",
                       x_.sizes(), "; expected fewer than 2^30 tiles of 16 kB on a GPU");

@@ -129,13 +129,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
         py::arg("item_bytes") = 4,
         "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream.");
-  m.def("plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(),
-        py::kw_only(), py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false,
-        py::arg("kernel") = py::none(), py::arg("processors") = 132, py::arg("blocks_per_processor") = 3,
-        py::arg("l2_bytes") = 50 << 20, py::arg("shared_bytes") = 227 << 10,
-        "How a two_fc call (R defaults to K / 16; with residual, a ReLU behind it) on x [B, O, K, I] is cut on a GPU, by default "
-        "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "
-        "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured.");
+  m.def(
+      "plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(), py::kw_only(),
+      py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false, py::arg("kernel") = py::none(),
+      py::arg("processors") = 132, py::arg("blocks_per_processor") = 3, py::arg("l2_bytes") = 50 << 20,
+      py::arg("shared_bytes") = 227 << 10,
+      "How a two_fc call (R defaults to K / 16; with residual, a ReLU behind it) on x [B, O, K, I] is cut on a GPU, by default "
+      "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "
+      "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured.");
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), "Override the planner from now on; what is None it decides itself.");
 }

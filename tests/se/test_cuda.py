@@ -124,7 +124,9 @@ def test_real_shapes(real: dict[str, Any], channels_last: bool, dtype: torch.dty
 @needs_gpu
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("post_activation", ["identity", "relu", "silu"])
-@pytest.mark.parametrize("shape", [(8, 256, 56, 56), (37, 2048, 7, 7), (5, 72, 28, 28), (3, 1, 300, 40), (9, 30, 15, 15)])
+@pytest.mark.parametrize(
+    "shape", [(8, 256, 56, 56), (37, 2048, 7, 7), (5, 72, 28, 28), (3, 1, 300, 40), (9, 30, 15, 15)]
+)
 def test_clusters(
     shape: tuple[int, int, int, int],
     post_activation: str,

@@ -43,8 +43,8 @@ std::int64_t backward_scratch(const BackwardParams& p, const Plans& plans) {
 const char* backward(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
   if (plans.cluster) return cluster_backward(p, plans.cluster, scratch, stream);
   Scratch taken(scratch, p.dtype);
-  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plans.ticket, counters, taken, kThreads), plans.ticket.blocks,
-                 stream);
+  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plans.ticket, counters, taken, kThreads),
+                 plans.ticket.blocks, stream);
 }
 
 }  // namespace senet::cuda

@@ -79,10 +79,11 @@ struct BackwardParts {
     return v <= A(call.lo) || v >= A(call.hi) ? A(0) : grad_y;
   }
 
-  // sums[c] of grad_v * x over the tile. grad_y: the tile, in global or shared memory. Where there is an activation, grad_v, rounded
-  // to its type, is written to grad_residual, and with kKeep also over grad_y; gates are used then.
+  // sums[c] of grad_v * x over the tile. grad_y: the tile, in global or shared memory. Where there is an activation, grad_v,
+  // rounded to its type, is written to grad_residual, and with kKeep also over grad_y; gates are used then.
   template <bool kKeep, class Y, class Ready = AlwaysReady>
-  SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch, const Ready& ready = {}) const {
+  SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch,
+                        const Ready& ready = {}) const {
     const BackwardParams& p = call.p;
     const T* x = static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset;
     const T* residual = static_cast<const T*>(p.epilogue.residual);

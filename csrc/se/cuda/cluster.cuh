@@ -35,9 +35,9 @@ class Member {
   using A = float;
   using Four = Vector<A, 4>;
 
-  Tile tile;          // its slice
-  int rank, members;  // members: blocks with a slice
-  int begin, owned;   // its channels are tile.channel + begin .., as many as `owned`
+  Tile tile;                           // its slice
+  int rank, members;                   // members: blocks with a slice
+  int begin, owned;                    // its channels are tile.channel + begin .., as many as `owned`
   int first = 0, count = 0, turn = 0;  // images in this turn
 
   // source: what is kept in shared memory, images `stride` elements apart
@@ -153,7 +153,8 @@ class Member {
     __syncthreads();
   }
 
-  // Sends out(i) to all members, and waits for theirs: shared_by(member, i). A barrier has to come before, and after it was read.
+  // Sends out(i) to all members, and waits for theirs: shared_by(member, i). A barrier has to come before, and after it was
+  // read.
   SENET_DEVICE void share() const {
     const int width = cut_.space.out_width / 4;
     for (int e = threadIdx.x; e < count * width * members; e += blockDim.x) {
@@ -189,8 +190,8 @@ class Member {
     __syncthreads();
   }
 
-  // from(i)[c], c < owned, of all slices with these channels become to(i)[..] of all the slice's channels. A barrier has to come
-  // before.
+  // from(i)[c], c < owned, of all slices with these channels become to(i)[..] of all the slice's channels. A barrier has to
+  // come before.
   template <class From, class To>
   SENET_DEVICE void spread(const From& from, const To& to) const {
     if (!shares_channels()) return;
@@ -277,6 +278,7 @@ class Member {
     const Whole vectors(from, elements_);
     for (int e = threadIdx.x; e < vectors.begin; e += 32) to[e] = from[e];
     for (int e = vectors.end + threadIdx.x; e < elements_; e += 32) to[e] = from[e];
+    before_copies();  // of another image, which may begin elsewhere
   }
 
   SENET_DEVICE void start() const {

@@ -48,7 +48,8 @@ struct WeightsKernels {
 
 ClusterPlan choose_cluster(const BackwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
   const bool general = is_general(p);
-  return choose_here(p, true, gpu, wanted, !general, ticket, [&](int images) { return kernel_of<Kernels>(p, general, images); });
+  return choose_here(p, true, gpu, wanted, !general, ticket,
+                     [&](int images) { return kernel_of<Kernels>(p, general, images); });
 }
 
 std::int64_t cluster_backward_scratch(const BackwardParams& p) {

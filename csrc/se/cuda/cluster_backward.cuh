@@ -1,5 +1,5 @@
-// Backward by clusters: grad_y stays in shared memory, where grad_v takes its place if there is an activation; x is read once, on
-// the way. The gradients of the weights are summed behind it, in a launch of their own: see weights.cuh.
+// Backward by clusters: grad_y stays in shared memory, where grad_v takes its place if there is an activation; x is read once,
+// on the way. The gradients of the weights are summed behind it, in a launch of their own: see weights.cuh.
 #pragma once
 #include "se/cuda/cluster.cuh"
 #include "se/cuda/weights.cuh"
@@ -73,8 +73,8 @@ struct ClusterBackward {
     __syncthreads();
   }
 
-  // out(c, i, sum over row < rows of weight[row * stride + c] * in of image i [row]) for c < width. A weight is read once for all
-  // images. The whole block calls it; it ends with a barrier.
+  // out(c, i, sum over row < rows of weight[row * stride + c] * in of image i [row]) for c < width. A weight is read once for
+  // all images. The whole block calls it; it ends with a barrier.
   template <class Out>
   SENET_DEVICE void multiply_columns(const W* weight, std::int64_t stride, int rows, int width, const Vectors<A>& in,
                                      const Out& out) const {
@@ -113,9 +113,7 @@ struct ClusterBackward {
   // shifts(i): what every element of the slice's channels gets through the squeeze
   SENET_DEVICE void pass_squeeze() const {
     const int K = call.image.K, first = first_channel();
-    const auto shift = [&](int c, int i, A sum) {
-      (m.shares_channels() ? m.own(i) : m.shifts(i))[c] = sum / A(call.elements);
-    };
+    const auto shift = [&](int c, int i, A sum) { (m.shares_channels() ? m.own(i) : m.shifts(i))[c] = sum / A(call.elements); };
     if (call.p.excitation == Excitation::channel_conv) {
       for (int e = threadIdx.x; e < m.count * m.owned; e += blockDim.x) {
         const int i = e / m.owned, c = e % m.owned;
@@ -124,8 +122,8 @@ struct ClusterBackward {
       __syncthreads();
     } else {
       const int rows = call.p.excitation == Excitation::two_fc ? call.image.R : K;
-      multiply_columns(static_cast<const W*>(call.p.fc1_weight) + first, K, rows, m.owned,
-                       {m.all(0), m.all_stride(), m.count}, shift);
+      multiply_columns(static_cast<const W*>(call.p.fc1_weight) + first, K, rows, m.owned, {m.all(0), m.all_stride(), m.count},
+                       shift);
     }
     m.spread([&](int i) { return m.own(i); }, [&](int i) { return m.shifts(i); });
   }

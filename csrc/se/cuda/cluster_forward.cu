@@ -32,7 +32,8 @@ struct Kernels {
 
 ClusterPlan choose_cluster(const ForwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
   const bool general = is_general(p);
-  return choose_here(p, false, gpu, wanted, !general, ticket, [&](int images) { return kernel_of<Kernels>(p, general, images); });
+  return choose_here(p, false, gpu, wanted, !general, ticket,
+                     [&](int images) { return kernel_of<Kernels>(p, general, images); });
 }
 
 const char* cluster_forward(const ForwardParams& p, const ClusterPlan& plan, void* stream) {

@@ -64,8 +64,8 @@ struct ClusterForward {
 
   SENET_DEVICE void share_hidden() const {
     const W* fc1 = static_cast<const W*>(call.p.fc1_weight) + m.tile.channel + m.begin;
-    multiply_rows<kImages>(fc1, call.image.K, call.image.R, m.owned,
-                           Vectors<A>{m.own(0), m.own_stride(), m.count}, [&](int r, int i, A sum) { m.out(i)[r] = sum; });
+    multiply_rows<kImages>(fc1, call.image.K, call.image.R, m.owned, Vectors<A>{m.own(0), m.own_stride(), m.count},
+                           [&](int r, int i, A sum) { m.out(i)[r] = sum; });
     __syncthreads();
     m.share();
     m.join_all(call.image.R, [&](int i, int r, A sum) { return parts.hidden(m.first + i, r, sum, m.rank == 0); });

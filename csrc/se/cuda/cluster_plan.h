@@ -12,11 +12,11 @@ namespace senet::cuda {
 
 // Of a block, at most: one such block, or two of half as many threads, fill a processor's registers.
 constexpr int kClusterThreads = 512;
-constexpr int kClusterImages = 4;     // at the same time, at most
-constexpr int kClusterChunks = 16;    // of a slice, at most
+constexpr int kClusterImages = 4;   // at the same time, at most
+constexpr int kClusterChunks = 16;  // of a slice, at most
 
-// A slice is a run of memory: channels of all columns, or rows of all channels, or columns of one channel. It arrives in chunks,
-// which are cut from it in the same way.
+// A slice is a run of memory: channels of all columns, or rows of all channels, or columns of one channel. It arrives in
+// chunks, which are cut from it in the same way.
 struct ClusterPlan {
   int size = 0;  // blocks of a cluster; 0: the ticket kernel
   int threads = kClusterThreads;
@@ -32,8 +32,8 @@ struct ClusterPlan {
   std::int64_t chunk_elements() const { return std::int64_t{1} * chunk_channels * chunk_rows * chunk_columns; }
 };
 
-// Channels that blocks own, whose gates they compute: a slice's channels, or where `parts` slices have the same channels, a part
-// of them. Counted in fours, which is what goes to another block at once.
+// Channels that blocks own, whose gates they compute: a slice's channels, or where `parts` slices have the same channels, a
+// part of them. Counted in fours, which is what goes to another block at once.
 constexpr int fours(std::int64_t n) { return static_cast<int>((n + 3) / 4); }
 
 // Where everything is in a block's shared memory, in bytes. Vectors of floats are padded to fours.
@@ -245,7 +245,8 @@ ClusterPlan choose(const Params& p, bool backward, const Gpu& gpu, Kernel wanted
 
 // Clusters that are active on an H100 in public reports, for planning without one: whole clusters fit only into a GPC.
 inline int h100_clusters(const ClusterPlan& plan) {
-  const int size = plan.size, per_processor = std::min(kClusterThreads / plan.threads, (228 << 10) / (plan.shared_bytes + 1024));
+  const int size = plan.size,
+            per_processor = std::min(kClusterThreads / plan.threads, (228 << 10) / (plan.shared_bytes + 1024));
   const int alone = size == 1 ? 132 : size == 2 ? 66 : size == 4 ? 32 : size == 8 ? 15 : 7;
   return alone * per_processor;
 }

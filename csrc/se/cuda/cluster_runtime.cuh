@@ -81,8 +81,9 @@ ClusterPlan choose_here(const Params& p, bool backward, const Gpu& gpu, Kernel w
   if (known.size() > 10000) known.clear();  // of batches of every size
   ClusterPlan plan;
   if (has_clusters(kernel(1))) {
-    plan = choose(p, backward, gpu, wanted, several_images,
-                  [&](const ClusterPlan& candidate) { return active_clusters(kernel(candidate.images), candidate, gpu); }, ticket);
+    plan = choose(
+        p, backward, gpu, wanted, several_images,
+        [&](const ClusterPlan& candidate) { return active_clusters(kernel(candidate.images), candidate, gpu); }, ticket);
   }
   return known[key] = plan;
 }

@@ -93,8 +93,8 @@ struct Forward {
     if (p().excitation != Excitation::two_fc) return;
     __syncthreads();
     A* partial = static_cast<A*>(l.partial_hidden) + (std::int64_t{job.image} * image().count + job.tile) * image().R;
-    multiply_rows<1>(static_cast<const W*>(p().fc1_weight) + tile.channel, K, image().R, tile.channels, Vectors<A>{channels, 0, 1},
-                     [&](int r, int, A sum) { partial[r] = sum; });
+    multiply_rows<1>(static_cast<const W*>(p().fc1_weight) + tile.channel, K, image().R, tile.channels,
+                     Vectors<A>{channels, 0, 1}, [&](int r, int, A sum) { partial[r] = sum; });
   }
 
   SENET_DEVICE void join(int n) const {

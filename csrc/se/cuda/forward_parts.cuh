@@ -94,7 +94,8 @@ struct ForwardParts {
         const int from = first + c - R / 2;
         for (int i = 0; i < in.count; ++i) {
           A z = 0;
-          for (int t = from < 0 ? -from : 0; t < R && from + t < K; ++t) z += A(widen(fc1[t])) * in.in[i * in.stride + from + t];
+          for (int t = from < 0 ? -from : 0; t < R && from + t < K; ++t)
+            z += A(widen(fc1[t])) * in.in[i * in.stride + from + t];
           out(c, i, z);
         }
       }

@@ -134,10 +134,10 @@ SENET_DEVICE void push(V* to, unsigned rank, Barrier* barrier, const V& v) {
 }
 // A bulk copy, of a multiple of 16 bytes between boundaries of 16, that one barrier counts.
 SENET_DEVICE void copy_to_shared(void* to, const void* from, unsigned bytes, Barrier* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 }
 // By a thread that has written where a copy will land, before the barrier of the block that lets the copy go.
 SENET_DEVICE void before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

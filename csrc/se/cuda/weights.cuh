@@ -45,8 +45,8 @@ struct WeightGradients {
         const WeightTiles first(R, K, blockDim.x), second(K, R, blockDim.x);
         if (p.grad_fc1_weight || p.grad_fc1_bias) {
           if (job < first.count()) {
-            return outer(first, job, static_cast<const A*>(sums.grad_hidden), R, squeezed, call.saved_stride, K, p.grad_fc1_weight,
-                         p.grad_fc1_bias);
+            return outer(first, job, static_cast<const A*>(sums.grad_hidden), R, squeezed, call.saved_stride, K,
+                         p.grad_fc1_weight, p.grad_fc1_bias);
           }
           job -= first.count();
         }
@@ -95,7 +95,8 @@ struct WeightGradients {
     const int from = shift < 0 ? -shift : 0, end = shift > 0 ? K - shift : K;
     double sum = 0;
     for (int n = 0; n < images; ++n) {
-      const A *grads = static_cast<const A*>(sums.grad_gate) + std::int64_t{n} * K, *squeezed = static_cast<const A*>(call.p.saved) + n * call.saved_stride + shift;
+      const A *grads = static_cast<const A*>(sums.grad_gate) + std::int64_t{n} * K,
+              *squeezed = static_cast<const A*>(call.p.saved) + n * call.saved_stride + shift;
       for (int k = from + threadIdx.x; k < end; k += blockDim.x) sum += t < R ? double(grads[k]) * squeezed[k] : grads[k];
     }
     sum = sum_lanes(sum, 32);

@@ -1,4 +1,5 @@
-// The cluster kernels and their planner on the emulator against the naive implementation. A plain program; exits 1 on a failure.
+// The cluster kernels and their planner on the emulator against the naive implementation. A plain program; exits 1 on a
+// failure.
 //   clusters_test [n]    every n-th of the cases, default 1: all
 #include "cases.h"
 #include "se/cuda/cluster_backward.cuh"
@@ -118,9 +119,9 @@ void test_plan() {
       {{1, 1, 256, 3136, 16}, Dtype::f16, 0, 1, {}, {}},
       {{256, 1, 256, 3136, 16}, Dtype::f16, 0, 1, {}, {}},  // within 10 % of the ticket kernel
       {{1, 1, 2048, 49, 128}, Dtype::f16, 16, 1, {128, 1, 49}, {41, 1, 49}},
-      {{256, 1, 2048, 49, 128}, Dtype::f16, 8, 4, {256, 1, 49}, {41, 1, 49}},  // four images a weight
+      {{256, 1, 2048, 49, 128}, Dtype::f16, 8, 4, {256, 1, 49}, {41, 1, 49}},    // four images a weight
       {{256, 49, 2048, 1, 128}, Dtype::f16, 4, 2, {2048, 13, 1}, {2048, 1, 1}},  // channels_last: rows
-      {{8, 1, 48, 36100, 12}, Dtype::f32, 0, 1, {}, {}},  // an image of 6.9 MB
+      {{8, 1, 48, 36100, 12}, Dtype::f32, 0, 1, {}, {}},                         // an image of 6.9 MB
       {{8, 1, 64, 49, 16}, Dtype::f64, 0, 1, {}, {}},
   };
   for (const Known& k : known) {

@@ -5,9 +5,9 @@
 // block alone is a cluster of one). Rules are checked: all threads meet at the same barrier, 16-byte accesses are aligned,
 // shared memory starts as NaNs, and when nobody can go on it prints where everybody waits. Asynchronous copies and stores turn
 // their destination to NaNs at once and land any time later; a third of a cluster's blocks start as late as they can; nobody
-// reaches into a block that has not started or is gone. With -fsanitize=thread each thread of the GPU is one of the sanitizer's fibers;
-// barriers and counters order what they order on the GPU and nothing else does, so it reports races between threads of the GPU.
-// With -fsanitize=address it reports accesses outside of tensors and of shared memory.
+// reaches into a block that has not started or is gone. With -fsanitize=thread each thread of the GPU is one of the sanitizer's
+// fibers; barriers and counters order what they order on the GPU and nothing else does, so it reports races between threads of
+// the GPU. With -fsanitize=address it reports accesses outside of tensors and of shared memory.
 //
 // It knows nothing of time, registers, occupancy, bank conflicts, instructions, or memory orders weaker than the sanitizer's.
 #pragma once

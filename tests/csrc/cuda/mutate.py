@@ -121,7 +121,15 @@ def notices(tree: Path, test: str, kind: str) -> str:
     if done.returncode == 0:
         return ""
     text = done.stdout + done.stderr
-    known = ("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits", "emulator:")
+    known = (
+        "data race",
+        "heap-buffer-overflow",
+        "deadlock",
+        "different barriers",
+        "not aligned",
+        "other bits",
+        "emulator:",
+    )
     return next((word for word in known if word in text), "wrong values" if "FAILED" in text else f"{done.returncode}")
 
 
@@ -140,7 +148,12 @@ def main() -> int:
                 raise SystemExit(f"{mutation.name}: {text.count(mutation.old)} places in {mutation.file}; expected 1")
             path.write_text(text.replace(mutation.old, mutation.new))
             found = next(
-                ((kind, said) for kind in ("plain", "thread", "memory") if (said := notices(tree, mutation.test, kind))), None
+                (
+                    (kind, said)
+                    for kind in ("plain", "thread", "memory")
+                    if (said := notices(tree, mutation.test, kind))
+                ),
+                None,
             )
         escaped += found is None
         print(f"{mutation.name:55} {found[0] + ': ' + found[1] if found else 'ESCAPED'}", flush=True)
