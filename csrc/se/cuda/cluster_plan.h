@@ -93,9 +93,9 @@ inline bool slice(const Shape& shape, std::int64_t item, int size, Tiles& out) {
     return O >= size;
   }
   if (K >= size) {
-    int channels = ceil_div(K, size), aligned = 1;
+    int channels = ceil_div(K, size), aligned = 16 / static_cast<int>(item);
     while (aligned * I * item % 16 != 0) aligned *= 2;
-    const int rounded = ceil_div(channels, aligned) * aligned;  // slices that begin at a boundary of 16 bytes, if almost even
+    const int rounded = ceil_div(channels, aligned) * aligned;  // slices and weights that begin at a boundary of 16 bytes, if almost even
     if (rounded * 8 <= channels * 9) channels = rounded;
     out = {channels, 1, static_cast<int>(I), ceil_div(K, channels), 1, 1};
     return true;
@@ -158,9 +158,10 @@ struct Model {
   double image, weights, products;  // bytes, bytes, multiplications of an image
   Traffic traffic;
   double batch, rate;  // images; where the tensors stream from: L2 or memory
+  double launches;     // of the cluster kernels: the gradients of the weights are the second
   Rates rates;
 
-  Model(const Params& p, bool backward, const Gpu& gpu) : traffic(traffic_of(p, backward)) {
+  Model(const Params& p, bool backward, const Gpu& gpu) : traffic(traffic_of(p, backward)), launches(backward ? 2 : 1) {
     const auto [B, O, K, I, R] = p.shape;
     const double item = static_cast<double>(item_bytes(p.dtype));
     image = static_cast<double>(O * K * I) * item;
@@ -196,7 +197,7 @@ struct Model {
     const double slice = image / plan.slices.count();
     const double moved = traffic.tensors * plan.images * slice * share / rates.processor;
     const double once = traffic.tensors * image * batch;
-    return kLaunch + (plan.size > 1 ? 0.3 : 0) +
+    return launches * kLaunch + (plan.size > 1 ? 0.3 : 0) +
            std::max({waves * (moved + exchange), once / rate + exchange, (once + batches * weights) / rates.l2 + exchange});
   }
 };
