@@ -71,7 +71,7 @@ build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
 # The GPU's kernels on the host, from the same source: plain, and under the sanitizers, which see races between threads of the
 # GPU and accesses outside of tensors. every=n runs each n-th case.
 EMULATED := build/emulate
-EMULATOR := tests/csrc/cuda/emulator
+EMULATOR := emulator emulator_cluster
 EMULATE_FLAGS := -std=c++20 -Icsrc -Itests/csrc/cuda -Wall -Wno-unknown-pragmas
 CUDA_HEADERS := $(HEADERS) $(wildcard csrc/se/cuda/*.cuh csrc/se/cuda/*.h tests/csrc/cuda/*.h)
 emulate_plain := -O2
@@ -86,14 +86,17 @@ emulate:
 	  TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 ./$$program $(every); done
 
 define emulated_test
-$(EMULATED)/$(1)_test.%: tests/csrc/cuda/$(1)_test.cpp $(EMULATED)/emulator.%.o $(CUDA_HEADERS)
+$(EMULATED)/$(1)_test.%: tests/csrc/cuda/$(1)_test.cpp $(foreach file,$(EMULATOR),$(EMULATED)/$(file).%.o) $(CUDA_HEADERS)
 	$$(CXX) $(EMULATE_FLAGS) $$(emulate_$$*) $$(filter %.cpp %.o,$$^) -o $$@
 endef
 $(foreach test,tickets clusters,$(eval $(call emulated_test,$(test))))
 # The emulator itself is not for the thread sanitizer: it tells it what orders what.
-$(EMULATED)/emulator.%.o: $(EMULATOR).cpp $(EMULATOR).h
-	@mkdir -p $(@D)
-	$(CXX) $(EMULATE_FLAGS) $(if $(filter thread,$*),-O1 -g -DSENET_EMULATE_TSAN,$(emulate_$*)) -c $< -o $@
+define emulator_object
+$(EMULATED)/$(1).%.o: tests/csrc/cuda/$(1).cpp $(wildcard tests/csrc/cuda/emulator*.h)
+	@mkdir -p $$(@D)
+	$$(CXX) $(EMULATE_FLAGS) $$(if $$(filter thread,$$*),-O1 -g -DSENET_EMULATE_TSAN,$$(emulate_$$*)) -c $$< -o $$@
+endef
+$(foreach file,$(EMULATOR),$(eval $(call emulator_object,$(file))))
 
 mutate:
 	@$(PYTHON) tests/csrc/cuda/mutate.py $(ARGS)

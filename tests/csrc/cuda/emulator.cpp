@@ -1,29 +1,12 @@
 // Compiled without -fsanitize=thread, but with SENET_EMULATE_TSAN where the rest has it: the bookkeeping is not under test.
-#include "emulator.h"
-
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <random>
-#include <unordered_map>
-#include <vector>
 
-#if defined(SENET_EMULATE_TSAN)
-extern "C" {
-void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
-void __tsan_switch_to_fiber(void*, unsigned);
-void* __tsan_get_current_fiber();
-void __tsan_acquire(void*);
-void __tsan_release(void*);
-unsigned __tsan_atomic32_load(const volatile unsigned*, int);
-unsigned __tsan_atomic32_fetch_add(volatile unsigned*, unsigned, int);
-}
-#endif
+#include "emulator_internals.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 extern "C" {
 void __sanitizer_start_switch_fiber(void**, const void*, std::size_t);
@@ -32,95 +15,24 @@ void __sanitizer_finish_switch_fiber(void*, const void**, std::size_t*);
 #endif
 
 namespace emulator {
+
+Thread* self;
+Dim3 block_size, grid_size;
+unsigned cluster_size = 1;
+Fiber* current = nullptr;
+std::uint64_t progress = 0;
+
 namespace {
 
-constexpr std::size_t kStack = 128 << 10;
-
-struct Block;
-struct Cluster;
-
-struct Barrier {
-  unsigned generation = 0, arrived = 0;
-  const char* file = nullptr;
-  int line = 0;
-};
-
-struct Warp {
-  Barrier barrier;
-  std::uint64_t slots[2][32];  // two, so that one meeting is enough: nobody is two exchanges ahead
-  unsigned live = 0;
-};
-
-struct Fiber : Thread {
-  ucontext_t context;
-  Block* block_of = nullptr;
-  bool done = false;
-  const Barrier* waits_for = nullptr;  // to leave this generation
-  unsigned generation = 0, exchanges = 0;
-  const std::uint64_t* waits_for_bytes = nullptr;  // to leave the phase of this parity
-  unsigned parity = 0;
-  bool arrived_in_cluster = false;
-  unsigned cluster_generation = 0;
-  const char* file = "its start";
-  int line = 0;
-  void *sanitizer = nullptr, *fake_stack = nullptr;
-  std::unique_ptr<char[]> stack;
-
-  bool can_run() const {
-    return !done && !(waits_for && waits_for->generation == generation) &&
-           !(waits_for_bytes && *waits_for_bytes >> 63 == parity);
-  }
-};
-
-struct Block {
-  Cluster* cluster = nullptr;
-  Barrier barrier;
-  unsigned live = 0;
-  bool started = false;
-  bool late = false;  // starts when nobody else can go on
-  std::size_t shared_bytes = 0;
-  std::unique_ptr<unsigned char[], void (*)(void*)> shared{nullptr, std::free};
-  std::vector<Warp> warps;
-  std::vector<std::unique_ptr<Fiber>> fibers;
-};
-
-struct Cluster {
-  Barrier barrier;
-  unsigned live = 0;  // threads
-  std::vector<std::unique_ptr<Block>> blocks;
-};
-
-// On its way: from memory, or bytes of its own.
-struct Copy {
-  unsigned char* to;
-  const void* from;
-  unsigned bytes;
-  std::uint64_t* barrier;
-  std::uint64_t own[2];
-};
-
 ucontext_t scheduler;
-Fiber* current = nullptr;
 const std::function<void(void*)>* body = nullptr;
 char everything;  // stands for all memory at the beginning and the end of a launch
-std::uint64_t progress = 0;
 std::vector<std::unique_ptr<Fiber>> spare;
-std::vector<Copy> copies;
-std::unordered_map<const void*, void*> couriers;  // by barrier: who lands copies there, for the thread sanitizer
 [[maybe_unused]] void *scheduler_sanitizer = nullptr, *scheduler_fake_stack = nullptr;
 [[maybe_unused]] const void* scheduler_stack = nullptr;
 [[maybe_unused]] std::size_t scheduler_stack_size = 0;
 
-void acquire([[maybe_unused]] const void* p) {
-#if defined(SENET_EMULATE_TSAN)
-  __tsan_acquire(const_cast<void*>(p));
-#endif
-}
-void release([[maybe_unused]] const void* p) {
-#if defined(SENET_EMULATE_TSAN)
-  __tsan_release(const_cast<void*>(p));
-#endif
-}
+}  // namespace
 
 void to_scheduler() {
   Fiber* fiber = current;
@@ -135,6 +47,8 @@ void to_scheduler() {
   __sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler_stack, &scheduler_stack_size);
 #endif
 }
+
+namespace {
 
 void resume(Fiber& fiber) {
   current = &fiber;
@@ -158,6 +72,8 @@ void open(Barrier& barrier) {
   ++progress;
 }
 
+}  // namespace
+
 void arrive(Barrier& barrier, unsigned live, const char* file, int line) {
   if (barrier.arrived == 0) {
     barrier.file = file;
@@ -180,6 +96,8 @@ void leave_generation(Barrier& barrier, unsigned generation, const char* file, i
   fiber->waits_for = nullptr;
   acquire(&barrier);
 }
+
+namespace {
 
 void meet(Barrier& barrier, unsigned live, const char* file, int line) {
   const unsigned generation = barrier.generation;
@@ -208,13 +126,7 @@ void run_fiber() {
   leave(warp.barrier, warp.live);
   leave(block.barrier, block.live);
   leave(block.cluster->barrier, block.cluster->live);
-  if (block.live == 0) {
-    for (const Copy& copy : copies) {
-      if (copy.to >= block.shared.get() && copy.to < block.shared.get() + block.shared_bytes) {
-        fail("a block leaves while something is on its way to it");
-      }
-    }
-  }
+  if (block.live == 0) check_nothing_is_on_its_way_to(block);
   ++progress;
   to_scheduler();
 }
@@ -292,10 +204,6 @@ std::unique_ptr<Cluster> start_cluster(unsigned index, std::size_t shared_bytes,
 
 }  // namespace
 
-Thread* self;
-Dim3 block_size, grid_size;
-unsigned cluster_size = 1;
-
 void fail(const char* what) {
   std::fprintf(stderr, "emulator: %s", what);
   if (current) {
@@ -318,114 +226,6 @@ std::uint64_t exchange(std::uint64_t value, unsigned lane, const char* file, int
   slots[fiber->thread.x % 32] = value;
   meet(warp.barrier, warp.live, file, line);
   return slots[lane % 32];
-}
-
-void cluster_arrive(Where where) {
-  Cluster& cluster = *current->block_of->cluster;
-  if (current->arrived_in_cluster) fail("a thread arrives twice in its cluster without a wait");
-  current->arrived_in_cluster = true;
-  current->cluster_generation = cluster.barrier.generation;
-  arrive(cluster.barrier, cluster.live, where.file_name(), static_cast<int>(where.line()));
-}
-void cluster_wait(Where where) {
-  if (!current->arrived_in_cluster) fail("a thread waits for its cluster without having arrived");
-  current->arrived_in_cluster = false;
-  leave_generation(current->block_of->cluster->barrier, current->cluster_generation, where.file_name(),
-                   static_cast<int>(where.line()));
-}
-
-// ---- barriers that count bytes: the word is phase (1 bit), initialised (1), arrivals pending (1), bytes (32, signed) ----
-
-namespace {
-constexpr std::uint64_t kPhase = std::uint64_t{1} << 63, kInitialised = std::uint64_t{0x2a} << 40, kPending = kPhase >> 1;
-
-void update(std::uint64_t* barrier, bool arrives, int bytes) {
-  std::uint64_t word = *barrier;
-  if ((word & std::uint64_t{0xff} << 40) != kInitialised) fail("a barrier is used that nobody has initialised");
-  if (arrives && !(word & kPending)) fail("a barrier has more arrivals than it counts");
-  if (arrives) word &= ~kPending;
-  const int due = static_cast<int>(static_cast<std::uint32_t>(word)) + bytes;
-  word = (word >> 32 << 32) | static_cast<std::uint32_t>(due);
-  if (due == 0 && !(word & kPending)) {
-    word = (word ^ kPhase) | kPending;
-    ++progress;
-  }
-  *barrier = word;
-}
-
-void land(std::size_t i) {
-  const Copy copy = copies[i];
-  copies[i] = copies.back();
-  copies.pop_back();
-#if defined(SENET_EMULATE_TSAN)  // one fiber for each barrier: it knows what those know who send there, and nothing else
-  void*& courier = couriers[copy.barrier];
-  if (!courier) courier = __tsan_create_fiber(0);
-  void* before = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(courier, 1);
-#endif
-  acquire(copy.to);
-  std::memcpy(copy.to, copy.from ? copy.from : copy.own, copy.bytes);
-  release(copy.barrier);
-#if defined(SENET_EMULATE_TSAN)
-  __tsan_switch_to_fiber(before, 1);
-#endif
-  update(copy.barrier, false, -static_cast<int>(copy.bytes));
-  ++progress;
-}
-
-template <class P>
-P* in_shared(P* p, unsigned bytes, Block& of) {
-  const auto at = reinterpret_cast<const unsigned char*>(p) - current->block_of->shared.get();
-  if (at < 0 || at + bytes > static_cast<std::ptrdiff_t>(of.shared_bytes)) fail("not an address in shared memory");
-  return reinterpret_cast<P*>(of.shared.get() + at);
-}
-
-void send(void* to, const void* from, const void* own, unsigned bytes, std::uint64_t* barrier) {
-  std::memset(to, 0xff, bytes);
-  release(to);
-  if (copies.capacity() == 0) copies.reserve(1 << 16);
-  if (copies.size() == copies.capacity()) fail("too much on its way");
-  Copy copy{static_cast<unsigned char*>(to), from, bytes, barrier, {}};
-  if (own) __builtin_memcpy(copy.own, own, sizeof copy.own);  // inlined: the sanitizer need not see it
-  copies.push_back(copy);
-}
-}  // namespace
-
-void init_barrier(std::uint64_t* barrier) { *in_shared(barrier, 8, *current->block_of) = kInitialised | kPending; }
-
-void expect(std::uint64_t* barrier, unsigned bytes) {
-  if (bytes >= 1u << 20) fail("a barrier counts fewer than 2^20 bytes");
-  release(barrier);
-  update(in_shared(barrier, 8, *current->block_of), true, static_cast<int>(bytes));
-}
-
-void wait(const std::uint64_t* barrier, unsigned parity, Where where) {
-  Fiber* fiber = current;
-  fiber->file = where.file_name();
-  fiber->line = static_cast<int>(where.line());
-  update(const_cast<std::uint64_t*>(in_shared(barrier, 8, *fiber->block_of)), false, 0);
-  fiber->parity = parity;
-  fiber->waits_for_bytes = barrier;
-  while (!fiber->can_run()) to_scheduler();
-  fiber->waits_for_bytes = nullptr;
-  acquire(barrier);
-}
-
-void push(void* to, unsigned rank, std::uint64_t* barrier, const void* p, unsigned bytes) {
-  if (bytes != 16 || reinterpret_cast<std::uintptr_t>(to) % 16 != 0) fail("a push is 16 bytes, and aligned");
-  if (rank >= cluster_size) fail("a push to a block that is not in the cluster");
-  Block& peer = *current->block_of->cluster->blocks[rank];
-  if (!peer.started) fail("a push to a block that may not have started");
-  if (peer.live == 0) fail("a push to a block that is gone");
-  send(in_shared(to, bytes, peer), nullptr, p, bytes, in_shared(barrier, 8, peer));
-}
-
-void copy_to_shared(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {
-  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from) | bytes) % 16 != 0 || bytes == 0) {
-    fail("a bulk copy that is empty or not aligned");
-  }
-  Block& block = *current->block_of;
-  send(in_shared(to, bytes, block), from, nullptr, bytes, in_shared(barrier, 8, block));
 }
 
 void spin() {
@@ -494,16 +294,16 @@ void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const O
       if (ready[i]->can_run()) resume(*ready[i]);
     }
     if (ready.empty() || idle > 20) {  // what is late or on its way may help
-      if (late && (copies.empty() || random() % 2)) {
+      if (late && (copies_on_their_way() == 0 || random() % 2)) {
         late->late = false;
         ++progress;
-      } else if (!copies.empty()) {
-        land(random() % copies.size());
+      } else if (copies_on_their_way() > 0) {
+        land(random() % copies_on_their_way());
       } else if (ready.empty() || idle > 2000) {
         fail_without_progress(running);
       }
-    } else if (!copies.empty() && random() % 8 == 0) {
-      land(random() % copies.size());
+    } else if (copies_on_their_way() > 0 && random() % 8 == 0) {
+      land(random() % copies_on_their_way());
     }
     idle = progress == before ? idle + 1 : 0;
     for (std::size_t i = 0; i < live.size();) {
@@ -516,11 +316,7 @@ void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const O
       live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
     }
   }
-  if (!copies.empty()) fail("the kernel has ended before its copies");
-#if defined(SENET_EMULATE_TSAN)
-  for (const auto& [barrier, courier] : couriers) __tsan_destroy_fiber(courier);
-  couriers.clear();
-#endif
+  end_copies();
   acquire(&everything);
 }
 
