@@ -95,7 +95,8 @@ inline bool slice(const Shape& shape, std::int64_t item, int size, Tiles& out) {
   if (K >= size) {
     int channels = ceil_div(K, size), aligned = 16 / static_cast<int>(item);
     while (aligned * I * item % 16 != 0) aligned *= 2;
-    const int rounded = ceil_div(channels, aligned) * aligned;  // slices and weights that begin at a boundary of 16 bytes, if almost even
+    // slices and weights begin at a boundary of 16 bytes, if they are almost even then
+    const int rounded = ceil_div(channels, aligned) * aligned;
     if (rounded * 8 <= channels * 9) channels = rounded;
     out = {channels, 1, static_cast<int>(I), ceil_div(K, channels), 1, 1};
     return true;

@@ -24,7 +24,7 @@ struct Schedule {
 
 std::vector<Schedule> schedules(unsigned seed) {
   std::mt19937 random(seed);
-  const int sizes[] = {1, 2, 4, 3, 2, 4, 8}, size = sizes[seed % 7], other = sizes[seed / 7 % 3];
+  const int sizes[] = {1, 2, 4, 3, 16, 4, 8}, size = sizes[seed % 7], other = sizes[seed / 7 % 3];
   const auto chunk = [&] { return 64 << random() % 6; };
   return {{seed, size, 1, chunk(), 1, 2, true, false},
           {seed + 1, size, 1 + int(random() % 4), chunk(), 2, 1 + int(random() % 3), false, false},
@@ -135,6 +135,14 @@ void test_plan() {
           plan.chunk_channels, plan.chunk_rows, plan.chunk_columns);
     check(!chosen(k.shape, k.dtype, false, cuda::Kernel::ticket), "the ticket kernel was wanted");
   }
+  const Params p = params_of({256, 1, 2048, 49, 128}, Dtype::f16);
+  const cuda::Plan ticket = cuda::plan(p.shape, p.dtype, gpu);
+  const auto none = [](const cuda::ClusterPlan&) { return 0; };
+  const auto portable = [](const cuda::ClusterPlan& plan) { return plan.size <= 4 ? cuda::h100_clusters(plan) : 0; };
+  check(!cuda::choose(p, false, gpu, cuda::Kernel::automatic, true, none, ticket), "clusters that do not fit the GPU");
+  check(cuda::choose(p, false, gpu, cuda::Kernel::automatic, true, portable, ticket).size == 4, "clusters that do not fit");
+  check(cuda::choose(p, false, gpu, cuda::Kernel::automatic, false, cuda::h100_clusters, ticket).images == 1,
+        "several images without a kernel for them");
   check(bool(chosen({256, 1, 256, 3136, 16}, Dtype::f16, false, cuda::Kernel::cluster)), "the cluster kernel was wanted");
   std::mt19937 random(7);
   int plans = 0;
