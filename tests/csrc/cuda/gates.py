@@ -48,6 +48,11 @@ TICKETS = {FENCES: 3}
 FORWARD = {LOADS: 16, LAST_LOADS: 4, STORES: 2}
 BACKWARD = {LOADS: 8, LAST_LOADS: 20, STORES: 8}
 HALF = "(__half|__nv_bfloat16), .*"
+# Where clusters are: x by bulk copies, vectors by stores that a barrier counts, nothing through global memory. Older
+# GPUs get an empty kernel.
+CLUSTER_ARCHS = ("sm_90", "sm_100", "sm_120")
+CLUSTER = {BULK_COPIES: 2, r"STAS\.128": 3, r"LDS\.128": 2, STORES: 2}
+NO_GLOBAL_FENCES = {r"MEMBAR\.\w+\.(GPU|SYS)": 0, r"ATOM|RED": 0}
 # Spills are allowed to float64, whose speed does not matter, and behind the calls of kernels for any activation (`true`).
 ROWS = [
     Row("forward_kernel<float, float, false>", 3, FORWARD, TICKETS, spills=48),  # three blocks on sm_80 and sm_100
@@ -59,6 +64,9 @@ ROWS = [
     Row(f"backward_kernel<{HALF}, true>", 2, BACKWARD, TICKETS, spills=94),
     Row("backward_kernel<float, float, true>", 2, BACKWARD, TICKETS, spills=8),
     Row("backward_kernel<double, .*>", 2, BACKWARD, TICKETS, spills=272),
+    Row("cluster_forward_kernel<.*>", 1, CLUSTER, NO_GLOBAL_FENCES, threads=512, archs=CLUSTER_ARCHS),
+    Row("cluster_backward_kernel<.*>", 1, CLUSTER, NO_GLOBAL_FENCES, threads=512, archs=CLUSTER_ARCHS),
+    Row("weights_kernel<.*>", 3, {}, {FENCES: 0}),
 ]
 
 
@@ -237,7 +245,7 @@ def plant() -> int:
             text = runtime.read_text()
             begin = text.index("  switch (p.dtype)")
             end = text.index("  return nullptr;", begin)
-            runtime.write_text(f"{text[:begin]}  return Kernels::template of<float, float>(general);\n{text[end:]}")
+            runtime.write_text(f"{text[:begin]}  return Kernels::template of<float, float>(variant...);\n{text[end:]}")
             path = source / "se/cuda" / bug.file
             text = path.read_text()
             if bug.old and text.count(bug.old) != 1:
