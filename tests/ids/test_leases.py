@@ -3,13 +3,14 @@
 import gc
 import mmap
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ids_testing import FakeClock, Forked, Generator, Program, in_child, run_program, wait_for
+from ids_testing import LIMIT_S, FakeClock, Forked, Generator, Program, in_child, run_program, wait_for
 
 from senet_fast.ids import (
     TWITTER,
@@ -21,7 +22,7 @@ from senet_fast.ids import (
     Snowflake,
     SnowflakeTimeout,
 )
-from senet_fast.ids.leases import Environment, LockFile
+from senet_fast.ids.leases import Environment, LockFile, _held
 
 NOW_MS = 1_800_000_000_000
 
@@ -171,6 +172,60 @@ def test_a_generator_that_is_forgotten_is_closed(generator_class: Generator, wor
     assert len(lease.released) == 1
 
 
+def test_a_generator_that_its_own_lease_forgets(generator_class: Generator, worker_id: int) -> None:
+    """The thread that renews may be the one that collects it."""
+    generators: list[object] = []
+
+    def renew() -> int:
+        generators.clear()
+        gc.collect()
+        return lease.granted.until_ms or 0
+
+    lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000), renew)
+    generators.append(generator_class(lease=lease))
+    wait_for(lambda: lease.released)
+
+
+def test_a_store_that_never_answers(
+    generator_class: Generator, worker_id: int, fake_clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_held, "PATIENCE_S", 0.05)
+    asked, answer = threading.Event(), threading.Event()
+
+    def renew() -> int:
+        asked.set()
+        answer.wait(LIMIT_S)
+        return NOW_MS + 200
+
+    lease = Table(Grant(worker_id, 0, NOW_MS + 100), renew)
+    generator = generator_class(lease=lease, clock=fake_clock)
+    asked.wait(LIMIT_S)
+    fake_clock.now_ms += 100
+    with pytest.raises(LeaseExpired, match=r"; its renewal has had no answer for \d\.\d s"):
+        generator.next_id()
+    with pytest.raises(LeaseError, match=f"worker {worker_id} was not given back, since its store has not answered"):
+        generator.close()
+    answer.set()
+    wait_for(lambda: lease.released)
+    with pytest.raises(LeaseExpired, match="was given back"):
+        generator.next_id()
+
+
+def test_a_release_that_fails_is_heard_of(generator_class: Generator, worker_id: int) -> None:
+    class Rude(Table):
+        def release(self, unused_from_ms: int) -> None:
+            raise ConnectionError("no route")
+
+    for until_ms in (None, time.time_ns() // 1_000_000 + 60_000):
+        with (
+            pytest.raises(ConnectionError, match="no route"),
+            generator_class(lease=Rude(Grant(worker_id, 0, until_ms))) as generator,
+        ):
+            generator.next_id()
+        with pytest.raises(LeaseExpired):
+            generator.next_id()
+
+
 def test_a_fork_leaves_the_lease_to_the_parent(generator_class: Generator, worker_id: int) -> None:
     lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000))
     generator = generator_class(lease=lease)
@@ -243,6 +298,8 @@ print(generator.worker_id, generator.next_id() > 0)
         (Table(Grant(1)), {"file": "/nowhere"}, TypeError, "lease and file are both given"),
         (Table(Grant(1)), {"max_drift_ms": 1}, ValueError, "nothing remembers the last ID"),
         (Table(Grant(1024)), {}, ValueError, "worker_id = 1024; expected 0 <= worker_id <= 1023"),
+        (Table(Grant(1000, 0, 2**50, (0, ""))), {}, LeaseError, "granted both a file and an end"),
+        (LockFile("/nowhere", workers=[0, 1024]), {}, ValueError, "worker_id = 1024; expected 0 <= worker_id <= 1023"),
     ],
 )
 def test_bad_leases(
@@ -274,6 +331,7 @@ def test_environment(environ: dict[str, str], worker_id: int) -> None:
         ({}, "no worker id in the environment; expected one of SENET_FAST_WORKER_ID, POD_INDEX"),
         ({"RANK": ""}, "RANK is ''; expected a number"),
         ({"RANK": "-3x"}, "RANK is '-3x'"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
         ({"POD_NAME": "web-7d4b9c6f5-x2x1z"}, "expected a number, or a name that ends in -NUMBER"),
         ({"RANK": "1024"}, r"RANK is '1024': worker 1024; expected 0 <= worker <= 1023 \(10 bits\)"),
     ],
@@ -362,6 +420,36 @@ def test_a_worker_whose_last_id_lies_in_the_future_is_passed_over(own_layout: La
         assert generator.worker_id == 1
     with pytest.raises(LeaseError, match="0 of 1 worker ids are held, and the last ID of 1 lies ahead of the clock"):
         LockFile(tmp_path, workers=[0]).acquire(own_layout)
+
+
+def test_a_damaged_lock_file_is_named(own_layout: Layout, tmp_path: Path) -> None:
+    with Snowflake.acquire(LockFile(tmp_path), own_layout):
+        (path,) = (next(tmp_path.iterdir())).iterdir()
+    path.write_bytes(path.read_bytes()[:200])
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match=f"{path}' is not the last ID of a generator"):
+        Snowflake.acquire(LockFile(tmp_path), own_layout)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with Snowflake.acquire(LockFile(tmp_path, workers=[1]), own_layout) as generator:
+        assert generator.worker_id == 1
+    with pytest.raises(ValueError, match="workers is empty; expected worker ids, or None"):
+        LockFile(tmp_path, workers=iter([]))
+
+
+def test_what_was_closed_takes_no_room(generator_class: Generator, own_layout: Layout, tmp_path: Path) -> None:
+    def room() -> tuple[int, int]:
+        return len(Path("/proc/self/maps").read_text().splitlines()), len(os.listdir("/proc/self/fd"))
+
+    taken = []
+    for _ in range(40):
+        with generator_class.acquire(LockFile(tmp_path), own_layout) as generator:
+            generator.next_id()
+        with generator_class.acquire(Table(Grant(1)), own_layout) as generator:
+            generator.next_id()
+        del generator
+        taken.append(room())
+    assert taken[-1][0] <= taken[3][0] + 8  # the interpreter's own
+    assert taken[-1][1] == taken[3][1]
 
 
 def test_one_lock_file_holds_one_worker(own_layout: Layout, tmp_path: Path) -> None:

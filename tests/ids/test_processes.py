@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, Program, in_child, in_threads, join, run_program
 
-from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake, SnowflakeTimeout
+from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake, SnowflakeTimeout, _places
 
 
 @pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
@@ -36,6 +36,31 @@ def test_threads(generator_class: Generator, layout: Layout, bulk: bool, worker_
     in_threads(partial(work, out) for out in outs)
     assert (np.diff(outs) > 0).all()
     assert np.unique(outs).size == outs.size
+
+
+def test_generators_that_are_made_at_once(generator_class: Generator, own_layout: Layout) -> None:
+    """They find one state, also without the GIL."""
+    outs = np.zeros((8, 300), np.int64)
+    barrier = threading.Barrier(len(outs))
+
+    def work(out: np.ndarray) -> None:
+        barrier.wait(LIMIT_S)
+        for i in range(out.size):
+            out[i] = generator_class(i, own_layout).next_id()
+
+    in_threads(partial(work, out) for out in outs)
+    assert np.unique(outs).size == outs.size
+
+
+def test_the_gil_stays_off() -> None:
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("needs a free-threaded CPython")
+    run_program("import sys, senet_fast.ids; assert not sys._is_gil_enabled()", options="-W error")
+
+
+def test_a_fork_while_a_state_is_looked_for(generator_class: Generator, own_layout: Layout) -> None:
+    with _places._finding:  # as another thread would hold it
+        assert in_child(lambda: generator_class(1, own_layout).next_id()) is None
 
 
 def test_a_forked_child_is_refused(generator_class: Generator, worker_id: int) -> None:
@@ -242,7 +267,7 @@ def test_cimport(tmp_path: Path, worker_id: int, monkeypatch: pytest.MonkeyPatch
     """Another Cython module calls the generator without Python, in plain C and without any header."""
     cython = pytest.importorskip("Cython.Compiler.Main")
     source = tmp_path / "caller.pyx"
-    source.write_text("# cython: language_level=3\n" + CALLER)
+    source.write_text("# cython: language_level=3, freethreading_compatible=True\n" + CALLER)
     monkeypatch.chdir(tmp_path)
     result = cython.compile([str(source)], cython.CompilationOptions(include_path=[str(ROOT)]))
     assert result.num_errors == 0

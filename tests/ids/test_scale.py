@@ -1,5 +1,6 @@
 """50 million IDs of 4 processes of 4 threads, through one shared word or through leased workers: each one once."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -51,7 +52,8 @@ threads = [threading.Thread(target=draw, args=(n,)) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 np.save(sys.argv[4], np.concatenate(intervals))
-print(generator.worker_id, flush=True)
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
+print(generator.worker_id, peak, flush=True)
 sys.stdin.read()
 """
 
@@ -66,9 +68,12 @@ def test_fifty_million(how: str, tmp_path: Path) -> None:
         ]
         for program in programs:
             program.go()
-        workers = [int(program.line()) for program in programs]  # all of them live till the last one is done
+        said = [program.line().split() for program in programs]  # all of them live till the last one is done
         for program in programs:
             program.ended()
+    workers = [int(worker) for worker, _ in said]
+    megabytes = [int(peak) for _, peak in said]
+    assert max(megabytes) < 120 or "libasan" in os.environ.get("LD_PRELOAD", "")  # the IDs of one are 95
     assert sorted(workers) == ([5] * 4 if how == "shared" else [0, 1, 2, 3])
     drawn = 0
     for worker in set(workers):

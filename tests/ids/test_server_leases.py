@@ -1,9 +1,11 @@
 """Leases of real servers: kills, pauses, restarts, lost renewals, clocks that differ. Never an ID twice."""
 
 import importlib.util
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,70 @@ def test_a_server_that_restarts(server: Server, own_layout: Layout, tmp_path: Pa
         with Holder(server, own_layout, tmp_path / "two", 0.2) as two:
             two.ended()
     check(one, two)
+
+
+def test_a_server_that_is_paused(server: Server, lease: Callable[..., Any], own_layout: Layout) -> None:
+    """It neither answers nor refuses: the lease ends, and nobody waits for more than a few seconds."""
+    generator = Snowflake.acquire(lease(workers=[5]), own_layout)
+    generator.next_id()
+    assert server.process
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    try:
+        time.sleep(1.5 * TTL)
+        with pytest.raises(LeaseExpired, match=r"worker 5 was leased until .*; its renewal "):
+            generator.next_id()
+        started = time.monotonic()
+        with suppress(Exception):
+            generator.close()
+        assert time.monotonic() - started < 20  # PATIENCE_S where the machine is idle
+        with pytest.raises(LeaseExpired, match="given back"):
+            generator.next_id()
+    finally:
+        os.killpg(server.process.pid, signal.SIGCONT)
+    with Snowflake.acquire(lease(workers=[5], wait=30.0), own_layout) as generator:
+        generator.next_id()
+
+
+@pytest.mark.parametrize("server", ["zookeeper"], indirect=True)
+def test_a_late_renewal_while_another_takes_over(
+    lease: Callable[..., Any], own_layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZooKeeper ended its session: one of the two writes of the worker's end must fail."""
+    late, successor = lease(workers=[4]), lease(workers=[4], wait=0.0)
+    late.acquire(own_layout)
+    late._do("delete", f"{late._node}/owner")
+    time.sleep(TTL)
+    write = successor._write
+    renewed: list[int] = []
+
+    def slow_write(until_ms: int, version: int) -> bool:
+        renewed.append(late.renew())
+        return bool(write(until_ms, version))
+
+    monkeypatch.setattr(successor, "_write", slow_write)
+    with pytest.raises(LeaseError, match="all 1 worker ids are held"):
+        successor.acquire(own_layout)
+    assert renewed
+    with pytest.raises(LeaseError, match="all 1 worker ids are held"):
+        lease(workers=[4], wait=0.0).acquire(own_layout)
+    late.release(renewed[0])
+
+
+@pytest.mark.parametrize("server", ["etcd"], indirect=True)
+def test_a_race_that_was_lost(lease: Callable[..., Any], own_layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """etcd ends a lease of the lost try while the loser waits."""
+    winner, loser = lease(workers=[4]), lease(workers=[4], wait=30.0)
+    call = loser._call
+
+    def slow_call(method: str, **request: Any) -> Any:
+        if method == "kv/txn":
+            monkeypatch.setattr(loser, "_call", call)
+            winner.acquire(own_layout)  # for the 2 s that etcd grants at least
+        return call(method, **request)
+
+    monkeypatch.setattr(loser, "_call", slow_call)
+    assert loser.acquire(own_layout).worker_id == 4
+    loser.release(0)
 
 
 def test_one_lease_for_each_generator(lease: Callable[..., Any], own_layout: Layout) -> None:

@@ -191,20 +191,23 @@ def test_a_locked_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 STORM = """
 import os, sys
 from senet_fast.ids import WIDE, Snowflake
-generator = Snowflake(3, WIDE, file=sys.argv[1])
-out = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
+from senet_fast.ids.leases import LockFile
+how, path, record = sys.argv[1:]
+generator = Snowflake(3, WIDE, file=path) if how == "shared" else Snowflake.acquire(LockFile(path), WIDE)
+out = os.open(record, os.O_WRONLY | os.O_APPEND)
 while True:
     os.write(out, generator.next_ids(3).tobytes())
     os.write(out, generator.next_id().to_bytes(8, sys.byteorder))
 """
 
 
-def test_a_storm_of_kills(tmp_path: Path) -> None:
-    """Processes that are killed at any instruction lose IDs at most."""
+@pytest.mark.parametrize("how", ["shared", "leased"])
+def test_a_storm_of_kills(how: str, tmp_path: Path) -> None:
+    """Processes that are killed at any instruction lose IDs at most. A killed holder's worker is the next one's."""
     record = tmp_path / "record"
     record.touch()
     with ExitStack() as storm:
-        start = lambda: storm.enter_context(Program(STORM, tmp_path / "last", record))  # noqa: E731
+        start = lambda: storm.enter_context(Program(STORM, how, tmp_path / "last", record))  # noqa: E731
         running = [start() for _ in range(3)]
         for killed in range(12):
             size = record.stat().st_size
@@ -216,7 +219,10 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
     numbers = np.frombuffer(data[: len(data) // 8 * 8], np.int64)
     assert numbers.size > 10_000
     assert np.unique(numbers).size == numbers.size
-    assert Snowflake(3, WIDE, file=tmp_path / "last").next_id() > numbers.max()
+    if how == "shared":
+        assert Snowflake(3, WIDE, file=tmp_path / "last").next_id() > numbers.max()
+    else:
+        assert set(WIDE.decode(numbers).worker_id.tolist()) <= {0, 1, 2, 3}
 
 
 def test_a_burst_begins_before_now(generator_class: Generator, fake_clock: FakeClock) -> None:

@@ -74,11 +74,12 @@ class Held:
         self._release_error: Exception | None = None
         self._closing = threading.Lock()
         self._closed = threading.Event()
+        if self.grant.until_ms is not None and self.grant.file is not None:
+            self.close()
+            raise LeaseError(f"{lease!r} granted both a file and an end; expected one of them")
 
     def start(self, place: Place, now_ms: int, max_backward_ms: int) -> None:
-        worker_id, from_ms, until_ms, file = self.grant
-        if until_ms is not None and file is not None:
-            raise LeaseError(f"worker {worker_id} was leased with a file and until {until_ms} ms; expected one of them")
+        worker_id, from_ms, until_ms, _ = self.grant
         if until_ms is not None and now_ms >= until_ms:
             raise LeaseError(
                 f"worker {worker_id} was leased until {until_ms} ms, and this host's clock already reads {now_ms} ms:"
