@@ -173,7 +173,9 @@ def test_where_nvcc_is_found(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("SENET_FAST_NVCC", nvcc)
     assert module.Nvcc.find().path == nvcc
     monkeypatch.setenv("SENET_FAST_NVCC", f"{nvcc}-of-tomorrow")
-    with pytest.raises(SystemExit, match="SENET_FAST_NVCC='.*-of-tomorrow' does not exist; expected the path of an nvcc"):
+    with pytest.raises(
+        SystemExit, match="SENET_FAST_NVCC='.*-of-tomorrow' does not exist; expected the path of an nvcc"
+    ):
         module.Nvcc.find()
 
 

@@ -31,12 +31,25 @@ def gpu() -> dict[str, Any]:
     if smi := shutil.which("nvidia-smi"):
         asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,mig.mode.current"
         said = subprocess.run([smi, f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True)
-        found |= dict(zip(asked.split(","), said.stdout.splitlines()[0].split(", "), strict=False) if said.stdout else {})
+        found |= dict(
+            zip(asked.split(","), said.stdout.splitlines()[0].split(", "), strict=False) if said.stdout else {}
+        )
     return found
 
 
 def op_table(rows: list[dict[str, Any]], kind: str) -> str:
-    head = ("case", "", "ours us", "GB/s", "copy GB/s", "of copy", "eager us", "eager/ours", "compile us", "compile/ours")
+    head = (
+        "case",
+        "",
+        "ours us",
+        "GB/s",
+        "copy GB/s",
+        "of copy",
+        "eager us",
+        "eager/ours",
+        "compile us",
+        "compile/ours",
+    )
     lines = []
     for row in rows:
         seconds = {name: row["seconds"].get(name) for name in op.CONTENDERS}
@@ -75,12 +88,19 @@ def markdown(results: dict[str, Any]) -> str:
     judged = [(row, target) for row in results["op"] for target in op.targets(row)]
     if judged:
         lines = [
-            [f"{row['kind']} {row['case']}", f"{t.reached:.2f} {t.what}", f"{t.least:.2f}", "yes" if t.reached >= t.least else "no"]
+            [
+                f"{row['kind']} {row['case']}",
+                f"{t.reached:.2f} {t.what}",
+                f"{t.least:.2f}",
+                "yes" if t.reached >= t.least else "no",
+            ]
             for row, t in judged
         ]
         parts.append(table(("target", "reached", "wanted", "met"), lines))
     for row in [*results["op"], *results["networks"]]:
-        parts += [f"FAILED {row['kind']} {row.get('case', '')} {name}: {text}" for name, text in row["problems"].items()]
+        parts += [
+            f"FAILED {row['kind']} {row.get('case', '')} {name}: {text}" for name, text in row["problems"].items()
+        ]
     parts += [f"Out of time, not measured: {name}" for name in results["left_out"]]
     return "\n\n".join(parts)
 
@@ -88,7 +108,14 @@ def markdown(results: dict[str, Any]) -> str:
 def run(clock: Clock, dry_run: bool, seconds: float) -> dict[str, Any]:
     """The first case, the networks, then the other cases until the time is up."""
     torch._functorch.config.donated_buffer = False  # a compiled backward may then run more than once
-    results: dict[str, Any] = {**surroundings(), "gpu": gpu(), "dry_run": dry_run, "op": [], "networks": [], "left_out": []}
+    results: dict[str, Any] = {
+        **surroundings(),
+        "gpu": gpu(),
+        "dry_run": dry_run,
+        "op": [],
+        "networks": [],
+        "left_out": [],
+    }
     cases, end, longest = op.tiny_cases() if dry_run else op.cases(), time.monotonic() + seconds, 0.0
     for place, case in enumerate(cases):
         begin = time.monotonic()

@@ -142,7 +142,7 @@ def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node
         else:
             env[node] = copied.node_copy(node, lambda n: env[n])
         env[node].meta = {"val": torch.empty(sizes.shape(value), device="meta")} if isinstance(value, Tensor) else {}
-    twin = {mine: node for node, mine in env.items()  if isinstance(mine, fx.Node)}
+    twin = {mine: node for node, mine in env.items() if isinstance(mine, fx.Node)}
     return fx.GraphModule(root, copied), twin
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 from typing import Any
 
 from django.db import models
@@ -10,17 +10,11 @@ from django.utils.module_loading import import_string
 
 from senet_fast.ids import Snowflake
 
-_default: Snowflake | None = None
-_acquiring = threading.Lock()
 
-
+@functools.cache  # without a lock, which a fork could leave locked: a thread that comes second draws one ID of its own
 def default_generator() -> Snowflake:
     """One for the process and its forked children, acquired from this host's lock files at first use."""
-    global _default
-    with _acquiring:
-        if _default is None:
-            _default = Snowflake.acquire()
-        return _default
+    return Snowflake.acquire()
 
 
 class SnowflakeField(models.BigIntegerField):  # type: ignore[type-arg]

@@ -45,7 +45,11 @@ def inception(channels: int, module: Module) -> tuple[Concat, int]:
     pooling = nn.AvgPool2d(3, 1, padding=1) if pool == "average" else nn.MaxPool2d(3, stride, padding=1)
     branches: list[list[nn.Module]] = [
         [*conv_bn_relu(channels, three[0], 1), *conv_bn_relu(*three, 3, stride)],
-        [*conv_bn_relu(channels, double[0], 1), *conv_bn_relu(*double, 3), *conv_bn_relu(double[1], double[1], 3, stride)],
+        [
+            *conv_bn_relu(channels, double[0], 1),
+            *conv_bn_relu(*double, 3),
+            *conv_bn_relu(double[1], double[1], 3, stride),
+        ],
         [pooling, *(conv_bn_relu(channels, project, 1) if project else [])],
     ]
     if one:

@@ -26,7 +26,9 @@ class Published(NamedTuple):
     pixels: int = 224
 
 
-V1 = {"stride_in_first": True}  # as in He et al.; with the stride in the 3x3, as ResNeXt has it, 4.09e9 instead of 3.86e9
+V1 = {
+    "stride_in_first": True
+}  # as in He et al.; with the stride in the 3x3, as ResNeXt has it, 4.09e9 instead of 3.86e9
 SE = {"se": True}
 MULTIPLY_ADDS = [
     Published("resnet50", V1, "3.86", "3.86"),

@@ -234,7 +234,9 @@ def test_eca() -> None:
 def test_errors_name_what_was_given() -> None:
     with pytest.raises(ValueError, match=r"name is 'resnet51'; expected one of resnet50, "):
         create("resnet51")
-    with pytest.raises(ValueError, match=r"integration is 'middle'; expected one of standard, pre, post, identity, 3x3"):
+    with pytest.raises(
+        ValueError, match=r"integration is 'middle'; expected one of standard, pre, post, identity, 3x3"
+    ):
         create("resnet50", se=True, integration="middle")
     with pytest.raises(TypeError, match="integration"):
         create("vgg16_bn", se=True, integration="pre")

@@ -28,7 +28,12 @@ def test_parameters_by_reduction(reduction: int | None, millions: float) -> None
 
 @pytest.mark.parametrize(
     ("name", "se", "millions"),
-    [("mobilenet_v1", False, 4.2), ("mobilenet_v1", True, 4.7), ("shufflenet_v1", False, 1.8), ("shufflenet_v1", True, 2.4)],
+    [
+        ("mobilenet_v1", False, 4.2),
+        ("mobilenet_v1", True, 4.7),
+        ("shufflenet_v1", False, 1.8),
+        ("shufflenet_v1", True, 2.4),
+    ],
 )
 def test_parameters_of_mobile_networks(name: str, se: bool, millions: float) -> None:
     """arXiv 1709.01507, table 3, which cuts the digits behind the first (ShuffleNet has 1.87 and 2.48 million)."""
