@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <sys/mman.h>
 #include <torch/library.h>
-#include <unistd.h>
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -11,6 +10,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <sstream>
+#include <string>
 #include <string_view>
 
 #include "bindings/cpu.h"
@@ -39,14 +40,36 @@ const auto run_team = [](std::int64_t threads, const auto& body) {
   body(Member{});
 };
 
-ForcedPlan forced_plan;
-
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-std::int64_t cache_bytes(int name, std::int64_t otherwise) {
-  const std::int64_t bytes = sysconf(name);
-  return bytes > 0 ? bytes : otherwise;
+// "images_per_tile=8,stream=0": what force_plan does, from the start.
+ForcedPlan plan_in_environment() {
+  ForcedPlan forced;
+  const char* text = std::getenv("SENET_FAST_PLAN");
+  std::istringstream items(text == nullptr ? "" : text);
+  for (std::string item; std::getline(items, item, ',');) {
+    const std::size_t equals = std::min(item.find('='), item.size());
+    const std::string name = item.substr(0, equals), value = item.substr(std::min(equals + 1, item.size()));
+    const bool number = !value.empty() && value.size() < 10 && value.find_first_not_of("0123456789") == std::string::npos;
+    const std::int64_t n = number ? std::stoll(value) : -1;
+    const bool count = n >= 1, flag = n == 0 || n == 1;
+    if (name == "threads" && count) {
+      forced.threads = n;
+    } else if (name == "images_per_tile" && count) {
+      forced.images_per_tile = n;
+    } else if (name == "stream" && flag) {
+      forced.stream = n == 1;
+    } else if (name == "overlap" && flag) {
+      forced.overlap = n == 1;
+    } else {
+      TORCH_CHECK_VALUE(false, "SENET_FAST_PLAN has '", item,
+                        "'; expected threads, images_per_tile (1 or more), stream or overlap (0 or 1), as in stream=0");
+    }
+  }
+  return forced;
 }
-#endif
+ForcedPlan& forced_plan() {
+  static ForcedPlan forced = plan_in_environment();
+  return forced;
+}
 
 // Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
 // (glibc maps blocks above 32 MB anew each time, and gives smaller ones back with the end of its heap). Nothing changes but
@@ -103,38 +126,21 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SEN
 
 }  // namespace
 
-// Near is the L2 of each thread in use: with a share of the L3 as well, three of four shapes were 1.15x to 1.4x slower.
-// From where to stream: alone, both passes gain from right behind the L2 on where the L3 is as slow as Intel's servers'
-// (AMD's is about as fast as the L2, and streaming lost 2x to 4x inside it). But the next layer reads y: with streaming from
-// 4 MB on, a whole SE-ResNet-50 (bfloat16, 16 images) took 282 ms, from 64 MB on 231. What comes after backward gained and
-// lost nothing.
 Machine machine() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const std::int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20),
-                            level3 = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 0);
-#else
-  static const std::int64_t level2 = 1 << 20, level3 = 0;
-#endif
-  Machine m;
 #if defined(_OPENMP)
-  m.threads = at::get_num_threads();
+  return machine_of(at::get_num_threads());
+#else
+  return machine_of(1);
 #endif
-  m.near_bytes = std::max<std::int64_t>(1 << 20, level2 * m.threads);
-  const std::int64_t shared = level3 * 85 / 100;
-  m.stream_forward_bytes = std::max(m.near_bytes, std::min<std::int64_t>(shared, 64 << 20));
-  m.stream_backward_bytes = m.near_bytes;
-#if defined(__x86_64__)
-  static const bool amd = __builtin_cpu_is("amd");
-  if (amd) m.stream_backward_bytes = std::max(m.near_bytes, shared);
-#endif
-  return m;
 }
 
-void force_plan(const ForcedPlan& forced) { forced_plan = forced; }
+void force_plan(const ForcedPlan& forced) { forced_plan() = forced; }
 Plan with_forced(Plan plan) {
-  plan.threads = forced_plan.threads.value_or(plan.threads);
-  plan.images_per_tile = forced_plan.images_per_tile.value_or(plan.images_per_tile);
-  plan.stream = forced_plan.stream.value_or(plan.stream);
+  const ForcedPlan& forced = forced_plan();
+  plan.threads = forced.threads.value_or(plan.threads);
+  plan.images_per_tile = forced.images_per_tile.value_or(plan.images_per_tile);
+  plan.stream = forced.stream.value_or(plan.stream);
+  plan.overlap = forced.overlap.value_or(plan.overlap);
   return plan;
 }
 

@@ -11,7 +11,7 @@ Machine machine();  // what the planner cuts for: the threads in use and their c
 // Overrides the planner where a value is given: for measurements, and for tests that take every path on small inputs.
 struct ForcedPlan {
   std::optional<std::int64_t> threads, images_per_tile;
-  std::optional<bool> stream;
+  std::optional<bool> stream, overlap;
 };
 void force_plan(const ForcedPlan& forced);
 Plan with_forced(Plan plan);

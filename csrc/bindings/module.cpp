@@ -50,6 +50,7 @@ py::dict plan(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, st
   result["rows_per_block"] = plan.rows_per_block;
   result["blocks"] = plan.blocks;
   result["stream"] = plan.stream;
+  result["overlap"] = plan.overlap;
   return result;
 }
 
@@ -109,12 +110,13 @@ py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t 
   return result;
 }
 
-void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t> images_per_tile, std::optional<bool> stream) {
+void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t> images_per_tile, std::optional<bool> stream,
+                std::optional<bool> overlap) {
   for (const auto& [name, value] : {std::pair{"threads", threads}, std::pair{"images_per_tile", images_per_tile}}) {
     if (value && *value < 1)
       throw py::value_error(std::string(name) + " is " + std::to_string(*value) + "; expected at least 1");
   }
-  senet::bindings::force_plan({threads, images_per_tile, stream});
+  senet::bindings::force_plan({threads, images_per_tile, stream, overlap});
 }
 
 }  // namespace
@@ -128,7 +130,7 @@ PYBIND11_MODULE(_C, m) {
         "Use the kernels of this instruction set; ValueError if it is not one of isas().");
   m.def("plan", &plan, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R"), py::kw_only(),
         py::arg("item_bytes") = 4,
-        "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream.");
+        "How a two_fc forward on x [B, O, K, I] is cut: threads, images_per_tile, rows_per_block, blocks, stream, overlap.");
   m.def(
       "plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(), py::kw_only(),
       py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false, py::arg("kernel") = py::none(),
@@ -138,5 +140,6 @@ PYBIND11_MODULE(_C, m) {
       "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "
       "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured.");
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
-        py::arg("stream") = py::none(), "Override the planner from now on; what is None it decides itself.");
+        py::arg("stream") = py::none(), py::arg("overlap") = py::none(),
+        "Override the planner from now on; what is None it decides itself.");
 }

@@ -66,5 +66,9 @@ def plan_cuda(
     shared_bytes: int = 232448,
 ) -> CudaPlan: ...
 def force_plan(
-    *, threads: int | None = None, images_per_tile: int | None = None, stream: bool | None = None
+    *,
+    threads: int | None = None,
+    images_per_tile: int | None = None,
+    stream: bool | None = None,
+    overlap: bool | None = None,
 ) -> None: ...

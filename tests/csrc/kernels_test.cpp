@@ -100,9 +100,11 @@ struct Cut {
   int threads;
   bool stream;
   enum { kFresh, kX, kResidual } y = kFresh;  // what y is
+  bool overlap = false;
 
   std::string name() const {
     return "tile " + std::to_string(tile) + ", threads " + std::to_string(threads) + (stream ? ", streamed" : "") +
+           (overlap ? ", overlapped" : "") +
            (y == kX          ? ", y is x"
             : y == kResidual ? ", y is the residual"
                              : "");
@@ -158,6 +160,7 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
     plan.threads = cut.threads;
     plan.images_per_tile = cut.tile;
     plan.stream = cut.stream;
+    plan.overlap = cut.overlap;
     if (c.rows_per_block && c.shape.I == 1) {
       plan.rows_per_block = c.rows_per_block;
       plan.blocks = (c.shape.O + c.rows_per_block - 1) / c.rows_per_block;
@@ -225,7 +228,8 @@ void test_operation() {
     for_isas([&](const Kernels& kernels) {
       std::vector<Output>& same = first[std::strcmp(kernels.name, "baseline") == 0];
       for (const Cut& cut :
-           {Cut{all, 1, false}, {all, 3, true}, {1, 1, true, Cut::kX}, {2, 3, false, Cut::kX}, {2, 2, true, Cut::kResidual}}) {
+           {Cut{all, 1, false}, {all, 3, true}, {1, 1, true, Cut::kX, true}, {2, 3, false, Cut::kX},
+            {2, 2, true, Cut::kResidual, true}, {2, 3, true, Cut::kFresh, true}}) {
         if (cut.y == Cut::kResidual && !c.residual) continue;
         const std::string where = c.name() + " on " + kernels.name + ", " + cut.name();
         const std::vector<Output> out = run(c, in, want, kernels, cut);
@@ -252,7 +256,7 @@ void test_prologue() {
     std::vector<Output> first[2];
     for_isas([&](const Kernels& kernels) {
       std::vector<Output>& same = first[std::strcmp(kernels.name, "baseline") == 0];
-      for (const Cut& cut : {Cut{all, 1, false}, {1, 3, true}, {2, 2, false, Cut::kX}}) {
+      for (const Cut& cut : {Cut{all, 1, false}, {1, 3, true}, {2, 2, false, Cut::kX, true}}) {
         const std::string where = c.name() + " behind a prologue on " + kernels.name + ", " + cut.name();
         const std::vector<Output> out = run(c, in, want, kernels, cut, pre);
         if (same.empty()) same = out;
@@ -296,6 +300,24 @@ void test_finite_differences() {
   }
 }
 
+// Why a shape took its path, on a machine with a fast L3 of 32 MB and on one that has but its L2s.
+void test_plan() {
+  const Machine fast{2, 2 << 20, 27 << 20, 27 << 20, 27 << 20}, slow{2, 4 << 20, 0, 64 << 20, 4 << 20};
+  const auto float32 = [](const Shape& s, const Machine& machine) {
+    return plan(s, {4, 8 * s.K * s.R, machine.stream_forward_bytes}, machine);
+  };
+  const Shape small{1, 1, 16, 16, 4}, in_cache{8, 1, 512, 784, 32}, large{32, 1, 256, 3136, 16}, heavy{32, 1, 1024, 196, 64};
+  check(float32(small, fast).threads == 1, "plan: a team for 2 kB");
+  check(float32(in_cache, fast).images_per_tile == 8, "plan: more than one tile though the L3 holds all");
+  check(float32(in_cache, slow).images_per_tile == 1, "plan: a tile that leaves the L2");
+  for (const Shape& shape : {large, heavy}) {
+    const Plan in_fast = float32(shape, fast), in_slow = float32(shape, slow);
+    check(in_fast.stream && in_fast.overlap && !in_slow.overlap, "plan: x from memory, but not while y goes there");
+  }
+  check(float32(large, fast).images_per_tile == 1 && float32(heavy, fast).images_per_tile == 4,
+        "plan: tiles not by the weight of weights");
+}
+
 void test_contract() {
   for (const std::string& name : isas()) {
     select_isa(name);
@@ -316,6 +338,7 @@ int main() {
   for (const std::string& name : isas()) std::printf("%s ", name.c_str());
   std::printf("\n");
   group("contract", test_contract);
+  group("plan", test_plan);
   group("conversions", test_conversions);
   group("activations", test_activations);
   group("operation", test_operation);

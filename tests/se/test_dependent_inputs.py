@@ -138,14 +138,33 @@ def test_plan_shows_how_a_call_is_cut() -> None:
 
 def test_plan_can_be_forced() -> None:
     try:
-        _C.force_plan(threads=3, images_per_tile=7, stream=True)
+        _C.force_plan(threads=3, images_per_tile=7, stream=True, overlap=True)
         forced = _C.plan(B=1, O=1, K=16, I=16, R=4)
     finally:
         _C.force_plan()
-    assert (forced["threads"], forced["images_per_tile"], forced["stream"]) == (3, 7, True)
+    wanted = {"threads": 3, "images_per_tile": 7, "stream": True, "overlap": True}
+    assert forced == forced | wanted
     assert _C.plan(B=1, O=1, K=16, I=16, R=4)["threads"] == 1
     with pytest.raises(ValueError, match="threads is 0; expected at least 1"):
         _C.force_plan(threads=0)
+
+
+def plan_in_environment(text: str) -> "subprocess.CompletedProcess[str]":
+    code = "from senet_fast.se import _C; print(_C.plan(B=9, O=1, K=16, I=16, R=4))"
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "SENET_FAST_PLAN": text}, text=True, capture_output=True
+    )
+
+
+def test_plan_forced_by_the_environment() -> None:
+    done = plan_in_environment("images_per_tile=3,stream=1")
+    assert "'images_per_tile': 3" in done.stdout and "'stream': True" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["tiles=3", "threads=0", "stream", "stream=x"])
+def test_plan_in_the_environment_that_does_not_fit(text: str) -> None:
+    done = plan_in_environment(text)
+    assert f"SENET_FAST_PLAN has '{text}'; expected threads, images_per_tile (1 or more)" in done.stderr
 
 
 def test_huge_pages_change_no_number() -> None:

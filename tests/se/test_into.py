@@ -84,7 +84,7 @@ def test_in_place_at_every_alignment(
     """Vectors that overlap at the ends of runs must not be scaled twice, wherever a line begins."""
     block = FusedSE(channels, 4)
     try:
-        _C.force_plan(stream=stream, threads=2)
+        _C.force_plan(stream=stream, threads=2, images_per_tile=1, overlap=stream)
         for offset in range(0, 17, 3):
             memory = torch.randn(offset + 2 * channels * side * side)[offset:]
             x = memory.view(2, side, side, channels).permute(0, 3, 1, 2)
@@ -177,7 +177,7 @@ def test_prologue_plans_agree(dtype: torch.dtype, layout: str, in_place: bool) -
     results = []
     try:
         for threads, tile in [(1, 5), (2, 1), (2, 3)]:
-            _C.force_plan(threads=threads, images_per_tile=tile)
+            _C.force_plan(threads=threads, images_per_tile=tile, overlap=True)  # which a prologue does not do
             x = arguments["x"].clone()
             results.append(squeeze_excite(**{**arguments, "x": x}, **pre, out=x if in_place else None))
     finally:

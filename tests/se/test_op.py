@@ -143,13 +143,14 @@ def test_instruction_sets_agree(dtype: torch.dtype, layout: Layout) -> None:
 
 @pytest.mark.parametrize("kind", ["two_fc", "residual", "all", "one_fc", "channel_conv_all"])
 def test_plans_agree(dtype: torch.dtype, layout: Layout, kind: str) -> None:
-    """The same bits however the call is cut: teams, tiles and streamed outputs, forced on inputs too small for them."""
+    """The same bits however the call is cut: teams, tiles, streamed and overlapped, forced on inputs too small for them."""
     arguments = make_arguments(layout, dtype, K=67, R=33, **KINDS[kind])
     grad_y = torch.randn_like(arguments["x"])
     results = []
     try:
-        for threads, tile, stream in [(1, 100, False), (2, 100, True), (3, 1, False), (1, 2, True)]:
-            _C.force_plan(threads=threads, images_per_tile=tile, stream=stream)
+        cuts = [(1, 100, False, False), (2, 100, True, False), (3, 1, False, True), (1, 2, True, False), (2, 2, True, True)]
+        for threads, tile, stream, overlap in cuts:
+            _C.force_plan(threads=threads, images_per_tile=tile, stream=stream, overlap=overlap)
             results.append(value_and_grads(squeeze_excite, arguments, grad_y))
     finally:
         _C.force_plan()

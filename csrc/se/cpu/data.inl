@@ -69,19 +69,35 @@ struct Data {
     write_activated(image, begin, end, scale, shift, activation, u, false, value);
   }
 
-  static void scale(const Image& image, const void* x_, const A* scale, const void* residual_, const Activation& activation,
-                    void* y_, bool stream, int64_t begin, int64_t end) {
-    const T *x = static_cast<const T*>(x_), *residual = static_cast<const T*>(residual_);
-    T* y = static_cast<T*>(y_);
-    const auto scaled = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) { return load(x + at) * s; };
-    const auto added = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) {
-      return load(x + at) * s + load(residual + at);
+  static void scale(const Image& image, const void* x, const A* scale, const void* residual, const Activation& activation,
+                    void* y, bool stream, int64_t begin, int64_t end) {
+    write_scaled<false>(image, x, scale, residual, activation, y, stream, x, begin, end);
+    if (stream) fence();
+  }
+
+  // By turns, in pieces that stay in L1: while one is scaled, the next to be squeezed is prefetched.
+  static void scale_squeeze(const Image& image, const void* x, const A* scale, const void* residual,
+                            const Activation& activation, void* y, bool stream, const void* next, int64_t begin, int64_t end,
+                            A* sums) {
+    const auto write = [&](int64_t first, int64_t last, const T* ahead) {
+      write_scaled<true>(image, x, scale, residual, activation, y, stream, ahead, first, last);
     };
-    if (residual == nullptr) {
-      write_activated(image, begin, end, scale, scale, activation, y, stream, scaled);
+    if (image.by_rows()) {
+      squeeze(image, next, begin, end, sums);
+      write(begin, end, static_cast<const T*>(next) + (end - begin) * image.K);
     } else {
-      write_activated(image, begin, end, scale, scale, activation, y, stream, added);
+      constexpr int64_t kPiece = 16384, kLine = 64;
+      const int64_t bytes = image.O * image.I * int64_t(sizeof(T));
+      // channels of whole lines, or so many that they are together
+      const int64_t whole = bytes % kLine == 0 ? 1 : kLine / int64_t(sizeof(T));
+      const int64_t step = bytes >= kPiece ? whole : (kPiece / (bytes + 1) + whole) / whole * whole;
+      for (int64_t first = begin; first < end; first += step) {
+        const int64_t last = end - first < step ? end : first + step;
+        squeeze(image, next, first, last, sums);
+        write(first, last, static_cast<const T*>(next) + step * image.I);
+      }
     }
+    if (stream) fence();
   }
 
   static void grad_scale(const Image& image, const void* grad_y_, const void* x_, const A* scale, const void* residual_,
@@ -136,11 +152,35 @@ struct Data {
     const T* dv = static_cast<const T*>(grad_v_);
     write_image(image, begin, end, scale, shift, static_cast<T*>(grad_x_), stream,
                 [&](int64_t at, auto load, const Vec<A>& a, const Vec<A>& b) { return load(dv + at) * a + b; });
+    if (stream) fence();
   }
 
-  static constexpr DataKernels<A> table() { return {squeeze, prologue, scale, grad_scale, grad_x}; }
+  static constexpr DataKernels<A> table() { return {squeeze, prologue, scale, scale_squeeze, grad_scale, grad_x}; }
 
  private:
+  // kAhead: the elements of `ahead` at the same places are prefetched on the way.
+  template <bool kAhead>
+  static void write_scaled(const Image& image, const void* x_, const A* scale, const void* residual_,
+                           const Activation& activation, void* y_, bool stream, const void* ahead_, int64_t begin,
+                           int64_t end) {
+    const T *x = static_cast<const T*>(x_), *residual = static_cast<const T*>(residual_);
+    [[maybe_unused]] const T* ahead = static_cast<const T*>(ahead_);
+    T* y = static_cast<T*>(y_);
+    const auto scaled = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) {
+      if constexpr (kAhead) __builtin_prefetch(ahead + at);
+      return load(x + at) * s;
+    };
+    const auto added = [&](int64_t at, auto load, const Vec<A>& s, const Vec<A>&) {
+      if constexpr (kAhead) __builtin_prefetch(ahead + at);
+      return load(x + at) * s + load(residual + at);
+    };
+    if (residual == nullptr) {
+      write_activated(image, begin, end, scale, scale, activation, y, stream, scaled);
+    } else {
+      write_activated(image, begin, end, scale, scale, activation, y, stream, added);
+    }
+  }
+
   // grad_v of the n elements from `at` on, in chunks, each then given to add(from, count, term) as terms grad_v * x.
   template <bool kRow, class Add>
   static SENET_INLINE void activated_segment(const T* dy, const T* x, const A* scale, const T* residual,
@@ -214,13 +254,13 @@ struct Data {
 
   // y[at] = value(at, load, a, b) over the units, with what `scale` and `shift` hold for the elements of the vector at `at`.
   // From the last element to the first: the sums were taken in the other direction, and what they read last is still in the
-  // cache (x of 6 MB on 4 MB of L2: 1.1x faster). stream: past the caches, no line of y being read before it is written.
+  // cache (x of 6 MB on 4 MB of L2: 1.1x faster). stream: past the caches, no line of y being read before it is written; the
+  // caller then fences.
   template <class Value>
   static SENET_INLINE void write_image(const Image& image, int64_t begin, int64_t end, const A* scale, const A* shift, T* y,
                                        bool stream, Value value) {
     if (stream) {
       write_units<true>(image, begin, end, scale, shift, y, value);
-      fence();
     } else {
       write_units<false>(image, begin, end, scale, shift, y, value);
     }

@@ -12,9 +12,10 @@ inline std::int64_t weight_elements(const Params& p) {
 }
 
 inline Plan plan_forward(const ForwardParams& p, const Machine& machine) {
-  const std::int64_t tensors = p.epilogue.residual ? 3 : 2;
+  const std::int64_t tensors = (p.epilogue.residual ? 3 : 2) - (p.y == p.x || p.y == p.epilogue.residual ? 1 : 0);
   const std::int64_t weight_bytes = weight_elements(p) * item_bytes(p.weight_dtype);
   Plan cut = plan(p.shape, {item_bytes(p.dtype), weight_bytes, machine.stream_forward_bytes, tensors}, machine);
+  if (!p.prologue.is_identity()) cut.overlap = false;
   // in all three y's lines are in the cache already
   if (p.y == p.x || p.y == p.epilogue.residual || !p.prologue.is_identity()) cut.stream = false;
   return cut;
@@ -22,7 +23,9 @@ inline Plan plan_forward(const ForwardParams& p, const Machine& machine) {
 inline Plan plan_backward(const Params& p, const Machine& machine) {
   const std::int64_t tensors = p.epilogue.activation.is_identity() ? 3 : p.epilogue.residual ? 5 : 4;
   const std::int64_t weight_bytes = 2 * weight_elements(p) * item_bytes(p.weight_dtype);
-  return plan(p.shape, {item_bytes(p.dtype), weight_bytes, machine.stream_backward_bytes, tensors, 2}, machine);
+  Plan cut = plan(p.shape, {item_bytes(p.dtype), weight_bytes, machine.stream_backward_bytes, tensors, 2}, machine);
+  cut.overlap = false;  // it reads twice as much as it writes: nothing was gained
+  return cut;
 }
 
 template <class RunTeam>

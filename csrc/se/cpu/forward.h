@@ -30,20 +30,28 @@ class Forward : Call<A> {
   }
 
   void operator()(const Member& member) const {
+    const bool overlap = plan_.overlap && !pre_scale_;
     Base::for_tiles([&](std::int64_t b, std::int64_t B) {
-      Base::sums(
-          member, B, saved(b), saved_stride(),
-          [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) { squeeze(b + i, begin, end, sums); },
-          [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
-            for (std::int64_t k = begin; k < end; ++k) saved(b + i)[k] /= count();
-          });
+      const std::int64_t next = b + B, ahead = overlap ? std::min(B, shape_.B - next) : 0;
+      if (b == 0 || !overlap) {
+        squeeze_tile(member, b, B, [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) {
+          squeeze(b + i, begin, end, sums);
+        });
+      }
       excite(member, b, B);
       member.wait();
+      if (ahead > 0) {
+        squeeze_tile(member, next, ahead, [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) {
+          data_->scale_squeeze(image_, Base::x(b + i), scale(i), residual(b + i), p_.epilogue.activation, y(b + i),
+                               plan_.stream, Base::x(next + i), begin, end, sums);
+        });
+      }
       Base::for_units(
-          member, B,
+          member, B - ahead,
           [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
-            data_->scale(image_, u(b + i), scale_.get() + i * shape_.K, residual(b + i), p_.epilogue.activation, y(b + i),
-                         plan_.stream, begin, end);
+            const std::int64_t image = b + ahead + i;
+            data_->scale(image_, u(image), scale(ahead + i), residual(image), p_.epilogue.activation, y(image), plan_.stream,
+                         begin, end);
           },
           /*backwards=*/true);
     });
@@ -58,6 +66,16 @@ class Forward : Call<A> {
   void* y(std::int64_t image) const { return at(p_.y, image * p_.y_batch_stride); }
   // what is squeezed and scaled: x, or what the prologue makes of it, which waits in y
   const void* u(std::int64_t image) const { return pre_scale_ ? y(image) : Base::x(image); }
+
+  A* scale(std::int64_t i) const { return scale_.get() + i * shape_.K; }
+
+  // saved(b)[K] of B images from what kernel(i, begin, end, sums) sums
+  template <class Kernel>
+  void squeeze_tile(const Member& member, std::int64_t b, std::int64_t B, const Kernel& kernel) const {
+    Base::sums(member, B, saved(b), saved_stride(), kernel, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t k = begin; k < end; ++k) saved(b + i)[k] /= count();
+    });
+  }
 
   void squeeze(std::int64_t image, std::int64_t begin, std::int64_t end, A* sums) const {
     if (!pre_scale_) return data_->squeeze(image_, Base::x(image), begin, end, sums);
@@ -74,7 +92,7 @@ class Forward : Call<A> {
   void excite(const Member& member, std::int64_t b, std::int64_t B) const {
     const std::int64_t K = shape_.K, R = p_.hidden();
     const auto gated = [&](std::int64_t i, Range k) {
-      gate(gate_input(b + i) + k.begin, scale_.get() + i * K + k.begin, k.size());
+      gate(gate_input(b + i) + k.begin, scale(i) + k.begin, k.size());
     };
     switch (p_.excitation) {
       case Excitation::two_fc:

@@ -4,15 +4,9 @@
 #include <cstdint>
 
 #include "se/cpu/kernels.h"
+#include "se/cpu/machine.h"
 
 namespace senet {
-
-struct Machine {
-  std::int64_t threads = 1;
-  std::int64_t near_bytes = 1 << 20;  // what the threads together keep close to them: their L2
-  // from here on y and grad_x go past the caches
-  std::int64_t stream_forward_bytes = 1 << 20, stream_backward_bytes = 1 << 20;
-};
 
 struct Work {
   std::int64_t item_bytes, weight_bytes, stream_bytes;
@@ -26,9 +20,10 @@ struct Plan {
   std::int64_t rows_per_block;   // by rows: rows summed together; the blocks are then joined in pairs
   std::int64_t blocks;           // of rows in an image
   bool stream;                   // the output goes past the caches
+  bool overlap;                  // forward: a tile is scaled in the loop that squeezes the next one
 };
 
-// threads, images_per_tile and stream decide who does what when; no sum depends on them.
+// threads, images_per_tile, stream and overlap decide who does what when; no sum depends on them.
 inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * work.item_bytes);
   const std::int64_t bytes = shape.B * image_bytes * work.tensors;
@@ -43,6 +38,11 @@ inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   const std::int64_t for_weights = std::min<std::int64_t>(16, (2 * work.weight_bytes / image_bytes + 3) / 4 * 4);
   const std::int64_t tile = std::max(close, for_weights);
   plan.images_per_tile = std::clamp<std::int64_t>(tile < 4 ? tile : tile / 4 * 4, 1, std::max<std::int64_t>(1, shape.B));
+  // What fits into a fast L3 is one tile: weights are read once, and the threads meet least often. What does not comes from
+  // memory while the tile before it goes back there.
+  const bool fits = bytes + work.weight_bytes <= machine.shared_bytes;
+  if (fits) plan.images_per_tile = std::max<std::int64_t>(1, shape.B);
+  plan.overlap = machine.shared_bytes > 0 && !fits && plan.images_per_tile < shape.B;
   // at most 16k elements a block: enough for many threads; few rows, because they are added one after another
   plan.rows_per_block = std::clamp<std::int64_t>(16384 / std::max<std::int64_t>(1, shape.K), 8, 128);
   plan.blocks = shape.I == 1 ? std::max<std::int64_t>(1, (shape.O + plan.rows_per_block - 1) / plan.rows_per_block) : 1;

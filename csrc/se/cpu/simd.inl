@@ -294,17 +294,32 @@ template <class T>
 SENET_INLINE void copy(const T* from, T* to, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
+// The n < kLanes lanes of a row's end, zeros behind; touches nothing behind p + n. Masks where the ISA has them for every
+// type: a layer of few hidden channels is nothing but such ends, and took 3x as long element by element.
 template <class A, class T>
-SENET_INLINE Vec<A> load(const T* p, std::int64_t n) {  // n lanes, zeros behind; touches nothing behind p + n
+SENET_INLINE Vec<A> load(const T* p, std::int64_t n) {
+#if SENET_VECTOR_BYTES == 64
+  const std::uint64_t mask = (std::uint64_t{1} << n * sizeof(T)) - 1;
+  T lane[64 / sizeof(T)];
+  const __m512i lanes = _mm512_maskz_loadu_epi8(mask, p);
+  __builtin_memcpy(lane, &lanes, sizeof lanes);
+#else
   T lane[Vec<A>::kLanes] = {};
   copy(p, lane, n);
+#endif
   return load<A>(lane);
 }
 template <class A, class T>
 SENET_INLINE void store(const Vec<A>& v, T* p, std::int64_t n) {
-  T lane[Vec<A>::kLanes];
+  T lane[64 / sizeof(T)];
   store(v, lane);
+#if SENET_VECTOR_BYTES == 64
+  __m512i lanes;
+  __builtin_memcpy(&lanes, lane, sizeof lanes);
+  _mm512_mask_storeu_epi8(p, (std::uint64_t{1} << n * sizeof(T)) - 1, lanes);
+#else
   copy(lane, p, n);
+#endif
 }
 
 // Lanes of ones where the last n are, zeros before them.

@@ -1,0 +1,18 @@
+// What the planner must know of the machine.
+#pragma once
+#include <cstdint>
+
+namespace senet {
+
+struct Machine {
+  std::int64_t threads = 1;
+  std::int64_t near_bytes = 1 << 20;  // what the threads together keep close to them: their L2
+  // what they share that is about as fast, 0 where the L3 is not; then reads also run beside writes
+  std::int64_t shared_bytes = 0;
+  // from here on y and grad_x go past the caches
+  std::int64_t stream_forward_bytes = 1 << 20, stream_backward_bytes = 1 << 20;
+};
+
+Machine machine_of(std::int64_t threads);  // this machine, with so many threads of it
+
+}  // namespace senet
