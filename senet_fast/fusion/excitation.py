@@ -37,6 +37,9 @@ class Path(tuple[str, ...]):
     def parent(self) -> "Path":
         return Path(self[:-1])
 
+    def __truediv__(self, other: "Path") -> "Path":
+        return Path((*self, *other))
+
 
 Get = Callable[[Path], Tensor]
 

@@ -5,35 +5,28 @@ import operator
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from senet_fast.fusion.match import Match
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants
+from senet_fast.fusion.trace import ancestors, descendants, writes
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 
-def check_rewritable(match: Match) -> None:
+def check_rewritable(module: nn.Module, match: Match) -> None:
     """Rejected where a call of the op alone cannot take the place of the match."""
     excitation = match.excitation
     if excitation.inference_only or any(layer.transposed for layer in excitation.layers):
         raise Rejected("its norm or transposed weight cannot be folded in a graph")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Rejected("its gated axis depends on the number of axes")
-    if any(_writes(node) for node in (match.product, match.y)):
+    if any(writes(node) for node in (match.product, match.y)):
         raise Rejected("it changes its input in place")
     for node in match.x.users:
-        parts = match.x.graph.owning_module
-        called = parts.get_submodule(str(node.target)) if parts is not None and node.op == "call_module" else None
-        if node not in (match.product, match.y) and (_writes(node) or getattr(called, "inplace", False)):
+        if node not in (match.product, match.y) and writes(node, module, match.x):
             raise Rejected("x is changed in place beside it")
-
-
-def _writes(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in ("imul", "iadd") or name.partition(".")[0].endswith("_")
 
 
 def install(module: fx.GraphModule, graph: fx.Graph, matches: list[Match]) -> None:
