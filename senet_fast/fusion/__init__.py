@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion import graphs, rewrite
+from senet_fast.fusion.arguments import Calls
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
 from senet_fast.fusion.search import Search
 from senet_fast.fusion.trace import is_layer
@@ -43,7 +44,7 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FusionReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    search = Search(model)
+    search = Search(model, Calls(model))
     with _one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         for path, module in _candidates(model):
             search.visit(path, module)

@@ -18,10 +18,10 @@ RANKS = (4, 3, 5)
 
 @dataclass
 class Finding:
-    """What a module is: a block with this ``plan``, or it has this many excitations that are ``parts`` of it."""
+    """What a module is: a block with this ``plan``, or one that has excitations as ``parts`` of it."""
 
     plan: BlockPlan | None = None
-    parts: int = 0
+    parts: list[Match] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
 
@@ -56,7 +56,7 @@ def block(module: nn.Module, known: set[str]) -> Finding:
         except Rejected as reason:
             return Finding(reasons=[str(reason)])
     if len(whole) != 1:
-        return Finding(parts=len(matches), reasons=reasons)
+        return Finding(parts=matches, reasons=reasons)
     try:
         if not rewrite.can_swap(module):
             raise Rejected("it can not be given another forward")

@@ -155,6 +155,14 @@ class Step:
         y = self.op(owner, x, **options)
         return y if finishes else self._rest(module, y, residual)
 
+    @property
+    def source(self) -> tuple[object, ...]:
+        """What it says, to compare."""
+        pieces = [None if piece is None else piece.code.source for piece in (self.before, self.block, self.after)]
+        fresh = None if self.fresh is None else self.fresh.known
+        options = (self.norm, self.pre_activation, self.residual, self.post_activation)
+        return (*pieces, *options, fresh, self.owner, self.plan, self.op.excitation)
+
     def _applies(self, owner: nn.Module, x: Any) -> bool:
         if self.plan is not None and (owner.__dict__.get(PLAN) is not self.plan or has_hooks(owner)):
             return False

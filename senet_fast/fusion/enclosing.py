@@ -16,7 +16,7 @@ from senet_fast.fusion.match import Match, check_plain, find
 from senet_fast.fusion.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
 from senet_fast.fusion.plans import BlockPlan, Variant
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import NotTraced, ancestors, attribute, descendants, trace, trace_exactly, writes
+from senet_fast.fusion.trace import NotTraced, ancestors, attribute, descendants, readers, trace_exactly, writes
 
 MAX_INLINED = 8  # containers in front of an excitation that are looked into
 
@@ -57,18 +57,22 @@ def variant_of(
     module: nn.Module,
     plans: Mapping[str, BlockPlan],
     opaque: set[str],
+    inlined: set[str],
     training: bool,
     constants: dict[str, Any],
 ) -> tuple[Variant | None, list[Site], list[str]]:
     """The forward in this mode with its excitations cut out, those, and why others are left.
 
     ``module``: a copy, in this mode. ``plans``: of the children that are fused blocks, by their path; ``opaque``: paths
-    of children that are not looked into. Raises NotTraced.
+    of children that are not looked into; ``inlined``: of those that must be. Raises NotTraced.
     """
     opaque = {*plans, *opaque}
-    inlined = _containers_of_matches(module, opaque, constants)
     blocked: set[str] = set()
-    graph = trace_exactly(module, inlined, constants)
+    try:
+        graph = trace_exactly(module, inlined, constants)
+    except NotTraced:  # code with a backward of its own
+        inlined = {path for path in inlined if next(attribute(module, path).parameters(), None) is not None}
+        graph = trace_exactly(module, inlined, constants)
     sites, reasons = _sites(module, graph, plans, training)
     while not training and len(inlined) < MAX_INLINED:  # look into what stands in front
         more = {path for site in sites if (path := _maker_to_open(module, site.x, opaque)) is not None} - blocked
@@ -79,7 +83,7 @@ def variant_of(
         except NotTraced:
             blocked |= more
             continue
-        inlined |= more
+        inlined = inlined | more
         sites, reasons = _sites(module, graph, plans, training)
     for path in inlined:
         check_plain(attribute(module, path), path)
@@ -89,14 +93,12 @@ def variant_of(
     return _variant(module, graph, sites, inlined), sites, reasons
 
 
-def _containers_of_matches(module: nn.Module, known: Container[str], constants: dict[str, Any]) -> set[str]:
-    """Paths of the children whose code holds a part of an excitation that is written out here."""
+def containers(match: Match) -> set[str]:
+    """Paths of the children whose code holds a part of an excitation that is written out."""
     found: set[str] = set()
-    graph = trace(module, known, constants=constants)
-    for match in find(module, graph)[0]:
-        for node in _region(match.x, match.y):
-            stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-            found |= {*stack} - ({str(node.target)} if node.op == "call_module" else set())
+    for node in _region(match.x, match.y):
+        stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        found |= {*stack} - ({str(node.target)} if node.op == "call_module" else set())
     return found - {""}
 
 
@@ -143,11 +145,12 @@ def _written_out(module: nn.Module, match: Match) -> Site:
 def _add_neighbours(module: nn.Module, site: Site, training: bool) -> None:
     rank = site.excitation.dims[0][0]
     site.epilogue = epilogue_of(module, site.y, rank, training)
-    alone = all(user in site.block for user in site.x.users)  # and nothing of the block but y is used
+    alone = all(user in site.block for user in readers(site.x))  # and nothing of the block but y is used
     alone &= all(user in site.block for node in site.block[:-1] for user in node.users)
     if not alone:
         return
-    if not training and all(dim == 1 for _, dim in site.excitation.dims):
+    asked = len(readers(site.x)) != len(site.x.users)
+    if not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
         site.prologue = prologue_of(module, site.x, rank)
     site.maker = maker_of(module, site.source)
 

@@ -8,8 +8,10 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion import rewrite
+from senet_fast.fusion.arguments import Call
 from senet_fast.fusion.checks import check_swap
-from senet_fast.fusion.enclosing import Site, variant_of
+from senet_fast.fusion.enclosing import Site, containers, variant_of
+from senet_fast.fusion.match import Match
 from senet_fast.fusion.plans import BlockPlan, EnclosingPlan, Key, Variant, key
 from senet_fast.fusion.sandbox import light_copy
 from senet_fast.fusion.stages import Rejected
@@ -17,14 +19,6 @@ from senet_fast.fusion.trace import NotTraced, attribute, signature
 
 MAX_VARIANTS = 4  # sets of constants
 SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the larger for what pads little
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a module is called: the values that are no tensors, by name, and the shapes of those that are, if known."""
-
-    constants: tuple[tuple[str, Any], ...] = ()
-    shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass
@@ -35,12 +29,18 @@ class Enclosed:
 
 
 def enclose(
-    module: nn.Module, plans: Mapping[str, BlockPlan], opaque: set[str], calls: Iterable[Call] = ()
+    module: nn.Module,
+    plans: Mapping[str, BlockPlan],
+    opaque: set[str],
+    parts: Iterable[Match],
+    calls: Iterable[Call] = (),
 ) -> Enclosed:
     """The plan of ``module`` for these ``calls``, and for one with its default arguments.
 
     ``plans``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some themselves.
+    ``parts``: the excitations that are written out in it.
     """
+    inlined = {path for match in parts for path in containers(match)}
     calls = [*calls]
     found = Enclosed()
     try:
@@ -66,9 +66,13 @@ def enclose(
                     continue
                 copied.train(training)
                 tensors = [name for name in names if name not in constants]
-                variant, sites, reasons = _checked(
-                    *(copied, plans, opaque, training, {name: values[name] for name in constants}, tensors, call.shapes)
-                )
+                chosen = {name: values[name] for name in constants}
+                variant, sites, reasons = variant_of(copied, plans, opaque, inlined, training, chosen)
+                same = [v for k, v in variants.items() if k[0] == training and variant is not None and v.equals(variant)]
+                if same:  # these constants change nothing
+                    variant = same[0]
+                elif variant is not None:
+                    _check(copied, plans, variant, sites, training, chosen, tensors, call.shapes)
             except TypeError as error:
                 found.reasons.append(str(error))
                 continue
@@ -86,18 +90,17 @@ def enclose(
     return found
 
 
-def _checked(
+def _check(
     copied: nn.Module,
     plans: Mapping[str, BlockPlan],
-    opaque: set[str],
+    variant: Variant,
+    sites: list[Site],
     training: bool,
     values: dict[str, Any],
     tensors: list[str],
     shapes: tuple[tuple[int, ...], ...] | None,
-) -> tuple[Variant | None, list[Site], list[str]]:
-    variant, sites, reasons = variant_of(copied, plans, opaque, training, values)
-    if variant is None:
-        return None, sites, reasons
+) -> None:
+    """Rejected unless the variant computes what the module does."""
     plan = EnclosingPlan(copied, [*values], {key(training, values.values()): variant})
 
     def swap(module: nn.Module) -> None:
@@ -115,7 +118,7 @@ def _checked(
             continue
         try:
             check_swap(copied, swap, sizes, training, values, pure=not training)
-            return variant, sites, reasons
+            return
         except Rejected as reason:
             tried = reason
     raise tried

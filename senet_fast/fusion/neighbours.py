@@ -14,8 +14,8 @@ from senet_fast.fusion.excitation import Norm
 from senet_fast.fusion.match import ADDITIONS, operands
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import ATEN, Rejected, stage_of
-from senet_fast.fusion.trace import attribute, writes
+from senet_fast.fusion.stages import Rejected, stage_of
+from senet_fast.fusion.trace import attribute, readers, writes
 
 # In front of the scale an activation is computed twice, for the squeeze and for the scale: measured, that is faster
 # than to write its result to memory in between only for these. Behind the scale it is computed once.
@@ -76,7 +76,7 @@ def prologue_of(module: nn.Module, x: fx.Node, rank: int) -> Prologue | None:
             if spec != "identity" and activation != "identity":
                 break
             activation = spec if spec != "identity" else activation
-        if len(source.users) != 1:
+        if len(readers(source)) != 1:
             break
         nodes.insert(0, node)
         node = source
@@ -157,7 +157,7 @@ def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
             return None
         if not isinstance(part, nn.Identity) and not getattr(part, "inplace", False):
             return paths
-        if len(source.users) != 1:
+        if len(readers(source)) != 1:
             return None
         node = source
 
@@ -185,8 +185,6 @@ def _elementwise(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) ->
         if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
             return None
     elif len(node.all_input_nodes) != 1:
-        return None
-    if node.target in (getattr, "size", "dim") or "aten" in str(node.target) and node.target in (ATEN.sym_size.int,):
         return None
     shape = [2, 4, 3, 5, 2][:rank]
 

@@ -81,6 +81,10 @@ class Variant:
     steps: tuple[Step, ...]
     inlined: Parts  # children whose code is a part of this
 
+    def equals(self, other: "Variant") -> bool:
+        sources = [[v.code.source, *(step.source for step in v.steps), v.inlined.known] for v in (self, other)]
+        return sources[0] == sources[1]
+
 
 class EnclosingPlan(Plan):
     """The forward of a module with excitations in its middle."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from senet_fast.fusion import graphs, rewrite
+from senet_fast.fusion.arguments import Calls
 from senet_fast.fusion.blocks import block
 from senet_fast.fusion.calls import PLAN
 from senet_fast.fusion.excitation import Excitation
@@ -21,6 +22,7 @@ class Search:
     """Modules are visited children first; nothing is changed before :meth:`install`."""
 
     model: nn.Module
+    calls: Calls
     blocks: dict[str, BlockPlan] = field(default_factory=dict)
     hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
     graphs: dict[str, list[Match]] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Search:
         if not found.parts and not any("." not in p or self._reaches(module, p) for p in plans):
             return found.reasons
         opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*plans}
-        enclosed = enclose(module, plans, opaque)
+        enclosed = enclose(module, plans, opaque, found.parts, self.calls.of(path))
         if enclosed.plan is not None:
             self.hosts[path] = enclosed
             return [*dict.fromkeys([*found.reasons, *enclosed.reasons])]

@@ -238,6 +238,16 @@ def descendants(source: fx.Node) -> set[fx.Node]:
     return found
 
 
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a tensor's values, without those that ask for its shape."""
+
+    def asks(user: fx.Node) -> bool:
+        named = user.target is getattr and user.args[1:] in (("ndim",), ("shape",), ("dtype",), ("device",))
+        return named or (user.op == "call_method" and user.target in ("size", "dim"))
+
+    return [user for user in node.users if not asks(user)]
+
+
 def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
     """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option."""
     if to is not None and node.args[:1] != (to,):
