@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,24 +20,31 @@ __all__ = ["Fused", "FusionReport", "Skipped", "fuse", "unfuse"]
 PROGRESS_SECONDS = 2.0  # models that take longer show progress on a terminal
 
 
-def fuse(model: nn.Module, *, strict: bool = False) -> FusionReport:
+def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) -> FusionReport:
     """Make the SE blocks of ``model`` use the fused op, in place; returns which, and which not and why.
 
-    A block is a module whose forward is ``x * gate(fc2(activation(fc1(mean(x)))))`` however it is written, with one
-    layer (effective SE), a convolution over channels (ECA) or BatchNorms between its layers (at inference) as well. It
-    is found by what it computes, and its values and gradients are checked against the op's before it is touched. Then
-    only its forward changes: children, names, parameters, buffers, state dict, hooks and mode stay, and optimizers,
+    A block computes ``x * gate(fc2(activation(fc1(mean(x)))))`` however it is written, with one layer (effective SE), a
+    convolution over channels (ECA) or BatchNorms between its layers (at inference) as well. It is a module, or a part
+    of the forward of a larger one. It is found by what it computes, and its values and gradients are checked against
+    the op's before it is touched. At inference the op also takes over a BatchNorm and a cheap activation right before
+    the block and writes into the memory of what nobody reads any more; a gain, an addition and an activation right
+    behind it are taken over in training as well.
+
+    Only forwards change: children, names, parameters, buffers, state dict, hooks and mode stay, and optimizers,
     copies, pickles and ``torch.compile`` go on working. Calls with other arguments or another number of axes than were
-    checked, modes in which a BatchNorm trains, and blocks whose children got hooks later run the block's own forward.
+    checked, modes in which a BatchNorm trains, and whatever got hooks later run the module's own code.
 
     In an ``fx.GraphModule`` (a model that was converted, or exported and ``.module()``) the graph is searched and
-    rewritten, so blocks inside of larger ones are found as well.
+    rewritten.
 
-    Fusing twice changes nothing more. Setting an attribute of a fused block, or :func:`unfuse`, gives back its own
+    Fusing twice changes nothing more. Setting an attribute of a fused module, or :func:`unfuse`, gives back its own
     forward.
 
     Args:
         model: any module; it is not run.
+        example_inputs: what the model can be called with, a tensor, a tuple or a dict of keyword arguments. A copy
+            runs on it once, in eval mode, which shows shapes and arguments that the code does not, and the way that
+            code takes that asks for sizes: such blocks are fused for x of that shape.
         strict: raise, before anything is changed, if a block that squeezes and gates would be left as it is.
 
     Raises:
@@ -44,8 +52,8 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FusionReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    search = Search(model, Calls(model))
     with _one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        search = Search(model, Calls(model, example_inputs))
         for path, module in _candidates(model):
             search.visit(path, module)
     report = search.report()

@@ -1,8 +1,11 @@
 """Modules whose whole forward is an excitation."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import nn
 
 from senet_fast.fusion import rewrite
@@ -25,8 +28,8 @@ class Finding:
     reasons: list[str] = field(default_factory=list)
 
 
-def block(module: nn.Module, known: set[str]) -> Finding:
-    """``known``: paths of children that are accounted for."""
+def block(module: nn.Module, known: set[str], shapes: Iterable[tuple[int, ...]] = ()) -> Finding:
+    """``known``: paths of children that are accounted for. ``shapes``: of x in examples, if there are any."""
     matches: list[Match] = []
     rejected: list[Rejected] = []
     try:
@@ -40,6 +43,11 @@ def block(module: nn.Module, known: set[str]) -> Finding:
         for rank in RANKS:
             with contextlib.suppress(NotTraced):
                 traced.append(trace(copied, known, rank))
+    if not traced:
+        for shape in shapes:
+            finding = _exported(copied, shape)
+            if finding is not None:
+                return finding
     for graph in traced:
         found, refused = find(copied, graph)
         if len(matches) == 1 and len(found) == 1 and _is_whole(matches[0]) and _is_whole(found[0]):
@@ -65,11 +73,35 @@ def block(module: nn.Module, known: set[str]) -> Finding:
         return Finding(reasons=[*reasons, str(reason)])
 
 
+def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
+    """For code that no symbol goes through: its graph for x of one shape, and a plan for that shape and any batch."""
+    try:
+        parameter = next(module.parameters())
+        x = torch.empty((2, *shape[1:]), dtype=parameter.dtype, device=parameter.device)
+        graph_module: Any = torch.export.export(module, (x,)).module()
+        matches, rejected = find(graph_module, graph_module.graph)
+    except Exception:  # whatever export does not take
+        return None
+    try:
+        for path, child in module.named_modules():
+            if path:
+                check_plain(child, path)
+        if len(matches) != 1 or not _is_whole(matches[0]) or not rewrite.can_swap(module):
+            return Finding(reasons=[str(reason) for reason in rejected]) if rejected else None
+        plan = BlockPlan(module, replace(matches[0].excitation, shape=tuple(shape[1:])))
+        for batch in (1, 2, 5):
+            for training in (False, True) if not plan.op.excitation.inference_only else (False,):
+                check_swap(module, lambda copied: rewrite.install(copied, plan), [[batch, *shape[1:]]], training)
+    except Rejected as reason:
+        return Finding(reasons=[str(reason)])
+    return Finding(plan)
+
+
 def _is_whole(match: Match) -> bool:
     """Whether the graph takes x alone and returns y."""
     nodes = match.y.graph.nodes
     output = next(node for node in reversed(nodes) if node.op == "output")
-    return output.args[0] is match.y and [node for node in nodes if node.op == "placeholder"] == [match.x]
+    return output.args[0] in (match.y, (match.y,)) and [node for node in nodes if node.op == "placeholder"] == [match.x]
 
 
 def _joined(match: Match, other: Match) -> Match:

@@ -52,13 +52,14 @@ class Op:
             return False
         if self.excitation.inference_only and module.training:
             return False
+        if self.excitation.shape is not None and x.shape[1:] != self.excitation.shape:
+            return False
+        if not self.parts.plain(module):
+            return False
         weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
             return False  # the original may promote x, or refuse it
-        for path in self.norms:
-            if path.submodule(module).training:
-                return False
-        return self.parts.plain(module)
+        return not any(path.submodule(module).training for path in self.norms)
 
     def weights(self, module: nn.Module) -> list[Tensor | None]:
         if self.direct:
@@ -169,7 +170,8 @@ class Step:
         if not self.op.applies(owner, x):
             return False
         # Beside weights of another type, y may have another type than x.
-        return x.dtype in (self.op.tensors[0].tensor(owner).dtype, torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
+        weight = self.op.tensors[0].tensor(owner)  # type: ignore[union-attr]
+        return x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type)  # type: ignore[union-attr]
 
     def _rest(self, module: nn.Module, y: Any, residual: Any) -> Any:
         if self.after is None:

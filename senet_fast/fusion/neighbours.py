@@ -1,6 +1,7 @@
 """What stands in front of an excitation and behind it, as far as the op can take it over."""
 
 import operator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,16 @@ from senet_fast.fusion.excitation import Norm
 from senet_fast.fusion.match import ADDITIONS, operands
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import Rejected, stage_of
+from senet_fast.fusion.stages import CONVOLUTIONS, LINEARS, Rejected, stage_of
 from senet_fast.fusion.trace import attribute, readers, writes
 
 # In front of the scale an activation is computed twice, for the squeeze and for the scale: measured, that is faster
 # than to write its result to memory in between only for these. Behind the scale it is computed once.
 CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "affine_clamp")
-NEW = (
-    *(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.linear, F.batch_norm, torch.batch_norm),
-    *(operator.add, operator.mul, torch.add, torch.mul, torch.cat),
+NEW = (  # results that share no memory with anything
+    *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
+    *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),
+    *(F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.mish, F.hardswish, F.hardsigmoid),
 )
 
 
@@ -37,7 +39,7 @@ class Prologue:
 
     def __str__(self) -> str:
         names = ["batch_norm"] if self.norm is not None else []
-        return ", ".join(names + [self.activation] * (self.activation != "identity"))
+        return ", ".join(names + _named(self.activation))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,15 @@ class Epilogue:
 
     def __str__(self) -> str:
         names = ["residual"] if self.residual is not None else []
-        return ", ".join(names + [self.activation] * (self.activation != "identity"))
+        return ", ".join(names + _named(self.activation))
+
+
+def _named(activation: str) -> list[str]:
+    """For the report."""
+    gain = re.fullmatch(r"affine_clamp\((.+), 0\.0, -3e\+38, 3e\+38\)", activation)
+    if gain is not None:
+        return [f"times {gain[1]}"]
+    return [activation] if activation != "identity" else []
 
 
 def prologue_of(module: nn.Module, x: fx.Node, rank: int) -> Prologue | None:
@@ -133,7 +143,7 @@ def _keeps(module: nn.Module, residual: fx.Node, activation: str) -> bool:
 
 def _saves_input(module: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module":
-        return node.target in NEW and node.target not in ADDITIONS
+        return node.target in (*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm)
     return next(attribute(module, str(node.target)).parameters(), None) is not None
 
 
@@ -141,7 +151,7 @@ def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
     """Paths of the modules that made ``node``, a tensor that has its memory to itself; None if it may share it."""
     paths: list[str] = []
     while True:
-        if node.op == "call_function" and node.target in NEW:
+        if node.op == "call_function" and node.target in NEW and not writes(node):
             return paths
         if node.op != "call_module":
             return None

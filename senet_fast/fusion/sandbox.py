@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from senet_fast.fusion.trace import NotTraced, ancestors, attribute
 
 
-def light_copy(module: nn.Module) -> nn.Module:
+def light_copy(module: nn.Module, share_buffers: bool = True) -> nn.Module:
     """A copy that shares its parameters and buffers with the original, and tells nobody that it is run."""
-    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
+    shared = [*module.parameters(), *(module.buffers() if share_buffers else ())]
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
     for part in copied.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()

@@ -48,7 +48,8 @@ class Search:
         below = path and f"{path}."
         accounted = (*self.blocks, *self.hosts, *self.before, *self.reasons)
         known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
-        found = block(module, known)
+        calls = self.calls.recorded.get(path, ())
+        found = block(module, known, [call.shapes[0] for call in calls if call.shapes])
         if found.plan is not None:
             self.blocks[path] = found.plan
             return found.reasons
