@@ -3,12 +3,13 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem demo test bench lint stubs format build cuda sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem networks demo test bench lint stubs format build cuda sanitize sanitize-ids emulate mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
 	@echo "make test      all tests"
 	@echo "make ecosystem install the libraries that IDs meet (Redis, SQLAlchemy, ...); make test skips them where they are not"
+	@echo "make networks  install the libraries whose networks are fused (timm, torchvision, ...); make test skips likewise"
 	@echo "make bench     pytest-benchmark over the shapes of real networks"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format"
 	@echo "make stubs     the type stubs against the compiled modules"
@@ -21,7 +22,7 @@ help:
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem:
+demo test bench lint stubs format build ecosystem networks:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda:

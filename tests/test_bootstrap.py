@@ -54,6 +54,10 @@ def test_requirements_of_every_verb() -> None:
         # Only forms that missing() reads; torch is for .venv alone.
         assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in listed)
         assert not any(line.startswith("torch") for line in listed)
+        if verb.alone:
+            alone = bootstrap.requirements(ROOT / "pyproject.toml", verb.alone)
+            assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in alone)
+            assert "torch" not in {re.split(">=", line)[0] for line in alone}
 
 
 def test_an_old_interpreter_gets_a_message() -> None:

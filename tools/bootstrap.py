@@ -45,11 +45,13 @@ class Verb(NamedTuple):
     extra: str  # of pyproject.toml
     build: bool  # the compiled modules, in place
     commands: "tuple[tuple[str, ...], ...]"
+    alone: str = ""  # another extra, installed without what it depends on
 
 
 VERBS = {
     "build": Verb("ids", True, ()),
     "ecosystem": Verb("ecosystem", False, ()),
+    "networks": Verb("networks-base", False, (), alone="networks"),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
     "bench": Verb(
@@ -190,9 +192,9 @@ def run(command: "Sequence[object]", **settings: str) -> int:
     return subprocess.call(words, cwd=ROOT, env={**os.environ, **settings})
 
 
-def pip_install(what: "Sequence[object]", failure: str) -> None:
-    if run([sys.executable, "-m", "pip", "install", *what], PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
-        raise Problem(failure)
+def pip_install(what: "Sequence[str]", *options: str) -> None:
+    if run([sys.executable, "-m", "pip", "install", *options, *what], PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
+        raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
 
 
 def build() -> None:
@@ -243,7 +245,10 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
     wanted = requirements(ROOT / "pyproject.toml", verb.extra)
     lacking = missing([TORCH, *wanted] if chosen == "venv" else wanted)
     if lacking:
-        pip_install(lacking, f"pip could not install {', '.join(lacking)} into {sys.prefix}; its message is above.")
+        pip_install(lacking)
+    alone = missing(requirements(ROOT / "pyproject.toml", verb.alone)) if verb.alone else []
+    if alone:
+        pip_install(alone, "--no-deps")
     if verb.build:
         build()
     codes = []
