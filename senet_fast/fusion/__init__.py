@@ -12,6 +12,7 @@ from torch import fx, nn
 from senet_fast.fusion import graphs, rewrite
 from senet_fast.fusion.arguments import Calls
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
+from senet_fast.fusion.sandbox import one_thread
 from senet_fast.fusion.search import Search
 from senet_fast.fusion.trace import is_layer
 
@@ -52,7 +53,7 @@ def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    with _one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with one_thread(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         search = Search(model, Calls(model, example_inputs))
         for path, module in _candidates(model):
             search.visit(path, module)
@@ -69,17 +70,6 @@ def unfuse(model: nn.Module) -> int:
     fused = [module for module in model.modules() if rewrite.is_fused(module)]
     blocks = sum(rewrite.restore(module) for module in fused)
     return blocks + sum(graphs.restore(part) for part in model.modules() if isinstance(part, fx.GraphModule))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Work this small is faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,8 +1,9 @@
 """Copies of modules that tell nobody that they run, and pieces of graphs run by themselves on such copies."""
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ def light_copy(module: nn.Module, share_buffers: bool = True) -> nn.Module:
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()
     return copied
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Work this small is faster on one thread, ten times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Sandbox:

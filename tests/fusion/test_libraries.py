@@ -1,84 +1,248 @@
-"""fuse() on the networks of other packages: how many blocks, and the same numbers as before."""
+"""fuse() on the networks of other packages: how many blocks, and the same numbers as before. `make networks` installs them.
+
+The counts are of the packages' own classes, taken with timm 1.0.31, torchvision 0.28, transformers 5.24.
+"""
 
 import copy
 import importlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
-from fusion_testing import counts_calls, randomize, relative
-from torch import nn
+from fusion_testing import counts_calls, relative, step
+from torch import Tensor, nn
 
-from senet_fast import fuse
+from senet_fast import FusionReport, fuse
 
-# name: blocks
+# One of each family of timm that has such blocks, the smallest: (blocks, pixels of its images).
 TIMM = {
-    "efficientnet_b0": 16,
-    "seresnet18": 8,
-    "ecaresnet26t": 8,
-    "mobilenetv3_small_050": 9,
-    "regnety_002": 13,
-    "rexnet_100": 13,
-    "legacy_seresnet18": 8,
-    "ese_vovnet19b_dw": 4,
-    "ghostnet_050": 7,
-    "repvit_m0_9": 10,
-    "lcnet_035": 2,
-    "tresnet_m": 18,
-    "coatnet_pico_rw_224": 5,
-    "eca_nfnet_l0": 12,
-    "fastvit_sa12": 1,
-    "shvit_s1": 2,
-    "efficientvim_m1": 2,
-    "hgnet_tiny": 5,
-    "nf_seresnet26": 8,
-    "repghostnet_050": 7,
-    "gcvit_xxtiny": 11,
-    "efficientvit_m0": 2,
+    "efficientnet_b0": (16, 64),
+    "mnasnet_small": (10, 64),
+    "test_coatnet": (2, 160),
+    "test_maxvit": (4, 160),
+    "seresnet18": (8, 64),
+    "ecaresnet26t": (8, 64),
+    "nf_seresnet26": (8, 64),
+    "eca_nfnet_l0": (12, 64),
+    "mobilenetv3_small_050": (9, 64),
+    "lcnet_035": (2, 64),
+    "regnety_002": (13, 64),
+    "test_byobnet": (4, 64),
+    "mobileone_s4": (12, 64),
+    "fastvit_t8": (1, 64),
+    "ghostnet_050": (7, 64),
+    "rexnet_100": (13, 64),
+    "legacy_seresnet18": (8, 64),
+    "efficientvim_m1": (2, 224),
+    "repghostnet_050": (7, 64),
+    "repvit_m0_9": (10, 64),
+    "ese_vovnet19b_slim_dw": (4, 64),
+    "efficientvit_m0": (2, 224),
+    "sedarknet21": (7, 64),
+    "cspnext_tiny": (4, 64),
+    "gcvit_xxtiny": (11, 224),
+    "rdnet_tiny": (15, 64),
+    "shvit_s1": (2, 224),
+    "tresnet_m": (18, 64),
+    "hgnet_tiny": (5, 64),
+    "lcnetv2_small": (4, 64),
 }
 TORCHVISION = {"mobilenet_v3_small": 9, "efficientnet_b0": 16, "regnet_y_400mf": 16}
+INLINED = pytest.mark.xfail(strict=True, reason="blocks written out in a larger forward are reported, not fused yet")
 
 
-def check(model: nn.Module, x: torch.Tensor, blocks: int) -> None:
-    """``blocks`` are fused; each one alone is within 1e-5 on the input that it gets in the model."""
-    randomize(model).eval()
-    inputs: dict[str, torch.Tensor] = {}
-    plain = copy.deepcopy(model)
-    report = fuse(model)
+def randomized(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Random parameters, statistics near those of ``inputs``: far from them a deep network overflows or says nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.empty_like(like).uniform_(low, high, generator=generator)
+
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momentums = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                fan_in = max(1, parameter[0].numel())
+                parameter.normal_(generator=generator).mul_(1.2 / fan_in**0.5)
+            else:
+                parameter.add_(uniform(parameter, -0.2, 0.2))
+        for norm in norms:
+            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
+            norm.reset_running_stats()
+            norm.momentum = None
+        model.train()(*inputs)
+        for norm, momentum in zip(norms, momentums, strict=True):
+            norm.running_mean += uniform(norm.running_mean, -0.3, 0.3) * norm.running_var.sqrt()
+            norm.running_var *= uniform(norm.running_var, 0.7, 1.4)
+            norm.momentum = momentum
+    return model.eval()
+
+
+class First(nn.Module):
+    """A model's main output as a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        y = self.model(*inputs)
+        return y if isinstance(y, Tensor) else y[0]
+
+
+def check(model: nn.Module, x: Tensor, blocks: int) -> FusionReport:
+    """``blocks`` are fused; values and gradients of each alone and of the network stay.
+
+    A network amplifies the rounding of float32, eager's too; so its outputs have to be within 1e-5 or three times what
+    eager's rounding does, and within 1e-7 in float64, with gradients (in training mode) within 1e-6 there.
+    """
+    plain = First(randomized(model, x))
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
     assert len(report.fused) == blocks, report
-    paths = [entry.path for entry in report.fused]
-    for path in paths:
-        plain.get_submodule(path).register_forward_pre_hook(
-            lambda module, args, path=path: inputs.__setitem__(path, args[0].clone())
+    assert not report.skipped, report
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        plain.get_submodule(entry.path).register_forward_pre_hook(
+            lambda _, args, path=entry.path: inputs.__setitem__(path, args[0].clone())
         )
+        for entry in report.fused
+    ]
     with torch.no_grad():
         expected = plain(x)
-        assert counts_calls(lambda: model(x)) == blocks
-        for path in paths:
-            given = inputs[path] / inputs[path].abs().max().clamp(min=1e-30)  # random networks grow
-            wanted = plain.get_submodule(path)(given)
-            assert relative(wanted, model.get_submodule(path)(given)) < 1e-5, path
+        for hook in hooks:
+            hook.remove()
         assert torch.isfinite(expected).all()
-        x = x.double()  # rounding of float32 grows on its way through random layers
-        assert relative(plain.double()(x), model.double()(x)) < 1e-7
+        actual: list[Tensor] = []
+        assert counts_calls(lambda: actual.append(fused(x))) == blocks
+    for path, given in inputs.items():
+        given /= given.std()  # random networks grow, and saturated gates have gradients of rounding alone
+        check_block(plain.get_submodule(path), fused.get_submodule(path), given, path)
+    x = x.double()
+    plain, fused = plain.double(), fused.double()
+    with torch.no_grad():
+        exact = plain(x)
+        assert relative(exact, fused(x)) < 1e-7
+    rounding = relative(exact.float(), expected)
+    assert relative(expected, actual[0]) < max(1e-5, 3 * rounding)
+    results = []
+    for network in (plain, fused):
+        torch.manual_seed(0)  # of dropped paths
+        results.append(step(network.train(), x))
+    (y, gradients), (fused_y, fused_gradients) = results
+    assert relative(y, fused_y) < 1e-7
+    assert gradients.keys() == fused_gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        if float(gradient.abs().max()) > 1e-8 * largest:  # less is rounding: a bias in front of a BatchNorm
+            assert relative(gradient, fused_gradients[name]) < 1e-6, name
+    return report
+
+
+def check_block(plain: nn.Module, fused: nn.Module, given: Tensor, path: str) -> None:
+    (y, gradients), (fused_y, fused_gradients) = (step(block, given) for block in (plain, fused))
+    assert relative(y, fused_y) < 1e-5, path
+    assert gradients.keys() == fused_gradients.keys(), path
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        if float(gradient.abs().max()) > 1e-6 * largest:
+            assert relative(gradient, fused_gradients[name]) < 1e-4, (path, name)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Work this small is not worth two, and suffers most where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(pixels: int = 64) -> Tensor:
+    return torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
-    size = 224 if "coatnet" in name or "vi" in name else 64  # transformers take one size
-    check(timm.create_model(name), torch.randn(2, 3, size, size), TIMM[name])
+    torch.manual_seed(0)
+    blocks, pixels = TIMM[name]
+    check(timm.create_model(name), images(pixels), blocks)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision").models
-    check(models.get_model(name), torch.randn(2, 3, 64, 64), TORCHVISION[name])
+    check(models.get_model(name), images(), TORCHVISION[name])
 
 
-@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18"])
-def test_timm_without_excitations(name: str) -> None:
-    timm = pytest.importorskip("timm")
-    assert not fuse(timm.create_model(name)).fused
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_torchvision_prepared_for_quantization() -> None:
+    pytest.importorskip("torchvision")
+    models = importlib.import_module("torchvision.models.quantization")
+    model = models.mobilenet_v3_large(quantize=False)
+    quantization = importlib.import_module("torch.ao.quantization")
+    model.qconfig = quantization.get_default_qat_qconfig("x86")
+    prepared = quantization.prepare_qat(model.train())
+    report = fuse(prepared)
+    assert not report.fused
+
+
+def test_transformers_regnet() -> None:
+    regnet = pytest.importorskip("transformers.models.regnet.modeling_regnet")
+    config = regnet.RegNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], groups_width=8, layer_type="y")
+    report = check(regnet.RegNetModel(config), images(), 3)
+    assert {entry.cls for entry in report.fused} == {"RegNetSELayer"}
+
+
+def test_transformers_efficientnet() -> None:
+    efficientnet = pytest.importorskip("transformers.models.efficientnet.modeling_efficientnet")
+    config = efficientnet.EfficientNetConfig(width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64)
+    report = check(efficientnet.EfficientNetModel(config), images(), 8)
+    assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
+
+
+@INLINED
+def test_efficientnet_pytorch() -> None:
+    package = pytest.importorskip("efficientnet_pytorch")
+    check(package.EfficientNet.from_name("efficientnet-b0"), images(), 16)
+
+
+@pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 9), ("se_resnet50", 16)])
+def test_segmentation_models(encoder: str, blocks: int) -> None:
+    models = pytest.importorskip("segmentation_models_pytorch")
+    check(models.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8)), images(), blocks)
+
+
+@INLINED
+def test_the_channel_half_of_scse() -> None:
+    """The decoder's ten blocks, x * cSE(x) + x * sSE(x): their first product is an excitation."""
+    models = pytest.importorskip("segmentation_models_pytorch")
+    model = models.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse")
+    check(model, images(), 10)
+
+
+@pytest.fixture
+def ecapa(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
+    """speechbrain imports torchaudio, which has no part in the network and whose binary may not fit torch."""
+    monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
+    return pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN  # type: ignore[no-any-return]
+
+
+def test_ecapa_tdnn(ecapa: Callable[..., nn.Module]) -> None:
+    channels = [32, 32, 32, 32, 96]
+    model = ecapa(20, lin_neurons=16, channels=channels, attention_channels=8, se_channels=8, res2net_scale=4)
+    report = check(model, torch.randn(3, 37, 20), 3)
+    assert [(entry.cls, entry.channels, entry.hidden) for entry in report.fused] == [("SEBlock", 32, 8)] * 3
+    lengths = torch.tensor([1.0, 0.6, 0.8])
+    model.float().eval()
+    with torch.no_grad():
+        expected = model(torch.ones(3, 37, 20), lengths)
+        report = fuse(model)
+        torch.testing.assert_close(model(torch.ones(3, 37, 20), lengths), expected)
 
 
 def test_deepctr() -> None:
@@ -86,15 +250,29 @@ def test_deepctr() -> None:
     check(interaction.SENETLayer(12, 3), torch.randn(8, 12, 4), 1)
 
 
-def test_transformers() -> None:
-    pytest.importorskip("transformers")
-    regnet = importlib.import_module("transformers.models.regnet.modeling_regnet")
-    config = regnet.RegNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], groups_width=8, layer_type="y")
-    report = fuse(regnet.RegNetModel(config))
-    assert [entry.cls for entry in report.fused] == ["RegNetSELayer"] * 3
+# timm's modules that resemble an excitation. "cecam" and "ge" can not be made by its 1.0.31 or need sizes of the input.
+RESEMBLING = ["ceca", "gc", "gca", "cbam", "lcbam", "coord", "scoord", "ela", "strip", "splat", "sk"]
 
 
-def test_segmentation_models() -> None:
-    models = pytest.importorskip("segmentation_models_pytorch")
-    model = models.Unet("timm-mobilenetv3_small_075", encoder_weights=None, decoder_attention_type=None)
-    assert len(fuse(model).fused) == 9
+@pytest.mark.parametrize("name", RESEMBLING)
+def test_timm_modules_that_resemble_excitations(name: str) -> None:
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    module = layers.create_attn(name, 32)
+    unchanged(module, torch.randn(2, 32, 12, 14))
+
+
+@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18", "focalnet_tiny_srf", "davit_tiny"])
+def test_timm_without_excitations(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert not fuse(model).fused
+
+
+def unchanged(module: nn.Module, x: Tensor) -> None:
+    before = module.eval()(x.clone())
+    classes = [type(part) for part in module.modules()]
+    assert not fuse(nn.Sequential(module)).fused
+    assert [type(part) for part in module.modules()] == classes
+    assert torch.equal(module(x.clone()), before)

@@ -1,0 +1,189 @@
+"""The op in graphs of torch.compile, without fuse(): a pass for Inductor over the graph that Dynamo traced.
+
+It runs before autograd is traced, so that training uses the op's own backward. Dynamo's graph has the parameters as
+inputs and sizes as numbers or symbols; a shadow of it, with the parameters as attributes, is what the matcher reads.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path as File
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.utils._python_dispatch import _disable_current_modes
+
+from senet_fast._version import __version__
+from senet_fast.fusion.excitation import Excitation
+from senet_fast.fusion.graphs import check_rewritable, writes
+from senet_fast.fusion.match import Match, find, verified
+from senet_fast.fusion.stages import Rejected
+from senet_fast.fusion.trace import ancestors, descendants, one_thread
+
+OP = torch.ops.senet_fast.squeeze_excite.default
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SMALL = (3, 5, 4)  # places of a map, where the number of them should not matter
+
+
+class CompilePass(CustomGraphPass):
+    """Replaces the SE blocks in a graph by calls of the op, values and gradients checked as :func:`fuse` does.
+
+    ``torch.compile(model, options={"pre_grad_custom_pass": senet_fast.compile_pass})``, or for every model that is
+    compiled from then on ``torch._inductor.config.pre_grad_custom_pass = senet_fast.compile_pass``. Graphs are changed
+    for training and inference alike; a graph without such blocks stays as it is. Blocks whose norms or weights would
+    have to be folded are left to Inductor.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Rewrite ``graph`` in place."""
+        with _disable_current_modes(), _outside():
+            for assignment in _assignments(graph):
+                for match, twin in list(_found(graph, assignment)):
+                    _replace(graph, match, twin)
+        graph.lint()
+
+    def uuid(self) -> bytes:
+        """Changes with the code that decides what is replaced; Inductor's cache keys have it."""
+        files = tuple(str(file) for file in sorted(File(__file__).parent.glob("*.py")))
+        return get_hash_for_files(files, extra=__version__)
+
+
+compile_pass = CompilePass()
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """As if nothing was being compiled: gradients, no autocast, the user's random state untouched."""
+    with (
+        one_thread(),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.amp.autocast("cpu", enabled=False),
+    ):
+        yield
+
+
+class Sizes(NamedTuple):
+    """What the sizes of a graph are taken to be."""
+
+    number: Callable[[Any], int]  # of a size, which may be a symbol
+    small: bool = False  # maps of a few places instead of their own
+
+    def shape(self, tensor: Tensor) -> list[int]:
+        shape = [self.number(size) for size in tensor.shape]
+        return [*shape[:2], *SMALL[: len(shape) - 2]] if self.small and 3 <= len(shape) <= 5 else shape
+
+
+def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
+    """What sizes to try the blocks with; those of one list have to agree.
+
+    Numbers: small maps at first, which are faster, then the maps as they are. Symbols: what they were at the first
+    call, together with others.
+    """
+    values = [_value(node) for node in graph.nodes if node.op == "placeholder"]
+    symbols = [value for value in values if isinstance(value, torch.SymInt)]
+    if not symbols:
+        return [[Sizes(int, small=True)], [Sizes(int)]]
+    others = {value.node.expr: value.node.hint + 1 + place for place, value in enumerate(symbols)}
+
+    def hint(size: Any) -> int:
+        return size.node.hint if isinstance(size, torch.SymInt) else int(size)  # type: ignore[no-any-return]
+
+    def other(size: Any) -> int:
+        return int(size.node.expr.subs(others)) if isinstance(size, torch.SymInt) else int(size)
+
+    return [[Sizes(hint), Sizes(other)]]
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, dict[fx.Node, fx.Node]]]:
+    """Matches in a shadow of ``graph`` that are the same for all sizes of ``assignment``, and whose node is whose."""
+    agreed: list[dict[fx.Node, Excitation]] = []
+    for sizes in assignment:
+        module, twin = _shadow(graph, sizes)
+        matches = [match for match in find(module, module.graph)[0] if _supported(match, twin)]
+        agreed.append({twin[match.y]: match.excitation for match in matches})
+    for match in matches:
+        y = twin[match.y]
+        if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
+            with contextlib.suppress(Rejected):
+                check_rewritable(match)
+                if assignment[0].small:
+                    match.x.meta["val"] = _value(twin[match.x])
+                    if verified(module, match.x, match.y, match.excitation) != match.excitation:
+                        continue
+                yield match, twin
+
+
+def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of ``graph`` with parameters and buffers as attributes, and the node of ``graph`` for each of its own."""
+    root = nn.Module()
+    copied = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        value = _value(node)
+        if node.op == "placeholder" and isinstance(value, torch.SymInt):
+            env[node] = sizes.number(value)
+            continue
+        if node.op == "placeholder" and _is_weight(node, value):
+            made = torch.empty([int(n) for n in value.shape], device="meta", dtype=value.dtype)
+            if isinstance(value, nn.Parameter):
+                root.register_parameter(node.name, nn.Parameter(made, requires_grad=value.is_floating_point()))
+            else:
+                root.register_buffer(node.name, made)
+            env[node] = copied.get_attr(node.name)
+        elif node.op in ("get_attr", "call_module"):  # subgraphs of higher order operators
+            env[node] = copied.placeholder(node.name)
+        else:
+            env[node] = copied.node_copy(node, lambda n: env[n])
+        env[node].meta = {"val": torch.empty(sizes.shape(value), device="meta")} if isinstance(value, Tensor) else {}
+    twin = {mine: node for node, mine in env.items()  if isinstance(mine, fx.Node)}
+    return fx.GraphModule(root, copied), twin
+
+
+def _is_weight(node: fx.Node, value: Any) -> bool:
+    return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and "_buffers_" in str(node.target))
+
+
+def _supported(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
+    """Whether the op has a kernel for these tensors."""
+    x = _value(twin[match.x])
+    weights = [_value(node) for node in _weights(match, twin) if node is not None]
+    kernel = x.device.type == "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key(
+        "senet_fast::squeeze_excite_forward", x.device.type.upper()
+    )
+    types = {weight.dtype for weight in weights}
+    return kernel and x.dtype in DTYPES and len(types) == 1 and types <= {x.dtype, torch.float32}
+
+
+def _weights(match: Match, twin: dict[fx.Node, fx.Node]) -> list[fx.Node | None]:
+    named = {node.name: node for node in twin.values()}
+    paths = [path for layer in match.excitation.layers for path in (layer.weight, layer.bias)]
+    return [None if path is None else named[str(path)] for path in paths]
+
+
+def _overwritten(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
+    """Whether x, or what is computed from it beside the block, is changed in place before y."""
+    x, y = twin[match.x], twin[match.y]
+    region = ancestors(y) & descendants(x)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    beside = descendants(x) - region
+    return any(writes(node) and order[node] < order[y] for node in beside)
+
+
+def _replace(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> None:
+    x, y = twin[match.x], twin[match.y]
+    region = ancestors(y) & descendants(x)
+    with graph.inserting_before(y):
+        options = match.excitation.options(match.excitation.dims[0][1])
+        fused = graph.call_function(OP, (x, *_weights(match, twin)), options)
+    fused.meta = dict(y.meta)
+    y.replace_all_uses_with(fused)
+    for node in reversed([node for node in graph.nodes if node in region]):
+        if not node.users:
+            graph.erase_node(node)
