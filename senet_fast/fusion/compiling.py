@@ -142,7 +142,7 @@ def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node
         else:
             env[node] = copied.node_copy(node, lambda n: env[n])
         env[node].meta = {"val": torch.empty(sizes.shape(value), device="meta")} if isinstance(value, Tensor) else {}
-    twin = {mine: node for node, mine in env.items()  if isinstance(mine, fx.Node)}
+    twin = {mine: node for node, mine in env.items() if isinstance(mine, fx.Node)}
     return fx.GraphModule(root, copied), twin
 
 
@@ -184,6 +184,7 @@ def _replace(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> Non
         fused = graph.call_function(OP, (x, *_weights(match, twin)), options)
     fused.meta = dict(y.meta)
     y.replace_all_uses_with(fused)
+    twin[match.y] = fused  # the x of a block behind it
     for node in reversed([node for node in graph.nodes if node in region]):
         if not node.users:
             graph.erase_node(node)

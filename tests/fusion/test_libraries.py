@@ -200,7 +200,9 @@ def test_transformers_regnet() -> None:
 
 def test_transformers_efficientnet() -> None:
     efficientnet = pytest.importorskip("transformers.models.efficientnet.modeling_efficientnet")
-    config = efficientnet.EfficientNetConfig(width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64)
+    config = efficientnet.EfficientNetConfig(
+        width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64
+    )
     report = check(efficientnet.EfficientNetModel(config), images(), 8)
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
 
@@ -262,7 +264,9 @@ def test_timm_modules_that_resemble_excitations(name: str) -> None:
     unchanged(module, torch.randn(2, 32, 12, 14))
 
 
-@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18", "focalnet_tiny_srf", "davit_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18", "focalnet_tiny_srf", "davit_tiny"]
+)
 def test_timm_without_excitations(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
