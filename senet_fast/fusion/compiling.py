@@ -89,7 +89,7 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     others = {value.node.expr: value.node.hint + 1 + place for place, value in enumerate(symbols)}
 
     def hint(size: Any) -> int:
-        return size.node.hint if isinstance(size, torch.SymInt) else int(size)  # type: ignore[no-any-return]
+        return int(size.node.hint if isinstance(size, torch.SymInt) else size)
 
     def other(size: Any) -> int:
         return int(size.node.expr.subs(others)) if isinstance(size, torch.SymInt) else int(size)

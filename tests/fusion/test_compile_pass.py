@@ -28,7 +28,7 @@ def fresh() -> Iterator[None]:
 
 
 class Passed:
-    """A backend that shows what the pass makes of Dynamo's graph; runs it through autograd, without Inductor's minutes."""
+    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -70,7 +70,7 @@ def test_values_and_gradients(training: bool, dynamic: bool) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.training])
 def test_every_style(name: str) -> None:
-    """But for a transposed weight and an autograd.Function, which Dynamo makes a graph of its own, each is found in Dynamo's graph."""
+    """Each is found in Dynamo's graph, but for a transposed weight and an autograd.Function, a graph of its own."""
     case = ZOO[name]
     plain, passed = randomize(case.make()), Passed()
     x = torch.randn(case.shape) + torch.randn(case.shape).mean(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""fuse() on the networks of other packages: how many blocks, and the same numbers as before. `make networks` installs them.
+"""fuse() on the networks of other packages, which `make networks` installs: how many blocks, and the same numbers.
 
 The counts are of the packages' own classes, taken with timm 1.0.31, torchvision 0.28, transformers 5.24.
 """
@@ -54,7 +54,7 @@ INLINED = pytest.mark.xfail(strict=True, reason="blocks written out in a larger 
 
 
 def randomized(model: nn.Module, *inputs: Tensor) -> nn.Module:
-    """Random parameters, statistics near those of ``inputs``: far from them a deep network overflows or says nothing."""
+    """Random parameters, statistics near those of ``inputs``: far from them a deep network overflows."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
