@@ -1,6 +1,5 @@
 """fuse(model): finds the SE blocks of any model and gives them the fused op. Nothing else of the model changes."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
 from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graphs import check_rewritable, writes
+from senet_fast.fusion.graphs import check_rewritable
 from senet_fast.fusion.match import Match, find, verified
+from senet_fast.fusion.sandbox import one_thread
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants, one_thread
+from senet_fast.fusion.trace import ancestors, descendants, writes
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -112,7 +113,7 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
         y = twin[match.y]
         if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
             with contextlib.suppress(Rejected):
-                check_rewritable(match)
+                check_rewritable(module, match)
                 if assignment[0].small:
                     match.x.meta["val"] = _value(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:
