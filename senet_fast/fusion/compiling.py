@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
 from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graphs import check_rewritable, writes
+from senet_fast.fusion.graphs import check_rewritable
 from senet_fast.fusion.match import Match, find, verified
+from senet_fast.fusion.sandbox import one_thread
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants, one_thread
+from senet_fast.fusion.trace import ancestors, descendants, writes
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -89,7 +90,7 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     others = {value.node.expr: value.node.hint + 1 + place for place, value in enumerate(symbols)}
 
     def hint(size: Any) -> int:
-        return size.node.hint if isinstance(size, torch.SymInt) else int(size)  # type: ignore[no-any-return]
+        return int(size.node.hint if isinstance(size, torch.SymInt) else size)
 
     def other(size: Any) -> int:
         return int(size.node.expr.subs(others)) if isinstance(size, torch.SymInt) else int(size)
@@ -112,7 +113,7 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
         y = twin[match.y]
         if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
             with contextlib.suppress(Rejected):
-                check_rewritable(match)
+                check_rewritable(module, match)
                 if assignment[0].small:
                     match.x.meta["val"] = _value(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:
@@ -184,6 +185,7 @@ def _replace(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> Non
         fused = graph.call_function(OP, (x, *_weights(match, twin)), options)
     fused.meta = dict(y.meta)
     y.replace_all_uses_with(fused)
+    twin[match.y] = fused  # the x of a block behind it
     for node in reversed([node for node in graph.nodes if node in region]):
         if not node.users:
             graph.erase_node(node)

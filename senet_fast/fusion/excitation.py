@@ -37,6 +37,9 @@ class Path(tuple[str, ...]):
     def parent(self) -> "Path":
         return Path(self[:-1])
 
+    def __truediv__(self, other: "Path") -> "Path":
+        return Path((*self, *other))
+
 
 Get = Callable[[Path], Tensor]
 
@@ -103,6 +106,7 @@ class Excitation:
     channels: int | None  # None: any (channel_conv)
     hidden: int | None
     inference_only: bool = False  # differs from the original in training mode
+    shape: tuple[int, ...] | None = None  # the only one that was seen, without the batch
 
     @property
     def norms(self) -> list[Norm]:

@@ -1,22 +1,21 @@
 """Excitations inside of an fx.GraphModule: its graph is rewritten in place, so that code, copies and pickles follow."""
 
 import functools
-import inspect
 import operator
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from senet_fast.fusion.match import Match
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants
+from senet_fast.fusion.trace import ancestors, descendants, writes
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 
-def check_rewritable(match: Match) -> None:
+def check_rewritable(module: nn.Module, match: Match) -> None:
     """Rejected where a call of the op alone cannot take the place of the match."""
     excitation = match.excitation
     if excitation.inference_only or any(layer.transposed for layer in excitation.layers):
@@ -26,23 +25,8 @@ def check_rewritable(match: Match) -> None:
     if any(writes(node) for node in (match.product, match.y)):
         raise Rejected("it changes its input in place")
     for node in match.x.users:
-        parts = match.x.graph.owning_module
-        called = parts.get_submodule(str(node.target)) if parts is not None and node.op == "call_module" else None
-        if node not in (match.product, match.y) and (writes(node) or getattr(called, "inplace", False)):
+        if node not in (match.product, match.y) and writes(node, module, match.x):
             raise Rejected("x is changed in place beside it")
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether ``node`` changes one of its inputs."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name in ("imul", "iadd", "isub", "itruediv", "setitem") or name.partition(".")[0].endswith("_"):
-        return True
-    if node.op != "call_function" or "out" in node.kwargs:
-        return node.op == "call_function"
-    if getattr(node.target, "__module__", "") == "torch.nn.functional" and inspect.isfunction(node.target):
-        given = inspect.signature(node.target).bind_partial(*node.args, **node.kwargs).arguments
-        return bool(given.get("inplace"))
-    return False
 
 
 def install(module: fx.GraphModule, graph: fx.Graph, matches: list[Match]) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from senet_fast.fusion.calls import has_hooks
 from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
-from senet_fast.fusion.trace import Sandbox, ancestors, descendants
+from senet_fast.fusion.sandbox import Sandbox
+from senet_fast.fusion.trace import ancestors, descendants
 
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, ATEN.mul.Tensor, ATEN.mul_.Tensor)
 ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
@@ -38,10 +40,10 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected
     """Excitations in a graph of ``module``, and the near misses."""
     matches, rejected = [], []
     for node in graph.nodes:
-        operands = _operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
-        if operands is None:
+        pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
+        if pair is None:
             continue
-        for x, scale in (operands, operands[::-1]):
+        for x, scale in (pair, pair[::-1]):
             try:
                 match = _match(module, node, x, scale)
             except Rejected as reason:
@@ -54,7 +56,7 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected
     return matches, rejected
 
 
-def _operands(node: fx.Node, functions: tuple[Any, ...], methods: tuple[str, ...]) -> tuple[fx.Node, fx.Node] | None:
+def operands(node: fx.Node, functions: tuple[Any, ...], methods: tuple[str, ...]) -> tuple[fx.Node, fx.Node] | None:
     """The two tensors that ``node`` combines, if it does so by one of these."""
     known = (node.op == "call_function" and node.target in functions) or (
         node.op == "call_method" and node.target in methods
@@ -81,8 +83,7 @@ def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> M
     y = product
     users = list(product.users)
     if len(users) == 1 and not found.add_one:  # x + x * gate
-        operands = _operands(users[0], ADDITIONS, ("add", "add_"))
-        if operands in ((x, product), (product, x)):
+        if operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):
             y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
     for layer in found.layers:
@@ -100,13 +101,6 @@ def check_plain(module: nn.Module, path: str) -> None:
         raise Rejected(f"{path} has a forward of its own instance", near=True)
     if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
         raise Rejected(f"{path} is prepared for quantization", near=True)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` is seen by anybody."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def check_parameter(tensor: Tensor | None, path: str) -> None:

@@ -6,68 +6,13 @@ matched may no longer be what it computes.
 """
 
 import functools
-import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from senet_fast.fusion.excitation import Excitation, Path
-from senet_fast.fusion.match import has_hooks
-from senet_fast.se import squeeze_excite
-
-PLAN = "_senet_fast_plan"
-
-
-class BlockPlan:
-    """The forward of a module that is an excitation and nothing else."""
-
-    def __init__(self, module: nn.Module, excitation: Excitation) -> None:
-        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-        self.argument = parameters[0].name
-        self.names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        self.excitation = excitation
-        self.watched = {*module.__dict__, *module._modules} - {*nn.Module().__dict__}
-        self.modules = tuple(Path.of(path) for path, _ in module.named_modules() if path)
-        self.options = {rank: excitation.options(dim) for rank, dim in excitation.dims}
-        self.norm_modules = tuple({norm.module for norm in excitation.norms})
-        self.plain = not excitation.norms and not any(layer.transposed for layer in excitation.layers)
-        self.tensors = tuple(path for layer in excitation.layers for path in (layer.weight, layer.bias))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "BlockPlan":
-        return self  # never changed
-
-    def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """x, where the other arguments have the values that were traced; else None."""
-        given = dict(zip(self.names, args, strict=False))
-        if len(args) > len(self.names) or given.keys() & kwargs.keys():
-            return None
-        given.update(kwargs)
-        x = given.pop(self.argument, None)
-        traced = all(name in self.defaults and value is self.defaults[name] for name, value in given.items())
-        return x if traced else None
-
-    def applies(self, module: nn.Module, x: Any) -> bool:
-        """Whether the op computes what the module would."""
-        if not isinstance(x, Tensor) or x.dim() not in self.options:
-            return False
-        if self.excitation.inference_only and module.training:
-            return False
-        weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
-            return False  # the original may promote x, or refuse it
-        for path in self.norm_modules:
-            if path.submodule(module).training:
-                return False
-        return not any(has_hooks(path.submodule(module)) for path in self.modules)
-
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.plain:
-            weights = [None if path is None else path.tensor(module) for path in self.tensors]
-        else:
-            weights = self.excitation.weights(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
-        return squeeze_excite(x, *weights, **self.options[x.dim()])  # type: ignore[arg-type]
+from senet_fast.fusion.calls import PLAN
+from senet_fast.fusion.plans import Plan
 
 
 @functools.cache
@@ -80,10 +25,10 @@ def _fused_class(original: Any) -> Any:
         plan = self.__dict__.get(PLAN)
         if plan is None:  # an instance that the class made of itself
             return own_forward(self, *args, **kwargs)
-        x = args[0] if len(args) == 1 and not kwargs else plan.input(args, kwargs)
-        if plan.applies(self, x):
-            return plan(self, x)
-        return own_forward(self, *args, **kwargs)
+        return plan.run(self, own_forward, args, kwargs)
+
+    # torch.compile counts compilations by code object.
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_of_{original.__name__}")
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         original.__setattr__(self, name, value)
@@ -122,13 +67,14 @@ def can_swap(module: nn.Module) -> bool:
     return plain and "forward" not in module.__dict__ and not isinstance(module, torch.jit.ScriptModule)
 
 
-def install(module: nn.Module, excitation: Excitation) -> None:
-    """Make ``module.forward`` the op."""
-    module.__dict__[PLAN] = BlockPlan(module, excitation)
+def install(module: nn.Module, plan: Plan) -> None:
+    """Make ``module.forward`` what ``plan`` runs."""
+    module.__dict__[PLAN] = plan
     module.__class__ = _fused_class(type(module))  # type: ignore[arg-type]
 
 
-def restore(module: nn.Module) -> None:
-    """Give a fused module its own forward back."""
-    del module.__dict__[PLAN]
+def restore(module: nn.Module) -> int:
+    """Give a fused module its own forward back; returns how many excitations that had."""
+    plan = module.__dict__.pop(PLAN)
     module.__class__ = type(module)._senet_fast_original  # type: ignore[attr-defined]
+    return int(plan.blocks)

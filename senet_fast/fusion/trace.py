@@ -1,15 +1,14 @@
-"""Graphs of what modules compute, and pieces of those graphs run by themselves."""
+"""Graphs of what modules compute."""
 
 import contextlib
-import copy
 import inspect
 import math
 import operator
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -18,6 +17,14 @@ MAX_INLINED = 64  # modules below a child that is traced through
 
 class NotTraced(Exception):
     """A forward that depends on more than fx can see."""
+
+
+Modes = tuple[bool, bool, bool]
+
+
+def modes() -> Modes:
+    """What a forward may change for a part of itself, which its graph would not show."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 class _Proxy(fx.Proxy):
@@ -68,9 +75,21 @@ def _is_inlined(module: nn.Module) -> bool:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Callable[[nn.Module, str], bool], rank: int | None) -> None:
+    def __init__(
+        self,
+        leaves: Callable[[nn.Module, str], bool],
+        rank: int | None,
+        constants: dict[str, Any] | None = None,
+        steady: bool = False,
+    ) -> None:
         super().__init__()
-        self.leaves, self.rank = leaves, rank
+        self.leaves, self.rank, self.constants = leaves, rank, constants or {}
+        self.modes = modes() if steady else None
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if self.modes is not None and modes() != self.modes:
+            raise NotTraced("it changes autocast or the grad mode for a part of itself")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         if self.rank is None or not (node.op == "placeholder" or self._keeps_rank(node)):
@@ -89,13 +108,25 @@ class _Tracer(fx.Tracer):
         return node.target in ("mean", torch.mean) and (node.kwargs.get("keepdim") is True or node.args[2:] == (True,))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self.modes is not None:
+            return self.leaves(m, module_qualified_name)
         library = super().is_leaf_module(m, module_qualified_name)
         return library or self.leaves(m, module_qualified_name) or not _is_inlined(m)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for what must be given; what has a default keeps it."""
+        """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
         required = required_arguments(root_fn)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in required)]
+        given = [self.root]
+        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+            if parameter.name in self.constants:
+                given.append(self.constants[parameter.name])
+            elif parameter.name in required:
+                given.append(self.create_proxy("placeholder", parameter.name, (), {}))
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                given.append(parameter.default)
+            else:
+                break
+        return root_fn, given
 
 
 def required_arguments(forward: Callable[..., Any]) -> list[str]:
@@ -111,7 +142,20 @@ def required_arguments(forward: Callable[..., Any]) -> list[str]:
     return names
 
 
-def trace(module: nn.Module, known: Container[str] = (), rank: int | None = None) -> fx.Graph:
+def signature(forward: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
+    """The names of the arguments of an unbound forward, and their defaults. NotTraced unless all have a place."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(parameter.kind is not parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        raise NotTraced("takes any arguments, or some by keyword only")
+    return [p.name for p in parameters], {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def trace(
+    module: nn.Module,
+    known: Container[str] = (),
+    rank: int | None = None,
+    constants: dict[str, Any] | None = None,
+) -> fx.Graph:
     """The graph of ``module.forward`` with default arguments, for any number of axes of its inputs or for ``rank``.
 
     Children that could be part of an excitation are traced through; where that fails, those without parameters
@@ -128,12 +172,37 @@ def trace(module: nn.Module, known: Container[str] = (), rank: int | None = None
     reason: Exception | None = None
     for leaves in tries:
         try:
-            return _Tracer(leaves, rank).trace(module)
+            return _Tracer(leaves, rank, constants).trace(module)
         except NotTraced:
             raise
         except Exception as error:  # anything that somebody's forward does with a proxy
             reason = error
     raise NotTraced(f"{type(reason).__name__}: {reason}")
+
+
+def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[str, Any]) -> fx.Graph:
+    """The graph of all that ``module.forward`` does, with every child but ``inlined`` left as a call.
+
+    ``constants``: the values of arguments that are no tensors. NotTraced also where autocast, the grad mode or the
+    number of axes would make it another one: the graph is to take the place of the forward.
+    """
+    graphs = []
+    for on in (True, False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(on))
+            for device in ("cpu", "cuda"):
+                stack.callback(torch.set_autocast_enabled, device, torch.is_autocast_enabled(device))
+                torch.set_autocast_enabled(device, on)
+            tracer = _Tracer(lambda child, path: path not in inlined, None, constants, steady=True)
+            try:
+                graphs.append(tracer.trace(module))
+            except NotTraced:
+                raise
+            except Exception as error:  # anything that somebody's forward does with a proxy
+                raise NotTraced(f"cannot be traced ({type(error).__name__}: {str(error).partition('.')[0]})") from error
+    if str(graphs[0]) != str(graphs[1]):
+        raise NotTraced("depends on autocast or the grad mode")
+    return graphs[0]
 
 
 def attribute(module: nn.Module, path: str) -> Any:
@@ -142,101 +211,6 @@ def attribute(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
-
-
-def light_copy(module: nn.Module) -> nn.Module:
-    """A copy that shares its parameters and buffers with the original, and tells nobody that it is run."""
-    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
-    for part in copied.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            hooks.clear()
-    return copied
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Work this small is faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Sandbox:
-    """Runs pieces of a module's graph on copies of what they use: on the CPU, with random parameters and statistics."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype, training: bool = False, seed: int = 0) -> None:
-        self.module, self.dtype, self.training = module, dtype, training
-        self.generator = torch.Generator().manual_seed(seed)
-        self.copies: dict[str, Any] = {}
-        self.tensors: dict[int, Tensor] = {}  # by the id of the original: tied ones stay tied
-
-    def tensor(self, original: Tensor, path: str) -> Tensor:
-        """The copy of a parameter or buffer. Buffers keep their values, but for a norm's statistics."""
-        if id(original) not in self.tensors:
-            self.tensors[id(original)] = self._copied(original, path)
-        return self.tensors[id(original)]
-
-    def _copied(self, original: Tensor, path: str) -> Tensor:
-        if not original.is_floating_point():
-            return torch.zeros(original.shape, dtype=original.dtype) if original.is_meta else original.cpu().clone()
-        made = torch.empty(original.shape, dtype=self.dtype)
-        if isinstance(original, nn.Parameter):
-            spread = 1.5 / math.sqrt(max(1, math.prod(original.shape[1:])))
-            return nn.Parameter(made.normal_(generator=self.generator).mul_(spread))
-        if original.is_meta or path.endswith(("running_mean", "running_var")):
-            return made.uniform_(0.3, 1.7, generator=self.generator)
-        return made.copy_(original)
-
-    def get(self, path: str) -> Any:
-        """The copy of a submodule, parameter or buffer."""
-        if path not in self.copies:
-            original = attribute(self.module, path)
-            made = self.tensor(original, path) if isinstance(original, Tensor) else self.copy(original)
-            self.copies[path] = made
-        return self.copies[path]
-
-    def copy(self, original: nn.Module) -> nn.Module:
-        """A module whose tensors are this sandbox's."""
-        made = light_copy(original).train(self.training)
-        for part in made.modules():
-            holders: list[dict[str, Any]] = [part._parameters, part._buffers]
-            for holder in holders:
-                for name, tensor in holder.items():
-                    if tensor is not None:
-                        holder[name] = self.tensor(tensor, name)
-        return made
-
-    def random(self, shape: Iterable[int]) -> Tensor:
-        """Values whose means over space differ from channel to channel and image to image."""
-        shape = list(shape)
-        x = torch.randn(shape, dtype=self.dtype, generator=self.generator)
-        return x + 2 * x[..., :1]
-
-    def run(self, target: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        """The value of ``target``, everything computed anew from the ``known`` values."""
-        values = dict(known)
-        for node in _needed(target, values):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-            if node.op == "get_attr":
-                values[node] = self.get(node.target)  # type: ignore[arg-type]
-            elif node.op == "call_module":
-                values[node] = self.get(node.target)(*args, **kwargs)  # type: ignore[arg-type]
-            elif node.op == "call_function":
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            elif node.op == "call_method":
-                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
-            else:
-                raise NotTraced(f"{node.op} {node.name} is not known")
-        return values[target]
-
-
-def _needed(target: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
-    """What must be computed for ``target``, in the order of the graph."""
-    needed = ancestors(target, known)
-    return [node for node in target.graph.nodes if node in needed]
 
 
 def ancestors(target: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
@@ -262,3 +236,26 @@ def descendants(source: fx.Node) -> set[fx.Node]:
             found.add(node)
             waiting.extend(node.users)
     return found
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a tensor's values, without those that ask for its shape."""
+
+    def asks(user: fx.Node) -> bool:
+        named = user.target is getattr and user.args[1:] in (("ndim",), ("shape",), ("dtype",), ("device",))
+        return named or (user.op == "call_method" and user.target in ("size", "dim"))
+
+    return [user for user in node.users if not asks(user)]
+
+
+def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
+    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option."""
+    if to is not None and node.args[:1] != (to,):
+        return False
+    if node.op == "call_module":
+        return module is not None and bool(getattr(attribute(module, str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+    if getattr(node.target, "__module__", None) == "torch.nn.functional":  # F.relu(x, True)
+        in_place |= any(value is True for value in node.args[1:])
+    return in_place or name in ("imul", "iadd", "setitem") or name.partition(".")[0].endswith("_")

@@ -1,0 +1,252 @@
+"""Modules with excitations in the middle of their forward: written out there, or fused children with neighbours.
+
+The graph of the module's own forward is cut at each excitation; the rest stays as it is and calls the same children.
+"""
+
+import operator
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from senet_fast.fusion.calls import Code, Op, Parts, Piece, Step
+from senet_fast.fusion.excitation import Excitation, Path
+from senet_fast.fusion.match import Match, check_plain, find
+from senet_fast.fusion.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
+from senet_fast.fusion.plans import BlockPlan, Variant
+from senet_fast.fusion.stages import Rejected
+from senet_fast.fusion.trace import NotTraced, ancestors, attribute, descendants, readers, trace_exactly, writes
+
+MAX_INLINED = 8  # containers in front of an excitation that are looked into
+
+
+@dataclass
+class Site:
+    """An excitation in a graph; ``block``: its nodes, y's included."""
+
+    x: fx.Node
+    y: fx.Node
+    block: list[fx.Node]
+    excitation: Excitation
+    owner: Path
+    plan: BlockPlan | None  # of the child that it is, else it is written out
+    prologue: Prologue | None = None
+    epilogue: Epilogue | None = None
+    maker: list[str] | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.epilogue.last if self.epilogue is not None else self.y
+
+    @property
+    def source(self) -> fx.Node:
+        return self.prologue.source if self.prologue is not None else self.x
+
+    @property
+    def place(self) -> str:
+        return "in place" if self.maker is not None else ""
+
+    @property
+    def pays(self) -> bool:
+        """Whether the fused child by itself would do less."""
+        return self.plan is None or any(part is not None for part in (self.prologue, self.epilogue, self.maker))
+
+
+def variant_of(
+    module: nn.Module,
+    plans: Mapping[str, BlockPlan],
+    opaque: set[str],
+    inlined: set[str],
+    training: bool,
+    constants: dict[str, Any],
+) -> tuple[Variant | None, list[Site], list[str]]:
+    """The forward in this mode with its excitations cut out, those, and why others are left.
+
+    ``module``: a copy, in this mode. ``plans``: of the children that are fused blocks, by their path; ``opaque``: paths
+    of children that are not looked into; ``inlined``: of those that must be. Raises NotTraced.
+    """
+    opaque = {*plans, *opaque}
+    blocked: set[str] = set()
+    try:
+        graph = trace_exactly(module, inlined, constants)
+    except NotTraced:  # code with a backward of its own
+        inlined = {path for path in inlined if next(attribute(module, path).parameters(), None) is not None}
+        graph = trace_exactly(module, inlined, constants)
+    sites, reasons = _sites(module, graph, plans, training)
+    while not training and len(inlined) < MAX_INLINED:  # look into what stands in front
+        more = {path for site in sites if (path := _maker_to_open(module, site.x, opaque)) is not None} - blocked
+        if not more:
+            break
+        try:
+            graph = trace_exactly(module, {*inlined, *more}, constants)
+        except NotTraced:
+            blocked |= more
+            continue
+        inlined = inlined | more
+        sites, reasons = _sites(module, graph, plans, training)
+    for path in inlined:
+        check_plain(attribute(module, path), path)
+    if not any(site.pays for site in sites):
+        return None, [], reasons
+    sites = [site for site in sites if site.pays]
+    return _variant(module, graph, sites, inlined), sites, reasons
+
+
+def containers(match: Match) -> set[str]:
+    """Paths of the children whose code holds a part of an excitation that is written out."""
+    found: set[str] = set()
+    for node in _region(match.x, match.y):
+        stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        found |= {*stack} - ({str(node.target)} if node.op == "call_module" else set())
+    return found - {""}
+
+
+def _region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
+    inside = ancestors(y) & descendants(x)
+    return [node for node in y.graph.nodes if node in inside]
+
+
+def _sites(
+    module: nn.Module, graph: fx.Graph, plans: Mapping[str, BlockPlan], training: bool
+) -> tuple[list[Site], list[str]]:
+    sites = []
+    matches, refused = find(module, graph)
+    reasons = [str(reason) for reason in refused]
+    for match in matches:
+        try:
+            sites.append(_written_out(module, match))
+        except Rejected as reason:
+            reasons.append(str(reason))
+    for node in graph.nodes:
+        plan = plans.get(str(node.target)) if node.op == "call_module" else None
+        if plan is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
+            sites.append(Site(node.args[0], node, [node], plan.op.excitation, Path.of(str(node.target)), plan))
+    for site in sites:
+        _add_neighbours(module, site, training)
+    return sites, reasons
+
+
+def _written_out(module: nn.Module, match: Match) -> Site:
+    for path in match.modules:
+        check_plain(attribute(module, path), path)
+    if writes(match.product) or writes(match.y):
+        raise Rejected("it changes its input in place")
+    if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
+        raise Rejected("x is changed in place beside it")
+    block = _region(match.x, match.y)
+    for node in block[:-1]:
+        tensor_like = node.target not in (getattr, operator.getitem, "size", "dim")
+        if tensor_like and any(user not in block for user in node.users):
+            raise Rejected(f"{node.name} is used beside it")
+    return Site(match.x, match.y, block, match.excitation, Path(), None)
+
+
+def _add_neighbours(module: nn.Module, site: Site, training: bool) -> None:
+    rank = site.excitation.dims[0][0]
+    site.epilogue = epilogue_of(module, site.y, rank, training)
+    alone = all(user in site.block for user in readers(site.x))  # and nothing of the block but y is used
+    alone &= all(user in site.block for node in site.block[:-1] for user in node.users)
+    if not alone:
+        return
+    asked = len(readers(site.x)) != len(site.x.users)
+    if not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+        site.prologue = prologue_of(module, site.x, rank)
+    site.maker = maker_of(module, site.source)
+
+
+def _maker_to_open(module: nn.Module, node: fx.Node, known: Container[str]) -> str | None:
+    """The child in front of ``node`` whose code may be looked into: no layer of torch's, no fused block."""
+    while node.op == "call_module":
+        path = str(node.target)
+        part = attribute(module, path)
+        library = type(part).__module__.startswith("torch.nn.") and not isinstance(part, nn.Sequential)
+        if not library:
+            return path if path not in known else None
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return None
+
+
+def _variant(module: nn.Module, graph: fx.Graph, sites: list[Site], inlined: set[str]) -> Variant:
+    absorbed: dict[fx.Node, Site] = {}
+    for site in sites:
+        nodes = [*(site.prologue.nodes if site.prologue else ()), *site.block]
+        for node in [*nodes, *(site.epilogue.nodes if site.epilogue else ())]:
+            if node in absorbed:
+                raise NotTraced("has excitations that share what is between them")
+            absorbed[node] = site
+    lasts = {site.last: site for site in sites}
+    for node in reversed(graph.nodes):
+        if node in absorbed and node not in lasts and any(user not in absorbed for user in node.users):
+            del absorbed[node]  # a size that others use too
+
+    made = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+    self_, steps = made.placeholder("module_"), made.placeholder("steps_")
+    built: list[Step] = []
+    for node in graph.nodes:
+        if node in lasts:
+            step, others = _step(module, lasts[node])
+            residual = step.residual and lasts[node].epilogue.residual  # type: ignore[union-attr]
+            given = [lasts[node].source, residual or None, *others]
+            at = made.call_function(operator.getitem, (steps, len(built)))
+            built.append(step)
+            values[node] = made.call_method("run", (at, self_, *(other and values[other] for other in given)))
+        elif node not in absorbed:
+            values[node] = made.node_copy(node, lambda source: values[source])
+            values[node].type = None
+    made.lint()
+    return Variant(Code(made), tuple(built), Parts(module, sorted(inlined)))
+
+
+def _step(module: nn.Module, site: Site) -> tuple[Step, list[fx.Node]]:
+    """The step, and the nodes that its block uses beside x."""
+    block, others = _cut(module, [site.x], site.block, site.y)
+    before = after = None
+    if site.prologue is not None:
+        before, used = _cut(module, [site.source], list(site.prologue.nodes), site.x)
+        assert not used
+    if site.epilogue is not None:
+        inputs = [site.y, *([site.epilogue.residual] if site.epilogue.residual is not None else [])]
+        after, used = _cut(module, inputs, list(site.epilogue.nodes), site.epilogue.last)
+        assert not used
+    op = site.plan.op if site.plan is not None else Op(module, site.excitation, _called(site.block))
+    step = Step(
+        op=op,
+        owner=site.owner,
+        plan=site.plan,
+        before=before,
+        norm=site.prologue.norm if site.prologue is not None else None,
+        pre_activation=site.prologue.activation if site.prologue is not None else "identity",
+        block=block,
+        after=after,
+        residual=site.epilogue is not None and site.epilogue.residual is not None,
+        post_activation=site.epilogue.activation if site.epilogue is not None else "identity",
+        fresh=None if site.maker is None else Parts(module, site.maker),
+    )
+    return step, others
+
+
+def _called(nodes: list[fx.Node]) -> list[str]:
+    return [str(node.target) for node in nodes if node.op == "call_module"]
+
+
+def _cut(
+    module: nn.Module, inputs: list[fx.Node], nodes: list[fx.Node], result: fx.Node
+) -> tuple[Piece, list[fx.Node]]:
+    """``result`` as a function of (module, *inputs, *others), computed by ``nodes``; and those others."""
+    used = dict.fromkeys(source for node in nodes for source in node.all_input_nodes)
+    outside = [node for node in used if node not in nodes and node not in inputs]
+    others = [node for node in outside if node.op != "get_attr"]
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in [*inputs, *others]:
+        values[node] = graph.placeholder(node.name)
+    copied: Callable[[fx.Node], fx.Node] = values.__getitem__
+    for node in [*(node for node in outside if node.op == "get_attr"), *nodes]:
+        values[node] = graph.node_copy(node, copied)
+        values[node].type = None
+    graph.output(values[result])
+    return Piece(Code(graph), Parts(module, _called(nodes))), others

@@ -1,0 +1,212 @@
+"""What stands in front of an excitation and behind it, as far as the op can take it over."""
+
+import operator
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from senet_fast.fusion.excitation import Norm
+from senet_fast.fusion.match import ADDITIONS, operands
+from senet_fast.fusion.probe import probe
+from senet_fast.fusion.sandbox import Sandbox
+from senet_fast.fusion.stages import CONVOLUTIONS, LINEARS, Rejected, stage_of
+from senet_fast.fusion.trace import attribute, readers, writes
+
+# In front of the scale an activation is computed twice, for the squeeze and for the scale: measured, that is faster
+# than to write its result to memory in between only for these. Behind the scale it is computed once.
+CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "affine_clamp")
+NEW = (  # results that share no memory with anything
+    *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
+    *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),
+    *(F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.mish, F.hardswish, F.hardsigmoid),
+)
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """x is ``activation(norm(source))``."""
+
+    source: fx.Node
+    nodes: tuple[fx.Node, ...]
+    norm: Norm | None
+    activation: str
+
+    def __str__(self) -> str:
+        names = ["batch_norm"] if self.norm is not None else []
+        return ", ".join(names + _named(self.activation))
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """``last`` is ``activation(y + residual)``."""
+
+    last: fx.Node
+    nodes: tuple[fx.Node, ...]
+    residual: fx.Node | None
+    activation: str
+
+    def __str__(self) -> str:
+        names = ["residual"] if self.residual is not None else []
+        return ", ".join(names + _named(self.activation))
+
+
+def _named(activation: str) -> list[str]:
+    """For the report."""
+    gain = re.fullmatch(r"affine_clamp\((.+), 0\.0, -3e\+38, 3e\+38\)", activation)
+    if gain is not None:
+        return [f"times {gain[1]}"]
+    return [activation] if activation != "identity" else []
+
+
+def prologue_of(module: nn.Module, x: fx.Node, rank: int) -> Prologue | None:
+    """What makes x at inference, if it is used for nothing else than x, whose own uses are the caller's concern."""
+    sandbox = Sandbox(module, torch.float64)
+    nodes: list[fx.Node] = []
+    norm: Norm | None = None
+    activation = "identity"
+    found: Prologue | None = None
+    node = x
+    while norm is None:
+        source = _only_tensor(module, node)
+        if source is None or (node is not x and len(node.users) != 1):
+            break
+        part = _norm(module, node)
+        if part is not None:
+            norm = part
+        else:
+            spec = _elementwise(sandbox, source, node, rank)
+            if spec is None or (spec == "identity" and node.op != "call_module"):
+                break
+            if spec != "identity" and activation != "identity":
+                break
+            activation = spec if spec != "identity" else activation
+        if len(readers(source)) != 1:
+            break
+        nodes.insert(0, node)
+        node = source
+        if norm is not None or activation != "identity":
+            found = Prologue(source, tuple(nodes), norm, activation)
+    if found is not None and found.activation.partition("(")[0] not in CHEAP:
+        return None
+    return found
+
+
+def epilogue_of(module: nn.Module, y: fx.Node, rank: int, training: bool) -> Epilogue | None:
+    """What is made of y alone, in this mode, and of what is added to it."""
+    sandbox = Sandbox(module, torch.float64, training)
+    nodes: list[fx.Node] = []
+    residual: fx.Node | None = None
+    activation = "identity"
+    found: Epilogue | None = None
+    node = y
+    while len(node.users) == 1 and activation == "identity":
+        (user,) = node.users
+        pair = operands(user, ADDITIONS, ("add", "add_"))
+        if pair is not None:
+            other = pair[1] if pair[0] is node else pair[0]
+            if residual is not None or other is node or (writes(user) and pair[0] is not node):
+                break
+            residual = other
+        else:
+            if _only_tensor(module, user) is not node:
+                break
+            spec = _elementwise(sandbox, node, user, rank)
+            if spec is None or (spec == "identity" and user.op != "call_module"):
+                break
+            activation = spec
+        nodes.append(user)
+        node = user
+        if residual is not None or activation != "identity":
+            found = Epilogue(user, tuple(nodes), residual, activation)
+    if found is not None and found.residual is not None and not _keeps(module, found.residual, found.activation):
+        return None
+    return found
+
+
+def _keeps(module: nn.Module, residual: fx.Node, activation: str) -> bool:
+    """Whether the op may save ``residual`` for its backward, as it does where an activation follows.
+
+    Nothing in this graph may write to it; and if it comes from or goes to the caller, who could, then eager must save
+    it as well.
+    """
+    if any(writes(user, module, residual) for user in residual.users):
+        return False
+    shared = residual.op == "placeholder" or any(user.op == "output" for user in residual.users)
+    return not shared or activation == "identity" or any(_saves_input(module, user) for user in residual.users)
+
+
+def _saves_input(module: nn.Module, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return node.target in (*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm)
+    return next(attribute(module, str(node.target)).parameters(), None) is not None
+
+
+def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
+    """Paths of the modules that made ``node``, a tensor that has its memory to itself; None if it may share it."""
+    paths: list[str] = []
+    while True:
+        if node.op == "call_function" and node.target in NEW and not writes(node):
+            return paths
+        if node.op != "call_module":
+            return None
+        part = attribute(module, str(node.target))
+        paths.append(str(node.target))
+        if not type(part).__module__.startswith("torch.nn.modules."):
+            return None
+        if isinstance(part, (_ConvNd, _BatchNorm, nn.Linear)):
+            return paths
+        source = _only_tensor(module, node)
+        elementwise = type(part).__module__ == "torch.nn.modules.activation" or isinstance(part, nn.Identity)
+        if not elementwise or source is None:
+            return None
+        if not isinstance(part, nn.Identity) and not getattr(part, "inplace", False):
+            return paths
+        if len(readers(source)) != 1:
+            return None
+        node = source
+
+
+def _only_tensor(module: nn.Module, node: fx.Node) -> fx.Node | None:
+    """The one node that ``node`` is computed from, parameters and buffers not counted."""
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    inputs = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return inputs[0] if len(inputs) == 1 else None
+
+
+def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
+    try:
+        stage = stage_of(module, node)
+    except (Rejected, AttributeError):
+        return None
+    return stage.part if stage is not None and isinstance(stage.part, Norm) else None
+
+
+def _elementwise(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) -> str | None:
+    """The activation that ``node`` is of ``source``; None for anything else."""
+    if node.op == "call_module":
+        part = attribute(sandbox.module, str(node.target))
+        if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
+            return None
+    elif len(node.all_input_nodes) != 1:
+        return None
+    shape = [2, 4, 3, 5, 2][:rank]
+
+    def piece(z: Tensor) -> Tensor:
+        made: Any = sandbox.run(node, {source: z.reshape(shape)})
+        if not isinstance(made, Tensor) or list(made.shape) != shape:
+            raise Rejected("not elementwise")
+        return made.reshape(-1)
+
+    try:
+        with torch.no_grad():
+            found = probe(piece, torch.Size(shape).numel())
+    except Exception:  # whatever somebody's code does with these values
+        return None
+    return found.spec if found is not None and not found.add_one else None

@@ -1,0 +1,124 @@
+"""The forwards that fused modules run, and the calls in which they run their own instead."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from senet_fast.fusion.calls import PLAN, Code, Op, Parts, Step
+from senet_fast.fusion.excitation import Excitation
+
+Forward = Callable[..., Any]
+
+
+class Plan:
+    """What is the same for every fused module. Never changed once it is made, so copies share it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+        self.names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        self.watched = {*module.__dict__, *module._modules} - {*nn.Module().__dict__}
+
+    @property
+    def blocks(self) -> int:
+        """Excitations that have no module of their own."""
+        return 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+        return self
+
+    def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Values by name, defaults included; None where they do not fit."""
+        if len(args) > len(self.names):
+            return None
+        given = dict(zip(self.names, args, strict=False))
+        if given.keys() & kwargs.keys() or not kwargs.keys() <= {*self.names, *self.defaults}:
+            return None
+        return self.defaults | given | kwargs
+
+
+class BlockPlan(Plan):
+    """The forward of a module that is an excitation and nothing else."""
+
+    def __init__(self, module: nn.Module, excitation: Excitation) -> None:
+        super().__init__(module)
+        self.op = Op(module, excitation, (path for path, _ in module.named_modules() if path))
+
+    def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
+        if self.op.applies(module, x) and not _has_any_global_hook():
+            return self.op(module, x)
+        return own(module, *args, **kwargs)
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """x, where the other arguments have the values that were traced; else None."""
+        values = self.arguments(args, kwargs)
+        if values is None or any(values[name] is not value for name, value in self.defaults.items()):
+            return None
+        return values.get(self.names[0])
+
+
+Key = tuple[Any, ...]
+
+
+def key(training: bool, constants: Iterable[Any]) -> Key:
+    """Constants that are equal but of different types are different: 0 and False."""
+    return (training, *((type(value), value) for value in constants))
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The forward of one mode, for certain values of the arguments that are no tensors."""
+
+    code: Code
+    steps: tuple[Step, ...]
+    inlined: Parts  # children whose code is a part of this
+
+    def equals(self, other: "Variant") -> bool:
+        sources = [[v.code.source, *(step.source for step in v.steps), v.inlined.known] for v in (self, other)]
+        return sources[0] == sources[1]
+
+
+class EnclosingPlan(Plan):
+    """The forward of a module with excitations in its middle."""
+
+    def __init__(self, module: nn.Module, constants: list[str], variants: dict[Key, Variant]) -> None:
+        super().__init__(module)
+        self.constants, self.variants = constants, variants
+        self.tensors = [name for name in self.names if name not in constants]
+        self.usual = [self.defaults[name] for name in constants] if {*constants} <= {*self.defaults} else None
+
+    def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        constants: Any = self.usual
+        tensors: Any = args
+        if kwargs or constants is None or len(args) != len(self.tensors):
+            values = self.arguments(args, kwargs)
+            if values is None or not values.keys() >= {*self.names}:
+                return own(module, *args, **kwargs)
+            constants = [values[name] for name in self.constants]
+            tensors = [values[name] for name in self.tensors]
+        try:
+            variant = self.variants.get(key(module.training, constants))
+        except TypeError:  # a constant without a hash
+            variant = None
+        if variant is None or not all(isinstance(value, Tensor) for value in tensors):
+            return own(module, *args, **kwargs)
+        if not variant.inlined.plain(module) or _has_any_global_hook():
+            return own(module, *args, **kwargs)
+        return variant.code(module, module, variant.steps, *tensors)
+
+    @property
+    def blocks(self) -> int:
+        return max(sum(step.plan is None for step in variant.steps) for variant in self.variants.values())
+
+    def is_stale(self, module: nn.Module) -> bool:
+        """Whether a fused block below got another plan than it had."""
+        steps = [step for variant in self.variants.values() for step in variant.steps if step.plan is not None]
+        return any(step.owner.submodule(module).__dict__.get(PLAN) is not step.plan for step in steps)

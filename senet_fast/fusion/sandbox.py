@@ -1,0 +1,108 @@
+"""Copies of modules that tell nobody that they run, and pieces of graphs run by themselves on such copies."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from senet_fast.fusion.trace import NotTraced, ancestors, attribute
+
+
+def light_copy(module: nn.Module, share_buffers: bool = True) -> nn.Module:
+    """A copy that shares its parameters and buffers with the original, and tells nobody that it is run."""
+    shared = [*module.parameters(), *(module.buffers() if share_buffers else ())]
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    for part in copied.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            hooks.clear()
+    return copied
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Work this small is faster on one thread, ten times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Sandbox:
+    """Runs pieces of a module's graph on copies of what they use: on the CPU, with random parameters and statistics."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, training: bool = False, seed: int = 0) -> None:
+        self.module, self.dtype, self.training = module, dtype, training
+        self.generator = torch.Generator().manual_seed(seed)
+        self.copies: dict[str, Any] = {}
+        self.tensors: dict[int, Tensor] = {}  # by the id of the original: tied ones stay tied
+
+    def tensor(self, original: Tensor, path: str) -> Tensor:
+        """The copy of a parameter or buffer. Buffers keep their values, but for a norm's statistics."""
+        if id(original) not in self.tensors:
+            self.tensors[id(original)] = self._copied(original, path)
+        return self.tensors[id(original)]
+
+    def _copied(self, original: Tensor, path: str) -> Tensor:
+        if not original.is_floating_point():
+            return torch.zeros(original.shape, dtype=original.dtype) if original.is_meta else original.cpu().clone()
+        made = torch.empty(original.shape, dtype=self.dtype)
+        if isinstance(original, nn.Parameter):
+            spread = 1.5 / math.sqrt(max(1, math.prod(original.shape[1:])))
+            return nn.Parameter(made.normal_(generator=self.generator).mul_(spread))
+        if original.is_meta or path.endswith(("running_mean", "running_var")):
+            return made.uniform_(0.3, 1.7, generator=self.generator)
+        return made.copy_(original)
+
+    def get(self, path: str) -> Any:
+        """The copy of a submodule, parameter or buffer."""
+        if path not in self.copies:
+            original = attribute(self.module, path)
+            made = self.tensor(original, path) if isinstance(original, Tensor) else self.copy(original)
+            self.copies[path] = made
+        return self.copies[path]
+
+    def copy(self, original: nn.Module) -> nn.Module:
+        """A module whose tensors are this sandbox's."""
+        made = light_copy(original).train(self.training)
+        for part in made.modules():
+            holders: list[dict[str, Any]] = [part._parameters, part._buffers]
+            for holder in holders:
+                for name, tensor in holder.items():
+                    if tensor is not None:
+                        holder[name] = self.tensor(tensor, name)
+        return made
+
+    def random(self, shape: Iterable[int]) -> Tensor:
+        """Values whose means over space differ from channel to channel and image to image."""
+        shape = list(shape)
+        x = torch.randn(shape, dtype=self.dtype, generator=self.generator)
+        return x + 2 * x[..., :1]
+
+    def run(self, target: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        """The value of ``target``, everything computed anew from the ``known`` values."""
+        values = dict(known)
+        for node in _needed(target, values):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+            if node.op == "get_attr":
+                values[node] = self.get(node.target)  # type: ignore[arg-type]
+            elif node.op == "call_module":
+                values[node] = self.get(node.target)(*args, **kwargs)  # type: ignore[arg-type]
+            elif node.op == "call_function":
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            elif node.op == "call_method":
+                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
+            else:
+                raise NotTraced(f"{node.op} {node.name} is not known")
+        return values[target]
+
+
+def _needed(target: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
+    """What must be computed for ``target``, in the order of the graph."""
+    needed = ancestors(target, known)
+    return [node for node in target.graph.nodes if node in needed]

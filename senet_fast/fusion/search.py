@@ -1,0 +1,142 @@
+"""One run of fuse(): what each module is, what will be done to it, and the report of that."""
+
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from senet_fast.fusion import graphs, rewrite
+from senet_fast.fusion.arguments import Calls
+from senet_fast.fusion.blocks import block
+from senet_fast.fusion.calls import PLAN
+from senet_fast.fusion.excitation import Excitation
+from senet_fast.fusion.hosts import Enclosed, enclose
+from senet_fast.fusion.match import Match, check_plain, find
+from senet_fast.fusion.plans import BlockPlan, EnclosingPlan
+from senet_fast.fusion.report import Fused, FusionReport, Skipped
+from senet_fast.fusion.sandbox import light_copy
+from senet_fast.fusion.stages import Rejected
+
+
+@dataclass
+class Search:
+    """Modules are visited children first; nothing is changed before :meth:`install`."""
+
+    model: nn.Module
+    calls: Calls
+    blocks: dict[str, BlockPlan] = field(default_factory=dict)
+    hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
+    graphs: dict[str, list[Match]] = field(default_factory=dict)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    before: set[str] = field(default_factory=set)  # fused already
+
+    def visit(self, path: str, module: nn.Module) -> None:
+        plan = module.__dict__.get(PLAN)
+        if isinstance(plan, EnclosingPlan) and plan.is_stale(module):
+            rewrite.restore(module)
+            plan = None
+        if plan is not None:
+            self.before.add(path)
+            return
+        if isinstance(module, fx.GraphModule):
+            self.graphs[path], reasons = in_graph(module)
+        else:
+            reasons = self._visit(path, module)
+        if reasons:
+            self.reasons[path] = reasons
+
+    def _visit(self, path: str, module: nn.Module) -> list[str]:
+        below = path and f"{path}."
+        accounted = (*self.blocks, *self.hosts, *self.before, *self.reasons)
+        known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
+        calls = self.calls.recorded.get(path, ())
+        found = block(module, known, [call.shapes[0] for call in calls if call.shapes])
+        if found.plan is not None:
+            self.blocks[path] = found.plan
+            return found.reasons
+        plans = self._children(module, below)
+        if not found.parts and not any("." not in p or self._reaches(module, p) for p in plans):
+            return found.reasons
+        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*plans}
+        enclosed = enclose(module, plans, opaque, found.parts, self.calls.of(path))
+        if enclosed.plan is not None:
+            self.hosts[path] = enclosed
+            return [*dict.fromkeys([*found.reasons, *enclosed.reasons])]
+        if found.parts:
+            why = [f"it is a part of a larger forward: {reason}" for reason in enclosed.reasons]
+            return [*found.reasons, *(why or ["it is a part of a larger forward"])]
+        return found.reasons
+
+    def _children(self, module: nn.Module, below: str) -> dict[str, BlockPlan]:
+        """Plans of the blocks below that no other host has."""
+        plans = {p.removeprefix(below): plan for p, plan in self.blocks.items() if p.startswith(below)}
+        for p in self.before:
+            if p.startswith(below) and p != below[:-1]:
+                plan = self.model.get_submodule(p).__dict__[PLAN]
+                if isinstance(plan, BlockPlan):
+                    plans[p.removeprefix(below)] = plan
+        hosts = [p.removeprefix(below) + "." for p in (*self.hosts, *self.before) if p.startswith(below)]
+        return {p: plan for p, plan in plans.items() if not any(p.startswith(host) for host in hosts)}
+
+    @staticmethod
+    def _reaches(module: nn.Module, path: str) -> bool:
+        """Whether the module's own forward may call the child at ``path``: only containers are in between."""
+        names = path.split(".")[:-1]
+        between = [module.get_submodule(".".join(names[: i + 1])) for i in range(len(names))]
+        return all(isinstance(part, nn.ModuleList | nn.ModuleDict | nn.Sequential) for part in between)
+
+    def report(self) -> FusionReport:
+        modules = dict(self.model.named_modules())
+        names = {path: type(module).__name__ for path, module in modules.items()}
+        neighbours: dict[str, tuple[str, str]] = {}
+        entries: dict[str, list[Fused]] = {}
+        for path, host in self.hosts.items():
+            for site in host.sites:
+                beside = (str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place])))
+                if site.plan is None:
+                    entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *beside))
+                else:
+                    neighbours[".".join(filter(None, (path, str(site.owner))))] = beside
+        for path, plan in self.blocks.items():
+            entries[path] = [_entry(path, names[path], plan.op.excitation, *neighbours.get(path, ("", "")))]
+        for path, matches in self.graphs.items():
+            entries[path] = [_entry(path, names[path], match.excitation) for match in matches]
+        fused = [entry for path in modules for entry in entries.get(path, ())]
+        return FusionReport(fused, [Skipped(p, names[p], why) for p in modules for why in self.reasons.get(p, ())])
+
+    def install(self) -> None:
+        modules = dict(self.model.named_modules())
+        for path, plan in self.blocks.items():
+            rewrite.install(modules[path], plan)
+        for path, host in self.hosts.items():
+            assert host.plan is not None
+            rewrite.install(modules[path], host.plan)
+        for path, matches in self.graphs.items():
+            module = modules[path]
+            if matches and isinstance(module, fx.GraphModule):
+                graphs.install(module, matches[0].y.graph, matches)
+
+
+def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str = "") -> Fused:
+    gate = f"1 + {e.gate}" if e.add_one else e.gate
+    return Fused(path, cls, e.channels, e.hidden, e.activation, gate, prologue, epilogue)
+
+
+def in_graph(module: fx.GraphModule) -> tuple[list[Match], list[str]]:
+    """The excitations in a copy of the graph of ``module``, and why others are left."""
+    try:
+        copied = light_copy(module)
+    except Exception:  # it can not be copied
+        return [], []
+    assert isinstance(copied, fx.GraphModule)
+    found, rejected = find(copied, copied.graph)
+    reasons = [str(reason) for reason in rejected]
+    matches = []
+    for match in found:
+        try:
+            graphs.check_rewritable(module, match)
+            for path in match.modules:
+                check_plain(module.get_submodule(path), path)
+            matches.append(match)
+        except Rejected as reason:
+            reasons.append(str(reason))
+    return matches, reasons

@@ -1,0 +1,161 @@
+"""compile_pass: torch.compile(model) calls the op, without fuse()."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fusion_testing import randomize, relative, step
+from lookalikes import CBAMChannel, LayerNormed, MaxPooled, OfAnother, SquareOnly
+from test_graphs import MBConv
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.utils import run_and_get_code
+from zoo import BTC, ECA, ZOO, C, Effective, Helper, LinearExpand
+
+import senet_fast
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Passed:
+    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.changed = False
+
+    def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        before = str(module.graph)
+        senet_fast.compile_pass(module.graph)
+        module.recompile()
+        self.changed = str(module.graph) != before
+        self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
+        return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]
+
+
+def network() -> nn.Module:
+    return nn.Sequential(MBConv(), nn.Conv2d(3, C, 1), LinearExpand(), ECA(), nn.ReLU(), Effective(), Helper())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_values_and_gradients(training: bool, dynamic: bool) -> None:
+    plain = randomize(network()).train(training)
+    compiled, passed = copy.deepcopy(plain), Passed()
+    run = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend=passed)
+    for shape in [(2, 3, 9, 11), (3, 3, 14, 8)]:
+        x = torch.randn(shape)
+        expected, gradients = step(plain, x)
+        given = x.clone().requires_grad_()
+        y = run(given)
+        assert relative(expected, y) < 1e-5
+        weights = torch.linspace(-1, 2, y.numel()).view_as(y)
+        for (name, gradient), actual in zip(
+            gradients.items(), torch.autograd.grad((y * weights).sum(), [given, *compiled.parameters()]), strict=True
+        ):
+            if float(gradient.abs().max()) > 1e-6 * max(float(g.abs().max()) for g in gradients.values()):
+                assert relative(gradient, actual) < 1e-4, name
+        assert passed.calls == 5
+
+
+@pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.training])
+def test_every_style(name: str) -> None:
+    """Each is found in Dynamo's graph, but for a transposed weight and an autograd.Function, a graph of its own."""
+    case = ZOO[name]
+    plain, passed = randomize(case.make()), Passed()
+    x = torch.randn(case.shape) + torch.randn(case.shape).mean(-1, keepdim=True)
+    y = torch.compile(plain, fullgraph=True, backend=passed)(x)
+    assert relative(plain(x), y) < 1e-5
+    assert passed.calls == (name not in ("sum_and_divide", "own_autograd_function"))
+
+
+class ReadAfterChange(LinearExpand):
+    """x is changed in place between its squeeze and its scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        s = torch.sigmoid(self.fc(x.mean((2, 3))))
+        F.relu(x, inplace=True)
+        return x * s[:, :, None, None]
+
+
+class NoBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(self.conv(x))) * x
+
+
+@pytest.mark.parametrize("kind", [CBAMChannel, LayerNormed, MaxPooled, OfAnother, SquareOnly, ReadAfterChange, NoBlock])
+def test_other_graphs_stay_as_they_are(kind: type[nn.Module]) -> None:
+    plain, passed = randomize(kind()).eval(), Passed()
+    x = torch.randn(2, C, 5, 7) if kind is not SquareOnly else torch.randn(2, C, 6, 5)
+    y = torch.compile(plain, fullgraph=True, backend=passed)(x)
+    torch.testing.assert_close(y, plain(x), rtol=1e-5, atol=1e-5)
+    assert not passed.changed
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_mean_of_square_maps_alone(dynamic: bool) -> None:
+    """Replaced where the graph is guarded to be square; then traced anew for a map that is not."""
+    plain, passed = randomize(SquareOnly()), Passed()
+    run = torch.compile(plain, dynamic=dynamic, backend=passed)
+    for shape, calls in [((2, C, 6, 6), 1), ((2, C, 6, 5), 0)]:
+        x = torch.randn(shape)
+        assert relative(plain(x), run(x)) < 1e-5
+        assert passed.calls == calls
+
+
+def test_types_that_the_op_does_not_take() -> None:
+    plain, passed = randomize(LinearExpand()).bfloat16(), Passed()
+    torch.compile(plain, backend=passed)(torch.randn(2, C, 5, 7, dtype=torch.bfloat16))
+    assert passed.calls == 1
+    torch._dynamo.reset()
+    passed = Passed()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.compile(randomize(LinearExpand()), backend=passed)(x := torch.randn(2, C, 5, 7))
+        assert y.dtype == randomize(LinearExpand())(x).dtype
+    assert passed.calls == 1
+
+
+def test_with_inductor() -> None:
+    """The option of torch.compile: generated code calls the op, forward and backward."""
+    plain = randomize(nn.Sequential(nn.Conv2d(3, C, 3), BTC(), LinearExpand(), nn.ReLU()))
+    plain[1] = nn.Identity()
+    options = {"pre_grad_custom_pass": senet_fast.compile_pass}
+    compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, options=options)
+    x = torch.randn(2, 3, 7, 9)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        y, code = run_and_get_code(compiled, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(text.count("torch.ops.senet_fast.squeeze_excite.default(") for text in code) == 1
+    assert relative(plain(x), y) < 1e-5
+    gradients = step(plain, x)[1]
+    (_, actual), code = run_and_get_code(step, compiled, x)
+    text = "\n".join(code)
+    assert "torch.ops.senet_fast.squeeze_excite_forward.default(" in text
+    assert "torch.ops.senet_fast.squeeze_excite_backward.default(" in text
+    for name, gradient in gradients.items():
+        assert relative(gradient, actual[name if name == "x" else f"_orig_mod.{name}"]) < 1e-4, name
+
+
+def test_identity_for_caches() -> None:
+    """The same in every process for the same sources; Inductor's caches are not bypassed."""
+    uuid = senet_fast.compile_pass.uuid()
+    assert isinstance(uuid, bytes)
+    code = "import senet_fast; print(senet_fast.compile_pass.uuid().hex())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == uuid.hex()

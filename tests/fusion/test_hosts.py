@@ -1,0 +1,128 @@
+"""fuse() on excitations in the middle of a forward: written out there, or with neighbours that the op takes over."""
+
+import copy
+
+import pytest
+import torch
+from fusion_testing import assert_same, counts_calls, randomize, relative
+from hosts import HOSTS, LEFT, MBConv
+from torch import Tensor, nn
+from zoo import C
+
+from senet_fast import fuse, unfuse
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_hosts(name: str) -> None:
+    case = HOSTS[name]
+    plain = randomize(case.make())
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
+    assert not report.skipped
+    (entry,) = report.fused
+    assert (entry.path, entry.gate) == (case.path, case.gate)
+    assert (entry.prologue, entry.epilogue) == (case.prologue, case.epilogue)
+    x = torch.randn(case.shape)
+    if name != "stochastic_depth":
+        assert_same(plain, fused, x)
+    for layout in (torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,):
+        given = x.to(memory_format=layout)
+        with torch.no_grad():
+            expected, actual = plain.eval()(given), fused.eval()(given)
+        assert relative(expected, actual) < 1e-5
+        assert expected.stride() == actual.stride()
+        assert torch.equal(given, x)
+        with torch.inference_mode():
+            assert torch.equal(fused(given), actual)
+    with torch.no_grad():
+        assert counts_calls(lambda: fused(x)) == 1
+    assert counts_calls(lambda: fused(x)) == 1
+    assert counts_calls(lambda: fused.train()(x)) == case.training
+    assert unfuse(fused) == 1
+    assert counts_calls(lambda: fused.eval()(x)) == 0
+    assert type(fused) is type(plain)
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_a_graph_would_not_show_is_left(kind: type[nn.Module]) -> None:
+    plain = randomize(kind())
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
+    blocks = [(entry.path, entry.prologue, entry.epilogue) for entry in report.fused]
+    assert blocks == ([("se", "", "")] if isinstance(plain.se, nn.Module) and kind.__name__ != "ReturnsTheGate" else [])
+    assert type(fused) is kind
+    x = torch.randn(2, C, 7, 9)
+    for training in (False, True):
+        torch.testing.assert_close(fused.train(training)(x), plain.train(training)(x), rtol=1e-5, atol=1e-5)
+
+
+def ops_of(module: nn.Module, *args: Tensor) -> list[str]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(function.__name__.partition(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        module(*args)
+    return names
+
+
+def test_what_the_op_takes_over_is_not_run() -> None:
+    model = randomize(HOSTS["bottleneck"].make()).eval()
+    x = torch.randn(2, C, 7, 9)
+    with torch.no_grad():
+        before = ops_of(model, x)
+        fuse(model)
+        names = ops_of(model, x)
+    assert before.count("native_batch_norm") + before.count("_native_batch_norm_legit_no_training") == 3
+    norms = [name for name in names if "batch_norm" in name]
+    assert len(norms) == 2
+    assert names.count("add_") == 0
+    assert names.count("relu_") == 1
+    assert names.count("squeeze_excite_into") == 1
+    with_gradients = ops_of(model, x)
+    assert len([name for name in with_gradients if "batch_norm" in name]) == 3
+    assert with_gradients.count("add_") == 0
+    assert with_gradients.count("relu_") == 1
+
+
+class Network(nn.Module):
+    """Gives its blocks a rate, the last one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([MBConv(), MBConv(), MBConv()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            x = block(x, drop_connect_rate=0.5 * index)
+        return x
+
+
+def test_arguments_that_are_no_tensors() -> None:
+    plain = randomize(Network())
+    fused = copy.deepcopy(plain)
+    assert [entry.path for entry in fuse(fused).fused] == ["blocks.0", "blocks.1", "blocks.2"]
+    x = torch.randn(2, C, 7, 9)
+    assert counts_calls(lambda: fused.eval()(x)) == 3
+    assert relative(plain.eval()(x), fused(x)) < 1e-5
+    results = []
+    for model in (plain, fused):
+        torch.manual_seed(3)
+        results.append(model.train()(x))
+    assert relative(*results) < 1e-5
+    assert counts_calls(lambda: fused(x)) == 3
+    block = fused.blocks[1]
+    assert counts_calls(lambda: block(x)) == counts_calls(lambda: block(inputs=x, drop_connect_rate=None)) == 1
+    own = copy.deepcopy(block.eval())
+    assert unfuse(own) == 1
+    assert counts_calls(lambda: block(x, 0.25)) == 0  # a value that nobody gave before
+    assert torch.equal(block(x, 0.25), own(x, 0.25))
+    with pytest.raises(TypeError):
+        block()
+    with pytest.raises(TypeError):
+        block(x, 0.25, 1)
