@@ -67,7 +67,7 @@ class Op:
         return self.excitation.weights(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
 
     def __call__(self, module: nn.Module, x: Tensor, **more: Any) -> Tensor:
-        return squeeze_excite(x, *self.weights(module), **self.options[x.dim()], **more)  # type: ignore[arg-type]
+        return squeeze_excite(x, *self.weights(module), **self.options[x.dim()], **more)  # type: ignore[arg-type, misc]
 
 
 class Code:
@@ -171,7 +171,7 @@ class Step:
             return False
         # Beside weights of another type, y may have another type than x.
         weight = self.op.tensors[0].tensor(owner)  # type: ignore[union-attr]
-        return x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type)  # type: ignore[union-attr]
+        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
 
     def _rest(self, module: nn.Module, y: Any, residual: Any) -> Any:
         if self.after is None:

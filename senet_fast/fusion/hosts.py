@@ -68,7 +68,9 @@ def enclose(
                 tensors = [name for name in names if name not in constants]
                 chosen = {name: values[name] for name in constants}
                 variant, sites, reasons = variant_of(copied, plans, opaque, inlined, training, chosen)
-                same = [v for k, v in variants.items() if k[0] == training and variant is not None and v.equals(variant)]
+                same = [
+                    v for k, v in variants.items() if k[0] == training and variant is not None and v.equals(variant)
+                ]
                 if same:  # these constants change nothing
                     variant = same[0]
                 elif variant is not None:

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from senet_fast.fusion.calls import has_hooks
 from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.probe import probe
-from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
 from senet_fast.fusion.sandbox import Sandbox
+from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
 from senet_fast.fusion.trace import ancestors, descendants
 
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, ATEN.mul.Tensor, ATEN.mul_.Tensor)
@@ -82,9 +82,9 @@ def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> M
         return None
     y = product
     users = list(product.users)
-    if len(users) == 1 and not found.add_one:  # x + x * gate
-        if operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):
-            y, found = users[0], replace(found, add_one=True)
+    alone = len(users) == 1 and not found.add_one
+    if alone and operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):  # x + x * gate
+        y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
     for layer in found.layers:
         for path in (layer.weight, layer.bias):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from senet_fast.fusion.calls import PLAN, Code, Op, Parts, Step
 from senet_fast.fusion.excitation import Excitation
@@ -53,7 +53,7 @@ class BlockPlan(Plan):
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
-        if self.op.applies(module, x) and not _has_any_global_hook():
+        if self.op.applies(module, x) and not _hooks_of_all_modules():
             return self.op(module, x)
         return own(module, *args, **kwargs)
 
@@ -63,6 +63,17 @@ class BlockPlan(Plan):
         if values is None or any(values[name] is not value for name, value in self.defaults.items()):
             return None
         return values.get(self.names[0])
+
+
+def _hooks_of_all_modules() -> bool:
+    """Whether somebody sees the calls of every module."""
+    m = torch_module
+    return bool(
+        m._global_forward_hooks
+        or m._global_forward_pre_hooks
+        or m._global_backward_hooks
+        or m._global_backward_pre_hooks
+    )
 
 
 Key = tuple[Any, ...]
@@ -110,7 +121,7 @@ class EnclosingPlan(Plan):
             variant = None
         if variant is None or not all(isinstance(value, Tensor) for value in tensors):
             return own(module, *args, **kwargs)
-        if not variant.inlined.plain(module) or _has_any_global_hook():
+        if not variant.inlined.plain(module) or _hooks_of_all_modules():
             return own(module, *args, **kwargs)
         return variant.code(module, module, variant.steps, *tensors)
 

@@ -28,7 +28,9 @@ def _fused_class(original: Any) -> Any:
         return plan.run(self, own_forward, args, kwargs)
 
     # torch.compile counts compilations by code object.
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_of_{original.__name__}")
+    forward.__code__ = forward.__code__.replace(  # type: ignore[attr-defined]
+        co_name=f"forward_of_{original.__name__}"
+    )
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         original.__setattr__(self, name, value)

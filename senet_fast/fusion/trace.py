@@ -116,7 +116,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
         required = required_arguments(root_fn)
-        given = [self.root]
+        given: list[Any] = [self.root]
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.name in self.constants:
                 given.append(self.constants[parameter.name])

@@ -285,8 +285,8 @@ def test_a_network_of_all(x: Tensor) -> None:
     plain = randomize(nn.Sequential(*(kind() for kind in KINDS), LinearExpand()))
     fused = copy.deepcopy(plain)
     text = str(fuse(fused))
-    assert "path       class         channels  hidden  activation  gate     prologue               epilogue" in text
-    assert "2.se       LinearExpand  12        5       relu        sigmoid  batch_norm             residual, relu" in text
+    assert "channels  hidden  activation  gate     prologue               epilogue" in text
+    assert "12        5       relu        sigmoid  batch_norm             residual, relu, in place" in text
     same(plain.eval(), fused.eval(), x, calls=5)
     assert unfuse(fused) == 5
     same(plain, fused, x, calls=0)
