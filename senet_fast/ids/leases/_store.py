@@ -36,14 +36,13 @@ class StoreLease:
         self._ttl_ms = round(ttl * 1000)
         self._wait = 2 * ttl if wait is None else wait
         self._named = named(workers)
-        self._owner = ""
+        self._owner = secrets.token_hex(16)
         self._worker_id = -1
 
     def acquire(self, layout: Layout) -> Grant:
         if self._worker_id >= 0:
             raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
         workers = candidates(self._named, layout)
-        self._owner = secrets.token_hex(16)
         deadline = time.monotonic() + self._wait
         while isinstance(taken := self._take(layout_name(layout), workers), Taken):
             if time.monotonic() + taken.retry_s > deadline:
