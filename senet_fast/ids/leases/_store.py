@@ -36,13 +36,14 @@ class StoreLease:
         self._ttl_ms = round(ttl * 1000)
         self._wait = 2 * ttl if wait is None else wait
         self._named = named(workers)
-        self._owner = secrets.token_hex(16)
+        self._owner = ""
         self._worker_id = -1
 
     def acquire(self, layout: Layout) -> Grant:
         if self._worker_id >= 0:
             raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
         workers = candidates(self._named, layout)
+        self._owner = secrets.token_hex(16)  # a new one each time: a late message of the last time must not count
         deadline = time.monotonic() + self._wait
         while isinstance(taken := self._take(layout_name(layout), workers), Taken):
             if time.monotonic() + taken.retry_s > deadline:
