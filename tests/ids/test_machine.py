@@ -1,5 +1,8 @@
-"""Random lives of a generator: the compiled class and its twin do the same, and what they issue keeps its promises."""
+"""Random lives of a generator: the compiled class and its twin do the same, and what they issue keeps its promises.
+Random lives of hosts that lease one worker in turn, with clocks that differ and step: no ID twice.
+"""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from ids_testing import FakeClock
 
-from senet_fast.ids import Grant, Layout, PythonSnowflake, Snowflake, SnowflakeError
+from senet_fast.ids import Grant, Layout, LeaseError, PythonSnowflake, Snowflake, SnowflakeError
 
 BEGIN_MS = 1_800_000_000_000
 LAYOUTS = [
@@ -113,5 +116,101 @@ class Lives(RuleBasedStateMachine):
                 assert self.leases[0].released == after
 
 
+class Store:
+    """Leases worker 0 by its own clock, as a server would."""
+
+    def __init__(self) -> None:
+        self.now_ms, self.until_ms = BEGIN_MS, 0
+
+
+class Holding:
+    renew_every = None
+
+    def __init__(self, store: Store, ttl_ms: int) -> None:
+        self.store, self.ttl_ms, self.crashed = store, ttl_ms, False
+
+    def acquire(self, layout: Layout) -> Grant:
+        if self.store.until_ms > self.store.now_ms:
+            raise LeaseError("held")
+        self.granted = Grant(0, self.store.until_ms, self.store.now_ms + self.ttl_ms)
+        self.store.until_ms = self.store.now_ms + self.ttl_ms
+        return self.granted
+
+    def renew(self) -> int:
+        raise NotImplementedError
+
+    def release(self, unused_from_ms: int) -> None:
+        if not self.crashed and self.store.until_ms == self.granted.until_ms:  # nobody took over
+            self.store.until_ms = min(self.store.until_ms, unused_from_ms)
+
+
+HOSTS = st.integers(0, 2)
+
+
+class Holders(RuleBasedStateMachine):
+    @initialize(
+        kind=st.sampled_from([Snowflake, PythonSnowflake]),
+        layout=st.sampled_from(LAYOUTS[:2]),
+        skews=st.tuples(*[st.integers(-40, 40)] * 3),
+        lag_ms=st.sampled_from([0, 20]),
+        drift_ms=st.sampled_from([0, 20]),
+    )
+    def begin(self, kind: Any, layout: Layout, skews: tuple[int, ...], lag_ms: int, drift_ms: int) -> None:
+        self.kind, self.layout, self.store = kind, layout, Store()
+        self.clocks = [FakeClock(BEGIN_MS + skew) for skew in skews]
+        self.options = {"max_lag_ms": lag_ms, "max_drift_ms": drift_ms, "timeout": 0, "max_backward_ms": 1000}
+        self.held: list[tuple[Any, Holding] | None] = [None] * 3
+        self.issued: set[int] = set()
+
+    @rule(host=HOSTS, ttl_ms=st.integers(1, 60))
+    def acquire(self, host: int, ttl_ms: int) -> None:
+        if self.held[host] is None:
+            lease = Holding(self.store, ttl_ms)
+            try:
+                generator = self.kind.acquire(lease, self.layout, clock=self.clocks[host], **self.options)
+            except LeaseError:
+                return
+            self.held[host] = generator, lease
+
+    @rule(host=HOSTS, n=st.integers(1, 60))
+    def draw(self, host: int, n: int) -> None:
+        if self.held[host] is None:
+            return
+        generator, lease = self.held[host]
+        out = np.full(n, -1)
+        with suppress(SnowflakeError):
+            generator.fill(out)
+        drawn = out[out != -1]
+        assert self.issued.isdisjoint(drawn.tolist())
+        self.issued.update(drawn.tolist())
+        times = self.layout.decode(drawn).timestamp_ms
+        assert (times >= lease.granted.from_ms).all()
+        assert (times + self.layout.tick_ms <= lease.granted.until_ms).all()
+
+    @rule(ms=st.integers(1, 40))
+    def time_passes(self, ms: int) -> None:
+        self.store.now_ms += ms
+        for clock in self.clocks:
+            clock.now_ms += ms
+
+    @rule(host=HOSTS, ms=st.integers(-30, 30))
+    def a_clock_steps(self, host: int, ms: int) -> None:
+        self.clocks[host].now_ms += ms
+
+    @rule(host=HOSTS, crash=st.booleans())
+    def ends(self, host: int, crash: bool) -> None:
+        if self.held[host] is not None:
+            generator, lease = self.held[host]
+            lease.crashed = crash
+            generator.close()
+            self.held[host] = None
+
+    def teardown(self) -> None:
+        for host in range(3):
+            self.ends(host, True)
+
+
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestHolders = Holders.TestCase
+TestHolders.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

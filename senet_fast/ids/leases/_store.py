@@ -43,7 +43,7 @@ class StoreLease:
         if self._worker_id >= 0:
             raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
         workers = candidates(self._named, layout)
-        self._owner = secrets.token_hex(16)
+        self._owner = secrets.token_hex(16)  # a new one each time: a late message of the last time must not count
         deadline = time.monotonic() + self._wait
         while isinstance(taken := self._take(layout_name(layout), workers), Taken):
             if time.monotonic() + taken.retry_s > deadline:

@@ -27,6 +27,7 @@ class ZooKeeper(StoreLease):
         self._node = ""
         self._version = 0
         self._until_ms = 0
+        self._lost = ""  # the owner of a try that ended in an error: its node may live as long as the session
 
     def _do(self, request: str, *arguments: Any, **options: Any) -> Any:
         """With an end: kazoo's own calls wait as long as the connection is down."""
@@ -35,6 +36,7 @@ class ZooKeeper(StoreLease):
     def _take(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
         from kazoo.exceptions import NodeExistsError, NoNodeError
 
+        lost, self._lost = self._lost, self._owner
         soonest_ms = self._ttl_ms
         for worker_id in workers:
             self._node = f"{self._path}/{layout}/{worker_id}"
@@ -42,7 +44,9 @@ class ZooKeeper(StoreLease):
             try:
                 self._do("create", owner, self._owner.encode(), ephemeral=True, makepath=True)
             except NodeExistsError:
-                continue
+                if not (lost and self._is_owner(lost)):
+                    continue
+                self._do("set", owner, self._owner.encode())
             granted = False
             try:
                 try:
@@ -58,9 +62,20 @@ class ZooKeeper(StoreLease):
                     with suppress(NoNodeError):
                         self._do("delete", owner)
             if granted:
+                self._lost = ""
                 return Grant(worker_id, from_ms, self._until_ms)
             soonest_ms = min(soonest_ms, max(0, from_ms - now))
+        self._lost = ""
         return Taken(min(soonest_ms, 100) / 1000)
+
+    def _is_owner(self, owner: str) -> bool:
+        from kazoo.exceptions import NoNodeError
+
+        try:
+            data, _ = self._do("get", f"{self._node}/owner")
+        except NoNodeError:
+            return False
+        return bool(data == owner.encode())
 
     def _write(self, until_ms: int, version: int) -> bool:
         """Only over what the writer saw: of a holder and whoever takes over, one fails."""
@@ -82,19 +97,15 @@ class ZooKeeper(StoreLease):
         # While this holder's node is there, nobody took over: the answer to its own last write got lost.
         try:
             data, status = self._do("get", f"{self._node}/until")
-            owner, _ = self._do("get", f"{self._node}/owner")
         except NoNodeError:
             return None
         until_ms = max(until_ms, int(data))
-        return until_ms if owner == self._owner.encode() and self._write(until_ms, status.version) else None
+        return until_ms if self._is_owner(self._owner) and self._write(until_ms, status.version) else None
 
     def _give_back(self, unused_from_ms: int) -> None:
         from kazoo.exceptions import NoNodeError
 
-        try:
+        with suppress(NoNodeError):
             self._write(min(self._until_ms, unused_from_ms), self._version)
-            data, _ = self._do("get", f"{self._node}/owner")
-            if data == self._owner.encode():
+            if self._is_owner(self._owner):
                 self._do("delete", f"{self._node}/owner")
-        except NoNodeError:
-            pass
