@@ -126,7 +126,7 @@ struct ForwardParts {
   // y = activation(u * gate + residual). kLast: x is in global memory, and read for the last time.
   template <bool kLast>
   struct Scaled {
-    static constexpr int kAhead = 2;
+    static constexpr int kAhead = kGeneral && !kLast ? 1 : 2;  // as registers allow
     template <int n>
     struct Loaded {
       Vector<T, n> x, residual;
