@@ -130,12 +130,14 @@ struct Vectors {
 template <int kImages, class W, class A, class Out>
 SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const Vectors<A>& vectors_in,
                                 const Out& out) {
-  constexpr int kItems = Vector<W>::kItems, kRows = 4;
+  constexpr int kItems = Vector<W>::kItems, kAtOnce = Vector<A>::kItems, kRows = kImages > 1 ? 3 : 4;  // as registers allow
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const bool vectors = aligned(weight) && stride % kItems == 0 && M % kItems == 0;
-  const A* in[kImages];
+  const bool vectors =
+      aligned(weight) && stride % kItems == 0 && M % kItems == 0 && aligned(vectors_in.in) && vectors_in.stride % kAtOnce == 0;
+  const A* in = vectors_in.in;
+  int from[kImages];
 #pragma unroll
-  for (int n = 0; n < kImages; ++n) in[n] = vectors_in.in + (n < vectors_in.count ? n : 0) * vectors_in.stride;
+  for (int n = 0; n < kImages; ++n) from[n] = (n < vectors_in.count ? n : 0) * vectors_in.stride;
   int lanes = 1;
   while (lanes < 32 && lanes * (vectors ? kItems : 1) < M) lanes *= 2;
   const int at_once = 32 / lanes, first = lane & (lanes - 1);
@@ -151,12 +153,15 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
           w[i] = load_vector(reinterpret_cast<const Vector<W>*>(weight + (r < rows ? r : 0) * stride + m));
         }
 #pragma unroll
-        for (int j = 0; j < kItems; ++j) {
+        for (int j = 0; j < kItems; j += kAtOnce) {
 #pragma unroll
           for (int n = 0; n < kImages; ++n) {
-            const A v = in[n][m + j];
+            const Vector<A> v = load_vector(reinterpret_cast<const Vector<A>*>(in + (from[n] + m + j)));
 #pragma unroll
-            for (int i = 0; i < kRows; ++i) sums[i][n] += A(widen(w[i].items[j])) * v;
+            for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+              for (int i = 0; i < kRows; ++i) sums[i][n] += A(widen(w[i].items[j + k])) * v.items[k];
+            }
           }
         }
       }
@@ -164,7 +169,7 @@ SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, 
       for (int m = first; m < M; m += lanes) {
         A v[kImages];
 #pragma unroll
-        for (int n = 0; n < kImages; ++n) v[n] = in[n][m];
+        for (int n = 0; n < kImages; ++n) v[n] = in[from[n] + m];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int r = row + i * at_once;

@@ -43,7 +43,7 @@ struct Forward {
   template <int kBlock>
   struct Shared {
     TicketWords words;
-    A channels[kMaxChannels];  // squeezed, or gates
+    alignas(16) A channels[kMaxChannels];  // squeezed, or gates
     A scratch[kBlock * kItems];
   };
 
