@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from train_data import Images, load
+from train_data import load
 from train_parallel import Processes, distribute
 
 from senet_fast.models import NETWORKS, create

@@ -28,7 +28,7 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Modu
     Args:
         name: a key of ``NETWORKS``.
         num_classes: 1000 by default, 10 for "resnet_digits".
-        options: ``se=True`` for SE blocks on the fused op with its neighbours, or a factory ``se(channels, reduction)``;
+        options: ``se=True`` for SE blocks fused with their neighbours, or a factory ``se(channels, reduction)``;
             ``reduction`` of the SE blocks (16); for ResNets also ``integration`` and the fields of ``ResNetConfig``.
 
     Raises:

@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """``depth`` residual blocks: relu(x + scale * projection(concatenated branches)). The network's last has no ReLU."""
+    """``depth`` residual blocks: relu(x + scale * projection(branches)). The network's last has no ReLU."""
 
     depth: int
     scale: float
