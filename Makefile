@@ -82,8 +82,8 @@ every ?= 1
 
 emulate:
 	@$(MAKE) --no-print-directory -j $$(getconf _NPROCESSORS_ONLN) $(EMULATED_TESTS)
-	@set -e; for program in $(EMULATED_TESTS); do echo "+ $$program $(every)"; \
-	  TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 ./$$program $(every); done
+	@printf '%s\n' $(EMULATED_TESTS) | TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 \
+	  xargs -P $$(getconf _NPROCESSORS_ONLN) -I{} sh -c 'echo "+ {} $(every)"; ./{} $(every)'
 
 define emulated_test
 $(EMULATED)/$(1)_test.%: tests/csrc/cuda/$(1)_test.cpp $(foreach file,$(EMULATOR),$(EMULATED)/$(file).%.o) $(CUDA_HEADERS)

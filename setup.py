@@ -23,7 +23,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-CUDA_ARCHS = ["80", "86", "89", "90", "100", "120"]
+CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
 PTXAS_INFO = re.compile(r"ptxas info|\s+\d+ bytes stack frame|\s*$")  # what -Xptxas=-v says of a kernel
 NO_BUILD = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
@@ -108,8 +108,10 @@ class Nvcc:
         return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
     def compile(self, sources: Sequence[str], folder: Path) -> list[str]:
-        """The objects, each beside what nvcc said (.log), which tests/csrc/cuda/gates.py reads. What is as new as all of
-        csrc/se and was made by the same command stays."""
+        """The objects, each beside what nvcc said (.log), which tests/csrc/cuda/gates.py reads.
+
+        What is as new as all of csrc/se and was made by the same command stays.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         jobs = int(os.environ["MAX_JOBS"])
         flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]

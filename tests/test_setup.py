@@ -174,7 +174,7 @@ def test_where_nvcc_is_found(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert module.Nvcc.find().path == nvcc
     monkeypatch.setenv("SENET_FAST_NVCC", f"{nvcc}-of-tomorrow")
     with pytest.raises(
-        SystemExit, match="SENET_FAST_NVCC='.*-of-tomorrow' does not exist; expected the path of an nvcc"
+        SystemExit, match=r"SENET_FAST_NVCC='.*-of-tomorrow' does not exist; expected the path of an nvcc"
     ):
         module.Nvcc.find()
 

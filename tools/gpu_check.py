@@ -1,147 +1,116 @@
-"""One command on a machine with a GPU: `python tools/gpu_check.py`.
+"""One command on a machine with a GPU: `python tools/gpu_check.py`. Under 8 minutes, and nothing is downloaded.
 
-It builds with CUDA, runs the GPU's tests, runs part of them under compute-sanitizer where there is one, and prints
-a table of times beside eager PyTorch and a copy. It works offline with torch, nvcc and the build's and tests' packages.
-`--dry-run` does all but launch kernels: it builds, collects the tests, and runs the table's code on the CPU with small
-shapes. docs/gpu-checklist.md says what to tick.
+It builds with CUDA for the GPUs it sees, runs the GPU's tests, runs every kernel under compute-sanitizer where there is
+one, and measures (`python -m benchmarks.gpu`, whose table goes to benchmarks/results). A step that fails does not stop
+the others; the last lines say what became of each, and the exit status is 1 if one failed. docs/gpu-checklist.md says
+what to tick. Needs torch with CUDA, nvcc, and the packages of the build and of the tests.
+
+`--dry-run` is for machines without a GPU: it builds where nvcc is, collects the GPU's tests and rehearses the
+measurements on the CPU with tiny tensors. Only launches are missing.
 """
 
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-# name, B, K, H = W, R
-SHAPES = [
-    ("ResNet-50 stage 1", 32, 256, 56, 16),
-    ("ResNet-50 stage 1", 256, 256, 56, 16),
-    ("ResNet-50 stage 2", 32, 512, 28, 32),
-    ("ResNet-50 stage 3", 32, 1024, 14, 64),
-    ("ResNet-50 stage 4", 1, 2048, 7, 128),
-    ("ResNet-50 stage 4", 32, 2048, 7, 128),
-    ("ResNet-50 stage 4", 256, 2048, 7, 128),
-    ("EfficientNet-B4", 32, 48, 190, 12),
-]
-COLD_BYTES = 300 << 20  # more than any L2
+SECONDS = 460.0  # for all of it
+SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
+TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/se/test_cuda.py")
 
 
-def run(*command: object, **environment: str) -> None:
-    words = [str(word) for word in command]
-    print("+", " ".join(words), flush=True)
-    subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, **environment})
+class Step(NamedTuple):
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = MappingProxyType({})
+    seconds: float = 600.0  # it is ended behind them
+    beside: bool = False  # runs at the same time as the step before
 
 
-def check(dry_run: bool) -> None:
-    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force", SENET_FAST_CUDA="1")
-    tests = [sys.executable, "-m", "pytest", "-q", "tests/se/test_cuda.py"]
-    run(*tests, *(["--collect-only"] if dry_run else []), PYTHONPATH=str(ROOT))
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None or dry_run:
-        print("compute-sanitizer was not run")
-        return
-    for tool in ("memcheck", "initcheck", "synccheck"):
-        arguments = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
-        run(*arguments, *tests, "-k", "layouts_and_types and nchw and float16", PYTHONPATH=str(ROOT))
+def find(name: str) -> str | None:
+    """A program of the CUDA toolkit."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", os.defpath), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
-def microseconds(bodies: list[Callable[[], object]], gpu: bool) -> float:
-    """The median time of a body, each with tensors of its own, replayed one behind the other from a CUDA graph."""
-    import time
-
-    import torch
-
-    def all_of_them() -> None:
-        for body in bodies:
-            body()
-
-    all_of_them()
-    if not gpu:
-        begin = time.perf_counter()
-        all_of_them()
-        return (time.perf_counter() - begin) / len(bodies) * 1e6
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # what is made at the first call is made outside of the graph
-        all_of_them()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        all_of_them()
-    times = []
-    for _ in range(15):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(5):
-            graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / 5 / len(bodies))
-    return statistics.median(times)
+def steps(dry_run: bool, sanitizer: str | None, compiler: bool) -> list[Step]:
+    """All but the measurements, which get the time that is left."""
+    found = []
+    if compiler:
+        build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force")
+        settings = {"SENET_FAST_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}  # source lines in the sanitizer's reports
+        found.append(Step("build", build, settings))
+    found.append(Step("tests", (*TESTS, "--collect-only") if dry_run else (*TESTS, "-x"), seconds=200))
+    if sanitizer and not dry_run:
+        for place, tool in enumerate(SANITIZERS):
+            command = (sanitizer, "--tool", tool, "--error-exitcode", "9", *TESTS, "-x", "-k", "variants")
+            # without torch's cache every tensor is an allocation of its own, with ends that memcheck knows
+            settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            found.append(Step(tool, command, settings, seconds=150, beside=place > 0))
+    return found
 
 
-def table(dry_run: bool) -> None:
-    import torch
+def measurements(dry_run: bool, left: float, results: str | None) -> Step:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", f"{max(left - 60, 60):.0f}"]
+    command += ["--dry-run"] if dry_run else []
+    command += ["--results", results] if results else []
+    return Step("measurements", tuple(command), seconds=max(left, 120))
 
-    from senet_fast.se import reference, squeeze_excite
 
-    device = "cpu" if dry_run else "cuda"
-    print(f"torch {torch.__version__}, {device if dry_run else torch.cuda.get_device_name()}")
-    print(
-        f"{'shape':32} {'layout':14} {'what':18} {'us':>8} {'GB/s':>7} {'copy us':>8} {'eager us':>9} {'eager/us':>8}"
-    )
-    for name, B, K, side, R in SHAPES:
-        if dry_run:
-            B, K, side = 1, 8, 7
-        for form in (torch.contiguous_format, torch.channels_last):
-            for what, cold in (("cold", True), ("hot", False), ("epilogue, cold", True)):
-                if dry_run and what == "cold":
-                    continue
-                tensor_bytes = B * K * side * side * 2
-                sets = 1 if dry_run or not cold else max(2, COLD_BYTES // (3 * tensor_bytes))
-                epilogue = what.startswith("epilogue")
-
-                def made() -> torch.Tensor:
-                    return (torch.randn(B, K, side, side, device=device) + 0.2).bfloat16().to(memory_format=form)  # noqa: B023
-
-                xs = [made() for _ in range(sets)]
-                options = [{"residual": made(), "post_activation": "relu"} if epilogue else {} for _ in range(sets)]
-                weights = {
-                    "fc1_weight": torch.randn(R, K, device=device).bfloat16() / K**0.5,
-                    "fc2_weight": torch.randn(K, R, device=device).bfloat16() / R**0.5,
-                }
-
-                def bodies(function: Callable[..., object]) -> list[Callable[[], object]]:
-                    return [lambda x=x, o=o: function(x, **weights, **o) for x, o in zip(xs, options, strict=True)]  # noqa: B023
-
-                with torch.no_grad():
-                    ours = microseconds(bodies(squeeze_excite), not dry_run)
-                    eager = microseconds(bodies(reference.squeeze_excite), not dry_run)
-                    copy = microseconds([lambda x=x: x.clone() for x in xs], not dry_run)
-                passes = 3 if epilogue else 2
-                shape = f"{name} {B}x{K}x{side}x{side}"
-                layout = "channels_last" if form == torch.channels_last else "NCHW"
-                gigabytes = passes * tensor_bytes / ours / 1e3
-                print(
-                    f"{shape:32} {layout:14} {what:18} {ours:8.1f} {gigabytes:7.0f} {copy:8.1f} {eager:9.1f} "
-                    f"{eager / ours:8.2f}",
-                    flush=True,
-                )
+def run(together: Sequence[Step]) -> list[str]:
+    """Runs the steps at the same time; what became of each. The words of one alone are shown as they come."""
+    begin, running, outcomes = time.monotonic(), [], []
+    kept, errors = (None, None) if len(together) == 1 else (subprocess.PIPE, subprocess.STDOUT)
+    for step in together:
+        print("+", " ".join(step.command), flush=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **step.environment}
+        running.append(subprocess.Popen(step.command, cwd=ROOT, env=environment, stdout=kept, stderr=errors, text=True))
+    for step, process in zip(together, running, strict=True):
+        try:
+            said, _ = process.communicate(timeout=max(1, step.seconds - (time.monotonic() - begin)))
+            outcome = "passed" if process.returncode == 0 else f"FAILED with status {process.returncode}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            outcome = f"ENDED after {step.seconds:.0f} s"
+        if said:
+            lines = said.splitlines()[-15 if outcome == "passed" else -60 :]
+            print(f"---- {step.name}", *lines, sep="\n", flush=True)
+        outcomes.append(f"{step.name:14} {outcome}, {time.monotonic() - begin:.0f} s")
+    return outcomes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="everything but launches, on a machine without a GPU")
-    parser.add_argument("--table", action="store_true", help="the table alone, of what is built")
+    parser.add_argument("--no-build", action="store_true", help="what is built already")
+    parser.add_argument("--results", help="the folder of the table; default: benchmarks/results, or build of a dry run")
     given = parser.parse_args()
-    if not given.table:
-        check(given.dry_run)
-    table(given.dry_run)
-    return 0
+    begin = time.monotonic()
+    sanitizer, compiler = find("compute-sanitizer"), bool(find("nvcc") or os.environ.get("SENET_FAST_NVCC"))
+    outcomes: list[str] = []
+    groups: list[list[Step]] = []
+    for step in steps(given.dry_run, sanitizer, compiler and not given.no_build):
+        groups += [] if step.beside else [[]]
+        groups[-1].append(step)
+    for group in groups:
+        outcomes += run(group)
+    outcomes += run([measurements(given.dry_run, SECONDS - (time.monotonic() - begin), given.results)])
+    if not compiler and not given.no_build:
+        outcomes.append("build          not done: no nvcc")
+    if sanitizer is None or given.dry_run:
+        outcomes.append(f"{'sanitizer':14} not run: {'no compute-sanitizer' if sanitizer is None else 'a dry run'}")
+    print(f"\n{time.monotonic() - begin:.0f} s", *outcomes, sep="\n")
+    failed = any("FAILED" in outcome or "ENDED" in outcome for outcome in outcomes)
+    return 1 if failed or (not given.dry_run and not compiler and not given.no_build) else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The tables of a GPU: `python -m benchmarks.gpu`. Writes gpu-DATE-NAME.json and .md into benchmarks/results.
 
 The op in CUDA graphs, cold (every tensor has left the L2 before it is used again) and hot, beside eager PyTorch,
-torch.compile, also in CUDA graphs, and a copy of the same size; then SE-ResNet-50 with and without SE. Contenders take turns,
-medians by CUDA events. --dry-run goes through the same steps on the CPU with tiny tensors: its times mean nothing.
+torch.compile, also in CUDA graphs, and a copy of the same size; then SE-ResNet-50 with and without SE. Contenders take
+turns, medians by CUDA events. --dry-run takes the same steps on the CPU with tiny tensors: its times mean nothing.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 
 from benchmarks.gpu import networks, op
 from benchmarks.gpu.clock import Clock, GpuClock, Rehearsal
@@ -52,13 +53,13 @@ def op_table(rows: list[dict[str, Any]], kind: str) -> str:
     )
     lines = []
     for row in rows:
-        seconds = {name: row["seconds"].get(name) for name in op.CONTENDERS}
-        ours, eager, compiled, copy = seconds.values()
+        ours, eager, compiled, copy = (row["seconds"].get(name) for name in op.CONTENDERS)
         moved = op.KINDS[kind].units * row["bytes"] / 1e9
         speeds = ["-" if s is None else f"{moved / s:.0f}" for s in (ours, copy)]
         line = [row["case"], row["heat"], microseconds(ours), *speeds, ratio(copy, ours)]
-        lines.append([*line, microseconds(eager), ratio(eager, ours), microseconds(compiled), ratio(compiled, ours)])
-    return table(head, lines)
+        line += [microseconds(eager), ratio(eager, ours), microseconds(compiled), ratio(compiled, ours)]
+        lines.append([*line, *(microseconds(row["seconds"].get(kernel)) for kernel in op.KERNELS)])
+    return table((*head, *(f"{kernel} us" for kernel in op.KERNELS)), lines)
 
 
 def network_table(rows: list[dict[str, Any]]) -> str:
@@ -107,7 +108,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def run(clock: Clock, dry_run: bool, seconds: float) -> dict[str, Any]:
     """The first case, the networks, then the other cases until the time is up."""
-    torch._functorch.config.donated_buffer = False  # a compiled backward may then run more than once
+    functorch_config.donated_buffer = False  # a compiled backward may then run more than once
     results: dict[str, Any] = {
         **surroundings(),
         "gpu": gpu(),

@@ -11,15 +11,15 @@ import torch
 Body = Callable[[], Any]
 Prepare = Callable[[], Sequence[Body]]  # what is done once, such as the forward in front of a backward
 BLOCK_SECONDS = 2e-3  # of replays between two events
-ROUNDS = 15
 
 
 class Clock(Protocol):
     device: str
     l2_bytes: int
+    rounds: int  # of taking turns
 
     def record(self, prepare: Prepare) -> Body:
-        """One call that does all bodies, one behind the other; their results stay, so that none takes the other's place."""
+        """One call that does all bodies in turn; their results stay, so that none takes the other's place."""
 
     def seconds(self, call: Body, times: int) -> float:
         """Of one call, of `times` of them."""
@@ -27,6 +27,7 @@ class Clock(Protocol):
 
 class GpuClock:
     device = "cuda"
+    rounds = 15
 
     def __init__(self) -> None:
         self.l2_bytes = torch.cuda.get_device_properties().L2_cache_size
@@ -65,6 +66,7 @@ class Rehearsal:
 
     device = "cpu"
     l2_bytes = 1 << 10
+    rounds = 1
 
     def record(self, prepare: Prepare) -> Body:
         bodies = prepare()
@@ -76,7 +78,7 @@ class Rehearsal:
         return time.perf_counter() - begin
 
 
-def take_turns(clock: Clock, calls: Mapping[str, Body], rounds: int = ROUNDS) -> dict[str, float]:
+def take_turns(clock: Clock, calls: Mapping[str, Body]) -> dict[str, float]:
     """Median seconds of each. Blocks of about BLOCK_SECONDS take turns; every other round runs in reverse order."""
     times = {}
     for name, call in calls.items():
@@ -84,7 +86,7 @@ def take_turns(clock: Clock, calls: Mapping[str, Body], rounds: int = ROUNDS) ->
         times[name] = max(1, round(BLOCK_SECONDS / max(clock.seconds(call, 3), 1e-7)))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
-    for _ in range(rounds):
+    for _ in range(clock.rounds):
         for name in order:
             taken[name].append(clock.seconds(calls[name], times[name]))
         order.reverse()

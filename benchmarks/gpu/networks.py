@@ -61,7 +61,7 @@ def measure(clock: Clock, tiny: bool) -> list[dict[str, Any]]:
                 torch.manual_seed(0)
                 network = version(make).to(clock.device, torch.bfloat16, memory_format=torch.channels_last)
                 calls[name] = clock.record(partial(prepare, network, images, kind))
-        seconds = take_turns(clock, calls, rounds=3 if tiny else 9)
+        seconds = take_turns(clock, calls)
         rows.append({"kind": kind, "batch": len(images), "seconds": seconds, "problems": problems})
         calls.clear()
         if clock.device == "cuda":

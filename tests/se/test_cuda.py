@@ -1,5 +1,9 @@
-"""The op on a GPU against the reference in float64. Without a GPU, only that the build has the ops it says it has."""
+"""The op on a GPU against the reference in float64. Without a GPU, only that the build has the ops it says it has, and
+what a call says where there is no driver.
+"""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +31,17 @@ needs_gpu = pytest.mark.skipif(
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory that nobody has written holds NaNs: outputs, saved tensors and scratch. Not without torch's cache, as
+    compute-sanitizer runs these tests: initcheck is to see what nobody has written.
+    """
+    cached = "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
+    torch.use_deterministic_algorithms(torch.cuda.is_available() and cached)  # fills what torch.empty returns
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def on_gpu(arguments: Arguments) -> Arguments:
     """The same arguments with their strides on the GPU."""
     moved = {}
@@ -52,6 +67,18 @@ def assert_close(arguments: Arguments) -> None:
 def test_ops_are_registered_as_built(op: str) -> None:
     registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"senet_fast::squeeze_excite{op}", "CUDA")
     assert registered == (_C.build_info()["cuda"] is not None)
+
+
+@pytest.mark.skipif(
+    (_C.build_info()["cuda"] or {"driver": 1})["driver"] > 0, reason="needs a build with CUDA, no driver"
+)
+def test_without_a_driver_the_error_is_clear() -> None:
+    arguments = make_arguments(BY_NAME["nchw"])
+    tensors = [arguments[name] for name in ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")]
+    op, keys = torch.ops.senet_fast.squeeze_excite.default, torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for _ in range(2):  # nor does the first error change what the second says
+        with pytest.raises(RuntimeError, match=r"squeeze_excite: asking for the GPU's properties failed: .*driver"):
+            op.redispatch(keys, *tensors)
 
 
 def test_plan_cuda() -> None:
@@ -170,8 +197,29 @@ def case() -> Arguments:
 
 
 @needs_gpu
+@pytest.mark.parametrize("post_activation", ["relu", "silu"], ids=["clamped", "general"])
+@pytest.mark.parametrize("wide", [False, True], ids=["", "wide"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_variants(kernel: str, dtype: torch.dtype, wide: bool, form: torch.memory_format, post_activation: str) -> None:
+    """Every compiled kernel, with many tiles an image, 16-byte and single accesses. compute-sanitizer runs these."""
+    if kernel == "cluster" and dtype == torch.float64:
+        pytest.skip("float64 has no cluster kernels")
+    for side in (7, 32):
+        arguments = make_arguments(BY_NAME["nchw"], dtype, K=72, weight_dtype=torch.float32 if wide else dtype)
+        arguments |= {"post_activation": post_activation}
+        for name in ("x", "residual"):
+            arguments[name] = (torch.randn(3, 72, side, side) + 0.2).to(dtype, memory_format=form)
+        arguments["fc1_weight"] /= 8
+        assert_close(arguments)
+        given = on_gpu(arguments)
+        with torch.no_grad():
+            expected = squeeze_excite(**given, pre_activation="relu")
+            assert_same_bits(squeeze_excite(**given, pre_activation="relu", out=given["x"]), expected)
+
+
+@needs_gpu
 @pytest.mark.usefixtures("kernel")
-def test_same_bits_on_streams_beside_others(case: Arguments) -> None:
+def test_same_bits_on_streams(case: Arguments) -> None:
     grad_y = torch.randn_like(case["x"])
     first = value_and_grads(squeeze_excite, case, grad_y)
     streams = [torch.cuda.Stream() for _ in range(4)]
@@ -188,16 +236,83 @@ def test_same_bits_on_streams_beside_others(case: Arguments) -> None:
 
 @needs_gpu
 @pytest.mark.usefixtures("kernel")
-def test_graph(case: Arguments) -> None:
-    with torch.no_grad():
-        squeeze_excite(**case)
+def test_same_bits_beside_another_kernel(case: Arguments) -> None:
+    """Kernels of another stream hold the processors: few of our blocks run at a time, and none may wait for ever."""
+    grad_y, busy = torch.randn_like(case["x"]), torch.randn(1 << 28, device=DEVICE)
+    first = value_and_grads(squeeze_excite, case, grad_y)
+    other = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    results, beside = [], 0
+    for _ in range(100):
+        with torch.cuda.stream(other):
+            busy.mul_(1)  # 2 GB of traffic: longer than our turn takes to be launched
+        results.append(value_and_grads(squeeze_excite, case, grad_y))
+        beside += not other.query()
+    torch.cuda.synchronize()
+    assert beside, "nothing ran beside our kernels"
+    for result in results:
+        for name, value in result.items():
+            assert_same_bits(value, first[name])
+
+
+@needs_gpu
+@pytest.mark.usefixtures("kernel")
+def test_graphs(case: Arguments) -> None:
+    """Two graphs with forward and backward take turns, x changes between the replays."""
+    cases = [case, case | {"x": torch.randn_like(case["x"])}]
+    grad_y = torch.randn_like(case["x"])
+    value_and_grads(squeeze_excite, case, grad_y)
+    recorded = []
+    for one in cases:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            y = squeeze_excite(**case)
-        for _ in range(50):
-            case["x"].normal_()
+            recorded.append((graph, one, value_and_grads(squeeze_excite, one, grad_y)))
+    for _ in range(50):
+        for graph, one, results in recorded:
+            one["x"].normal_()
             graph.replay()
-            assert_same_bits(y, squeeze_excite(**case))
+            for name, value in value_and_grads(squeeze_excite, one, grad_y).items():
+                assert_same_bits(results[name], value)
+
+
+@needs_gpu
+def test_a_nan_stays_in_its_image(case: Arguments) -> None:
+    expected = squeeze_excite(**case)
+    case["x"][3, 5, 0, 0] = float("nan")
+    y = squeeze_excite(**case)
+    others = [b for b in range(37) if b != 3]
+    assert_same_bits(y[others], expected[others])
+    assert y[3].isnan().all()
+
+
+@needs_gpu
+def test_no_images(case: Arguments) -> None:
+    case |= {"x": case["x"][:0], "residual": case["residual"][:0]}
+    result = value_and_grads(squeeze_excite, case, case["x"])
+    assert result["y"].shape == case["x"].shape
+    assert not result["fc1_weight"].any()
+
+
+@needs_gpu
+def test_compiled_and_under_autocast(case: Arguments, fresh_dynamo: None) -> None:
+    compiled = torch.compile(squeeze_excite, fullgraph=True)
+    assert_same_bits(compiled(**case), squeeze_excite(**case))
+    half = case | {"x": case["x"].bfloat16(), "residual": case["residual"].bfloat16()}
+    with torch.autocast("cuda", torch.bfloat16):
+        assert_same_bits(squeeze_excite(**half), squeeze_excite(**half))
+        assert squeeze_excite(**half).dtype == torch.bfloat16
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu(case: Arguments) -> None:
+    """While the first is the current one."""
+    grad_y = torch.randn_like(case["x"])
+    first = value_and_grads(squeeze_excite, case, grad_y)
+    moved = {name: v.to("cuda:1") if isinstance(v, Tensor) else v for name, v in case.items()}
+    for name, value in value_and_grads(squeeze_excite, moved, grad_y.to("cuda:1")).items():
+        assert value.device.index == 1
+        assert_same_bits(value.to(DEVICE), first[name])
 
 
 @needs_gpu
@@ -214,11 +329,21 @@ def test_in_place_and_prologue(case: Arguments) -> None:
 
 @needs_gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    x = torch.ones(700, 256, 112, 112, dtype=torch.float16, device=DEVICE)
-    weights = {"fc1_weight": torch.ones(1, 256, device=DEVICE) / 256, "fc2_weight": torch.zeros(256, 1, device=DEVICE)}
-    with torch.no_grad():
-        squeeze_excite(x, **weights, out=x)
-    assert x.min().item() == x.max().item() == 0.5
+    """4.5 GB, a number of its own in each image: its gate is that number's."""
+    if torch.cuda.get_device_properties().total_memory < 24 << 30:
+        pytest.skip("needs 24 GB")
+    values = torch.arange(700, device=DEVICE).remainder(9).sub(4).half()
+    x = values.view(-1, 1, 1, 1).expand(-1, 256, 112, 112).contiguous().requires_grad_()
+    weights = {"fc1_weight": torch.ones(1, 256, device=DEVICE) / 256, "fc2_weight": torch.ones(256, 1, device=DEVICE)}
+    y = squeeze_excite(x, **weights, activation="identity")
+    z = values.double()
+    scale = z.sigmoid()
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    # of sum(x * sigmoid(mean x)): the scale, and through the gate 256 channels' worth of x * sigmoid', shared by 256
+    for actual, expected in ((y, z * scale), (grad, scale + z * scale * (1 - scale))):
+        least, most = actual.flatten(1).aminmax(dim=1)
+        assert torch.equal(least, most)
+        torch.testing.assert_close(least.double(), expected, rtol=2e-3, atol=2e-3)
 
 
 @needs_gpu

@@ -1,9 +1,9 @@
 """What the compiled kernels must be, read from the objects of `make cuda`: `python gates.py [--plant]`.
 
-Registers that leave room for the blocks a processor is to hold, no spills (`ptxas -v`, and no local memory in the SASS),
-16-byte accesses, and fences only where the design has them. A row of ROWS for each kind of kernel; a kernel without a row
-is a failure, and so is a row without a kernel. Needs cuobjdump and nvdisasm: the toolkit's, or pip's (`make gates`).
---plant compiles copies with a bug in them and shows that each is noticed.
+Registers that leave room for the blocks a processor is to hold, no spills (`ptxas -v`, and no local memory in the
+SASS), 16-byte accesses, and fences only where the design has them. A row of ROWS for each kind of kernel; a kernel
+without a row is a failure, and so is a row without a kernel. Needs cuobjdump and nvdisasm: the toolkit's, or pip's
+(`make gates`). --plant compiles copies with a bug in them and shows that each is noticed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SHARED = 99 << 10  # bytes that every processor since sm_80 has for its blocks, 
 # Opcodes, as regular expressions that match from the beginning.
 LOADS, LAST_LOADS, STORES = r"LDG\.E\.128", r"LDG\.E\.EF\.128", r"STG\.E\.128"
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
-FENCES, BULK_COPIES = r"MEMBAR|FENCE", r"UBLKCP"
+FENCES, BULK_COPIES = r"MEMBAR\.\w+\.(GPU|SYS)", r"UBLKCP"  # a fence of a block's memory costs little
 LOCAL, FLOAT_ATOMICS = r"LDL|STL", r"(ATOM|RED)\w*\..*(F16|F32|F64|BF16)"
 
 
@@ -53,7 +53,7 @@ HALF = "(__half|__nv_bfloat16), .*"
 CLUSTER_ARCHS = ("sm_90", "sm_100", "sm_120")
 CLUSTER = {BULK_COPIES: 2, r"STAS\.128": 3, r"LDS\.128": 2, STORES: 2}
 NO_GLOBAL_FENCES = {r"MEMBAR\.\w+\.(GPU|SYS)": 0, r"ATOM|RED": 0}
-# Spills are allowed to float64, whose speed does not matter, and behind the calls of kernels for any activation (`true`).
+# Spills are allowed to float64, whose speed does not matter, and to kernels for any activation (`true`), which call.
 ROWS = [
     Row("forward_kernel<float, float, false>", 3, FORWARD, TICKETS, spills=48),  # three blocks on sm_80 and sm_100
     Row(f"forward_kernel<{HALF}, (false|true)>", 2, FORWARD, TICKETS),
@@ -227,11 +227,19 @@ PLANTS = [
         "loads one by one",
         "tile.cuh",
         "    return kLast ? load_streaming(vector) : load_vector(vector);",
-        "    Vector<T, n> v;\n    for (int j = 0; j < n; ++j) v.items[j] = static_cast<const volatile T*>(p)[j];\n    return v;",
+        "    Vector<T, n> v;\n"
+        "    for (int j = 0; j < n; ++j) v.items[j] = static_cast<const volatile T*>(p)[j];\n"
+        "    return v;",
         "of LDG",
     ),
-    Plant("a fence more", "tickets.cuh", "  __syncthreads();\n  return words.last;", "  __threadfence();\n  __syncthreads();\n  return words.last;", "of MEMBAR"),
-]  # fmt: skip
+    Plant(
+        "a fence more",
+        "tickets.cuh",
+        "  __syncthreads();\n  return words.last;",
+        "  __threadfence();\n  __syncthreads();\n  return words.last;",
+        "of MEMBAR",
+    ),
+]
 
 
 def plant() -> int:
