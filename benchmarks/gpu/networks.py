@@ -1,6 +1,5 @@
 """Whole SE-ResNet-50: with SEBlock, with FusedSE, with FusedSE that takes the residual tail, and without SE."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,31 +9,16 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.clock import Body, Clock, noted, take_turns
 from senet_fast.models import se_resnet50, se_resnet_digits
-from senet_fast.models.resnet import Residual, no_se
-from senet_fast.se import FusedSE
+from senet_fast.se import FusedSE, SEBlock
 
 BATCHES = {"forward": 128, "step": 64}  # step: forward and backward
 
-
-def _tail(block: Residual, x: Tensor) -> Tensor:
-    y: Tensor = block.se(block.branch(x), block.shortcut(x))
-    return y
-
-
-def with_tails(make: Callable[..., nn.Module]) -> nn.Module:
-    """SE, addition and ReLU at the end of every residual block in one op."""
-    network = make(se=partial(FusedSE, post_activation="relu"))
-    for block in network.modules():
-        if isinstance(block, Residual):
-            block.forward = partial(_tail, block)  # type: ignore[method-assign]
-    return network
-
-
-VERSIONS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
-    "no SE": lambda make: make(se=no_se),
-    "SEBlock": lambda make: make(),
-    "FusedSE": lambda make: make(se=FusedSE),
-    "FusedSE, tails": with_tails,
+# The argument se of the network.
+VERSIONS: dict[str, Any] = {
+    "no SE": False,
+    "SEBlock": SEBlock,
+    "FusedSE": FusedSE,
+    "FusedSE, tails": True,  # SE, addition and ReLU at the end of every residual block in one op
 }
 
 
@@ -56,10 +40,10 @@ def measure(clock: Clock, tiny: bool) -> list[dict[str, Any]]:
         images = images.contiguous(memory_format=torch.channels_last)
         problems: dict[str, str] = {}
         calls = {}
-        for name, version in VERSIONS.items():
+        for name, se in VERSIONS.items():
             with noted(problems, name):
                 torch.manual_seed(0)
-                network = version(make).to(clock.device, torch.bfloat16, memory_format=torch.channels_last)
+                network = make(se=se).to(clock.device, torch.bfloat16, memory_format=torch.channels_last)
                 calls[name] = clock.record(partial(prepare, network, images, kind))
         seconds = take_turns(clock, calls)
         rows.append({"kind": kind, "batch": len(images), "seconds": seconds, "problems": problems})
