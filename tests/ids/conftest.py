@@ -3,9 +3,13 @@
 from itertools import count
 
 import pytest
+from hypothesis import settings
 from ids_testing import FakeClock, Generator
 
 from senet_fast.ids import Layout, PythonSnowflake, Snowflake
+
+settings.register_profile("patient", settings(), deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 _workers = count()
 _epochs = count(1_600_000_000_000)

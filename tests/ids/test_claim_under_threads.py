@@ -16,6 +16,6 @@ def test_claims_are_unique_under_native_threads(tmp_path: Path) -> None:
     program = tmp_path / "snowflake_test"
     source = ROOT / "tests/csrc/snowflake_test.cpp"
     flags = ["-std=c++17", "-O2", f"-I{ROOT / 'csrc'}", "-pthread"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
+    subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True, timeout=240)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

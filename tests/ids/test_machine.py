@@ -211,6 +211,6 @@ class Holders(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestLives.settings = settings(max_examples=150, stateful_step_count=25)
 TestHolders = Holders.TestCase
-TestHolders.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHolders.settings = settings(max_examples=150, stateful_step_count=40)

@@ -274,7 +274,9 @@ def test_cimport(tmp_path: Path, worker_id: int, monkeypatch: pytest.MonkeyPatch
     library = tmp_path / f"caller{sysconfig.get_config_var('EXT_SUFFIX')}"
     compiler = (sysconfig.get_config_var("CC") or "cc").split()
     include = f"-I{sysconfig.get_path('include')}"
-    subprocess.run([*compiler, "-O0", "-shared", "-fPIC", include, "caller.c", "-o", str(library)], check=True)
+    subprocess.run(
+        [*compiler, "-O0", "-shared", "-fPIC", include, "caller.c", "-o", str(library)], check=True, timeout=240
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import caller
 

@@ -81,7 +81,7 @@ def test_sequence_ends_at_its_boundary(generator_class: Generator, layout: Layou
         assert generator.try_next() == layout.encode(fake_clock.now_ms, worker_id, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.tuples(st.integers(-30, 30), st.integers(0, 9), st.booleans()), min_size=1, max_size=40),
     layout=st.sampled_from([TINY, Layout(timestamp=35, sequence=3, worker=3, epoch_ms=1_700_000_000_000, tick_ms=10)]),
@@ -113,7 +113,7 @@ def test_any_clock(generator_class: Generator, steps: list[tuple[int, int, bool]
             last = number
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-3, 20), st.integers(1, 9)), max_size=40))
 def test_twins_agree(steps: list[tuple[int, int]]) -> None:
     clocks = [FakeClock(1_700_000_000_000), FakeClock(1_700_000_000_000)]  # the epoch itself, where words are small
