@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import senet_fast
-from senet_fast.ids import PythonSnowflake, Snowflake
+from senet_fast.ids import Grant, Layout, PythonSnowflake, Snowflake
 
 Generator = type[Snowflake] | type[PythonSnowflake]
 
@@ -32,6 +32,28 @@ class FakeClock:
 
     def __call__(self) -> int:
         return self.now_ms
+
+
+class Table:
+    """A lease whose store is a variable, and which answers what the test says."""
+
+    def __init__(
+        self, grant: Grant, renewals: Callable[[], int] | None = None, *, renew_every: float | None = 0.005
+    ) -> None:
+        self.granted = grant
+        self.renew_every = renew_every
+        self.renewals = renewals
+        self.released: list[int] = []
+
+    def acquire(self, layout: Layout) -> Grant:
+        return self.granted
+
+    def renew(self) -> int:
+        assert self.granted.until_ms is not None
+        return self.renewals() if self.renewals else self.granted.until_ms
+
+    def release(self, unused_from_ms: int) -> None:
+        self.released.append(unused_from_ms)
 
 
 class Forked:

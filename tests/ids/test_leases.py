@@ -5,12 +5,11 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ids_testing import LIMIT_S, FakeClock, Forked, Generator, Program, in_child, run_program, wait_for
+from ids_testing import LIMIT_S, FakeClock, Forked, Generator, Program, Table, in_child, run_program, wait_for
 
 from senet_fast.ids import (
     TWITTER,
@@ -25,27 +24,6 @@ from senet_fast.ids import (
 from senet_fast.ids.leases import Environment, LockFile, _held
 
 NOW_MS = 1_800_000_000_000
-
-
-class Table:
-    """A lease whose store is a variable, and which answers what the test says."""
-
-    renew_every: float | None = 0.005
-
-    def __init__(self, grant: Grant, renewals: Callable[[], int] | None = None) -> None:
-        self.granted = grant
-        self.renewals = renewals
-        self.released: list[int] = []
-
-    def acquire(self, layout: Layout) -> Grant:
-        return self.granted
-
-    def renew(self) -> int:
-        assert self.granted.until_ms is not None
-        return self.renewals() if self.renewals else self.granted.until_ms
-
-    def release(self, unused_from_ms: int) -> None:
-        self.released.append(unused_from_ms)
 
 
 def test_no_id_lies_outside_the_lease(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:

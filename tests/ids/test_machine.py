@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from ids_testing import FakeClock
+from ids_testing import FakeClock, Table
 
 from senet_fast.ids import Grant, Layout, LeaseError, PythonSnowflake, Snowflake, SnowflakeError
 
@@ -19,23 +19,6 @@ LAYOUTS = [
     Layout(timestamp=35, sequence=3, worker=3, epoch_ms=1_700_000_000_000, tick_ms=10),
     Layout(timestamp=4, sequence=5, epoch_ms=BEGIN_MS - 20, tick_ms=7),
 ]
-
-
-class Table:
-    renew_every = None
-
-    def __init__(self, grant: Grant) -> None:
-        self.granted = grant
-        self.released: int | None = None
-
-    def acquire(self, layout: Layout) -> Grant:
-        return self.granted
-
-    def renew(self) -> int:
-        raise NotImplementedError
-
-    def release(self, unused_from_ms: int) -> None:
-        self.released = unused_from_ms
 
 
 class Lives(RuleBasedStateMachine):
@@ -56,7 +39,7 @@ class Lives(RuleBasedStateMachine):
         for kind in (Snowflake, PythonSnowflake):
             if lease_ms:
                 first, end = BEGIN_MS + lease_ms[0], BEGIN_MS + lease_ms[1]
-                self.leases.append(Table(Grant(0, first, end)))
+                self.leases.append(Table(Grant(0, first, end), renew_every=None))
                 self.twins.append(kind(layout=layout, lease=self.leases[-1], **options))
             else:
                 self.twins.append(kind(0, layout, **options))
@@ -113,7 +96,7 @@ class Lives(RuleBasedStateMachine):
             assert self.leases[0].released == self.leases[1].released
             if self.last >= 0:
                 after = self.layout.decode(self.last).timestamp_ms + self.layout.tick_ms
-                assert self.leases[0].released == after
+                assert self.leases[0].released == [after]
 
 
 class Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases._held import Grant
-from senet_fast.ids.leases._store import candidates, layout_name, named
+from senet_fast.ids.leases._store import candidates, layout_name, named, now_ms
 
 DIRECTORY = "/var/tmp/senet_fast_ids"  # survives a restart of the host, and is the same for all its users
 
@@ -45,7 +44,7 @@ class LockFile:
         folder = self._directory / layout_name(layout)
         for path in (self._directory, folder):
             _make_for_everybody(path)
-        now_ms = time.time_ns() // 1_000_000
+        now = now_ms()
         workers = candidates(self._named, layout)
         ahead = 0
         for worker_id in workers:
@@ -54,7 +53,7 @@ class LockFile:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 last_ms = _wordfile.last_ms(fd, path, layout)
-                if last_ms is None or last_ms <= now_ms + 1000:
+                if last_ms is None or last_ms <= now + 1000:
                     self._fd = fd
                     return Grant(worker_id, file=(fd, str(path)))
                 ahead += 1
