@@ -77,7 +77,7 @@ def test_a_reader_that_stops_is_no_error() -> None:
 
 def test_a_full_disk_is_one_message() -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "ids", "--worker-id", "1"], stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run([*COMMAND, "ids", "--worker-id", "1"], stdout=full, stderr=subprocess.PIPE, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: ")
     assert done.stderr.count(b"\n") == 1
@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_message() -> None:
 )
 def test_a_closed_stream_is_one_message(arguments: str, closed: str) -> None:
     shell = shlex.join([*COMMAND, *arguments.split()]) + (" >&-" if closed == "stdout" else " <&-")
-    done = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {closed} is closed")
     assert done.stderr.count("\n") == 1
@@ -165,14 +165,14 @@ def test_without_a_worker_id_processes_draw_different_ids(tmp_path: Path) -> Non
     assert [len(lines) for lines in drawn] == [50000] * 3
     assert len(set().union(*drawn)) == 150_000
     environment["SENET_FAST_LEASES"] = "/dev/null/nowhere"
-    done = subprocess.run([*COMMAND, "ids"], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*COMMAND, "ids"], capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
 def test_ten_million_are_streamed() -> None:
     """In bounded memory: the limit lies below what their numbers alone would take."""
     limited = f"ulimit -v 250000; {shlex.join(COMMAND)} ids -n 10000000 --layout local --format hex | tail -c 17"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {limited}"], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {limited}"], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 17)
 
 
@@ -214,7 +214,7 @@ from senet_fast.cli import main
 assert main({command.split()!r}) == 0
 assert not {{"torch", "numpy"}} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=120)
 
 
 MODEL = """
