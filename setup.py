@@ -178,7 +178,7 @@ def se_extension(torch) -> tuple[Extension, type]:
     openmp = [] if "OpenMP not found" in torch.__config__.parallel_info() else ["-fopenmp"]
     extension = CppExtension(
         "senet_fast.se._C",
-        sources("csrc/bindings") + sources("csrc/se/cpu"),
+        sources("csrc/bindings") + sources("csrc/se") + sources("csrc/se/cpu"),
         include_dirs=[str(ROOT / "csrc")],
         depends=[
             path

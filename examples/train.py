@@ -2,7 +2,8 @@
 
 Digits of scikit-learn by default, or an image folder (--data ROOT with train/CLASS/ and test/CLASS/). In --out:
 checkpoint.pt, curve.png and log.json. Start the same command again and it goes on from the last checkpoint, with the
-same weights in the end as if it had never been killed. With several processes, the same losses within rounding:
+same weights in the end as if it had never been killed. In a checkout where senet_fast is not installed, set
+PYTHONPATH=. first. With several processes, the same losses within rounding:
 
     torchrun --nproc-per-node=2 examples/train.py --network resnet_digits --se --out runs/digits --parallel fsdp
 """

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_killed_run_ends_with_the_same_weights(root: Path, train: Callable[...
             [sys.executable, *command(root, *arguments, "--out", tmp_path / "killed")], env=ENVIRONMENT, stderr=log
         )
         end = time.monotonic() + 120
-        while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < end:
+        while not (tmp_path / "killed" / "checkpoint.pt").exists() and killed.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
         killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()

@@ -1,0 +1,120 @@
+// The whole-map passes of BatchNorm and SE in training, for senet_fast/se/norm.py. CPU, float32 and float64.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "se/norm.h"
+
+namespace senet::bindings {
+namespace {
+
+using at::Tensor;
+using norm::Maps;
+
+// x is [B, C, H, W], contiguous or channels_last.
+Maps maps_of(const Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "norm: x is ", x.sizes(), "; expected [B, C, H, W]");
+  const bool last = !x.is_contiguous();
+  TORCH_CHECK_VALUE(!last || x.is_contiguous(at::MemoryFormat::ChannelsLast), "norm: x has strides ", x.strides(),
+                    "; expected a contiguous or channels_last tensor");
+  return {x.size(1), x.size(2) * x.size(3), last};
+}
+
+void check_map(const Tensor& t, const char* name, const Tensor& x) {
+  TORCH_CHECK_VALUE(t.sizes() == x.sizes() && t.strides() == x.strides() && t.scalar_type() == x.scalar_type(), "norm: ", name,
+                    " is ", t.toString(), t.sizes(), "; expected shape, strides and type of x, ", x.toString(), x.sizes());
+}
+
+void check_numbers(const Tensor& t, const char* name, const Tensor& x) {
+  TORCH_CHECK_VALUE(t.dim() == 2 && t.size(0) == x.size(0) && t.size(1) == x.size(1) && t.is_contiguous() &&
+                        t.scalar_type() == x.scalar_type(),
+                    "norm: ", name, " is ", t.toString(), t.sizes(), "; expected contiguous ", x.toString(), "[", x.size(0),
+                    ", ", x.size(1), "]");
+}
+
+template <class Body>
+void each_image(const Tensor& x, const Body& body) {
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
+    const Maps maps = maps_of(x);
+    at::parallel_for(0, x.size(0), 1,
+                     [&](std::int64_t begin, std::int64_t end) { body.template operator()<scalar_t>(maps, begin, end); });
+  });
+}
+
+Tensor numbers(const Tensor& x) { return at::empty({x.size(0), x.size(1)}, x.options()); }
+
+std::tuple<Tensor, Tensor> moments(const Tensor& x) {
+  maps_of(x);
+  Tensor mean = numbers(x), squares = numbers(x);
+  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
+    norm::moments(maps, begin, end, x.const_data_ptr<T>(), mean.data_ptr<T>(), squares.data_ptr<T>());
+  });
+  return {mean, squares};
+}
+
+Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& shift, const Tensor& residual) {
+  maps_of(x);
+  check_map(residual, "residual", x);
+  check_numbers(mean, "mean", x);
+  check_numbers(scale, "scale", x);
+  check_numbers(shift, "shift", x);
+  Tensor y = at::empty_like(x);
+  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
+    norm::apply(maps, begin, end, x.const_data_ptr<T>(), mean.const_data_ptr<T>(), scale.const_data_ptr<T>(),
+                shift.const_data_ptr<T>(), residual.const_data_ptr<T>(), y.data_ptr<T>());
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> sums(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean) {
+  maps_of(x);
+  check_map(grad_y, "grad_y", x);
+  check_map(y, "y", x);
+  check_numbers(mean, "mean", x);
+  Tensor grads = numbers(x), products = numbers(x);
+  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
+    norm::sums(maps, begin, end, grad_y.const_data_ptr<T>(), y.const_data_ptr<T>(), x.const_data_ptr<T>(),
+               mean.const_data_ptr<T>(), grads.data_ptr<T>(), products.data_ptr<T>());
+  });
+  return {grads, products};
+}
+
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                     const Tensor& scale, const Tensor& slope, const Tensor& offset) {
+  maps_of(x);
+  check_map(grad_y, "grad_y", x);
+  check_map(y, "y", x);
+  check_numbers(mean, "mean", x);
+  check_numbers(scale, "scale", x);
+  check_numbers(slope, "slope", x);
+  check_numbers(offset, "offset", x);
+  Tensor grad_x = at::empty_like(x), grad_residual = at::empty_like(x);
+  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
+    norm::gradients(maps, begin, end, grad_y.const_data_ptr<T>(), y.const_data_ptr<T>(), x.const_data_ptr<T>(),
+                    mean.const_data_ptr<T>(), scale.const_data_ptr<T>(), slope.const_data_ptr<T>(), offset.const_data_ptr<T>(),
+                    grad_x.data_ptr<T>(), grad_residual.data_ptr<T>());
+  });
+  return {grad_x, grad_residual};
+}
+
+}  // namespace
+}  // namespace senet::bindings
+
+TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
+  m.def("norm_moments(Tensor x) -> (Tensor mean, Tensor squares)");
+  m.def("norm_apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor residual) -> Tensor");
+  m.def("norm_sums(Tensor grad_y, Tensor y, Tensor x, Tensor mean) -> (Tensor grads, Tensor products)");
+  m.def(
+      "norm_gradients(Tensor grad_y, Tensor y, Tensor x, Tensor mean, Tensor scale, Tensor slope, Tensor offset) -> (Tensor "
+      "grad_x, "
+      "Tensor grad_residual)");
+}
+
+TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
+  m.impl("norm_moments", &senet::bindings::moments);
+  m.impl("norm_apply", &senet::bindings::apply);
+  m.impl("norm_sums", &senet::bindings::sums);
+  m.impl("norm_gradients", &senet::bindings::gradients);
+}

@@ -1,0 +1,162 @@
+"""BatchNorm, SE, residual and ReLU in training against the modules one after the other."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from senet_fast.models.layers import NormSE
+from senet_fast.se import FusedSE
+from senet_fast.se.norm import norm_se_relu, supported
+
+SHAPES = [(3, 5, 7, 3), (1, 4, 2, 2), (2, 33, 1, 1), (4, 64, 9, 5)]
+
+
+def parts(channels: int, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[nn.BatchNorm2d, FusedSE]:
+    momentum = options.pop("momentum", 0.1)
+    norm = nn.BatchNorm2d(channels, momentum=momentum)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -0.5, 0.5)
+    se = FusedSE(channels, hidden_channels=3, post_activation="relu", **options)
+    return norm.to(dtype), se.to(dtype)
+
+
+def one_by_one(x: Tensor, norm: nn.Module, se: FusedSE, residual: Tensor) -> Tensor:
+    return se(norm(x), residual)
+
+
+def run(function: Any, x: Tensor, norm: nn.BatchNorm2d, se: FusedSE, residual: Tensor, grad: Tensor) -> list[Tensor]:
+    """y, all gradients, and what the norm keeps."""
+    norm, se = copy.deepcopy(norm), copy.deepcopy(se)
+    x, residual = x.clone().requires_grad_(), residual.clone().requires_grad_()
+    y = function(x, norm, se, residual)
+    inputs = [x, residual, *norm.parameters(), *se.parameters()]
+    return [y.detach(), *torch.autograd.grad(y, inputs, grad), *norm.buffers()]
+
+
+def tensors(shape: tuple[int, ...], layout: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """x with means far from 0, so that variances from plain squares would show."""
+    x, residual, grad = torch.randn(3, *shape, dtype=dtype)
+    x = x + 30 * torch.randn(shape[1], dtype=dtype)[:, None, None]
+    if layout == "nhwc":
+        return tuple(t.contiguous(memory_format=torch.channels_last) for t in (x, residual, grad))  # type: ignore[return-value]
+    return x, residual, grad
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False, "activation": "silu", "momentum": None}, {"gate": "tanh"}])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_composition(shape: tuple[int, ...], layout: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    norm, se = parts(shape[1], **options)
+    x, residual, grad = tensors(shape, layout)
+    assert supported(x, norm, se, residual)
+    expected = run(one_by_one, x, norm, se, residual, grad)
+    actual = run(norm_se_relu, x, norm, se, residual, grad)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert actual[0].stride() == x.stride()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_float32_is_as_exact_as_eager(layout: str) -> None:
+    torch.manual_seed(0)
+    norm, se = parts(64)
+    arguments = tensors((4, 64, 28, 28), layout)
+    arguments = (arguments[0], 20 * arguments[1].sign(), arguments[2])  # rounding puts nothing on the other side of 0
+    exact = run(one_by_one, arguments[0], norm, se, *arguments[1:])
+    single = [t.float() for t in arguments]
+    norm, se = norm.float(), se.float()
+    eager = run(one_by_one, single[0], norm, se, *single[1:])
+    ours = run(norm_se_relu, single[0], norm, se, *single[1:])
+    for a, b, c in zip(ours, eager, exact, strict=True):
+        if a.is_floating_point():
+            size = c.abs().max()
+            assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * size
+
+
+def test_other_layouts_of_residual_and_gradient() -> None:
+    torch.manual_seed(0)
+    norm, se = parts(6)
+    x, residual, _ = tensors((2, 6, 4, 5), "nchw")
+    expected = run(one_by_one, x, norm, se, residual, torch.ones_like(x))
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    actual = run(norm_se_relu, x, norm, se, residual, torch.ones(1, dtype=x.dtype).expand(x.shape))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    torch.manual_seed(0)
+    x, residual, grad = tensors((5, 32, 11, 7), "nchw", torch.float32)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        moments = torch.ops.senet_fast.norm_moments(x)
+        y = torch.ops.senet_fast.norm_apply(x, *moments, moments[0], residual)
+        results.append([*moments, y, *torch.ops.senet_fast.norm_sums(grad, y, x, moments[0])])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_derivatives_of_both_orders() -> None:
+    torch.manual_seed(0)
+    norm, se = parts(3, activation="silu", momentum=0.0)
+    x, residual, _ = tensors((2, 3, 3, 2), "nchw")
+    x, residual = x.requires_grad_(), residual.requires_grad_()
+
+    def function(x: Tensor, residual: Tensor, *parameters: Tensor) -> Tensor:
+        return norm_se_relu(x, norm, se, residual)
+
+    inputs = (x, residual, *norm.parameters(), *se.parameters())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_nan_stays() -> None:
+    norm, se = parts(4)
+    x, residual, _ = tensors((2, 4, 3, 3), "nchw")
+    residual[1, 2, 0, 0] = torch.nan
+    y = norm_se_relu(x, norm, se, residual)
+    assert y.isnan().nonzero().tolist() == [[1, 2, 0, 0]]
+    x[0, 1, 0, 0] = torch.nan
+    assert norm_se_relu(x, norm, se, residual)[:, 1].isnan().all()
+
+
+def test_the_network_uses_it_where_it_can() -> None:
+    torch.manual_seed(0)
+    tail = NormSE(8, True, 4, relu_last=True)
+    x, residual = torch.randn(2, 2, 8, 5, 5)
+
+    def name(y: Tensor) -> str:
+        return type(y.grad_fn).__name__
+
+    assert name(tail(x, residual)) == "_NormSEBackward"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert name(tail(x.bfloat16(), residual.bfloat16())) != "_NormSEBackward"
+    assert name(tail.eval()(x, residual)) != "_NormSEBackward"
+    tail.train().norm.register_forward_hook(lambda *given: None)
+    assert name(tail(x, residual)) != "_NormSEBackward"
+    tangent = torch.func.jvp(lambda x: NormSE(8, True, 4, relu_last=True)(x, residual), (x,), (x,))[1]
+    assert tangent.shape == x.shape
+
+
+def test_refusals() -> None:
+    norm, se = parts(4)
+    x, residual, grad = tensors((2, 4, 3, 3), "nchw")
+    with pytest.raises(TypeError, match=r"norm is a SyncBatchNorm; expected torch\.nn\.BatchNorm2d itself"):
+        norm_se_relu(x, nn.SyncBatchNorm(4), se, residual)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"(?s)x is torch\.float64 \[2, 4, 3, 3\] on cpu, norm is BatchNorm2d.*supported"
+    ):
+        norm_se_relu(x, norm.eval(), se, residual)
+    numbers = torch.zeros(2, 4, dtype=x.dtype)
+    with pytest.raises(ValueError, match=r"residual is .*; expected shape, strides and type of x"):
+        torch.ops.senet_fast.norm_apply(x, numbers, numbers, numbers, residual.float())
+    with pytest.raises(ValueError, match=r"scale is .*; expected contiguous CPUDoubleType\[2, 4\]"):
+        torch.ops.senet_fast.norm_gradients(grad, x, x, numbers, numbers[:1], numbers, numbers)
+    with pytest.raises(ValueError, match=r"x has strides .*; expected a contiguous or channels_last tensor"):
+        torch.ops.senet_fast.norm_moments(x[:, :, ::2])
