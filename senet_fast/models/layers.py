@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
+from senet_fast.se.norm import norm_se_relu, supported
 
 SEFactory = Callable[[int, int], nn.Module]
 SE = bool | SEFactory
@@ -97,7 +98,8 @@ class NormSE(nn.Module):
         y = [relu](se([relu](norm(x))) + residual)
 
     x, residual, y: [B, channels, H, W]. With ``se=True`` this is one op in eval mode while grad mode is off, which
-    takes the place of x; with gradients BatchNorm is an op of its own and the rest one more.
+    takes the place of x. In training a residual block's tail is fused by :func:`norm_se_relu` where that is supported;
+    elsewhere BatchNorm is an op of its own and the rest one more.
     """
 
     def __init__(self, channels: int, se: SE, reduction: int, *, relu_first: bool = False, relu_last: bool) -> None:
@@ -109,11 +111,18 @@ class NormSE(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         norm, se = self.norm, self.se
         if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
             shift = norm.bias - norm.running_mean * scale  # type: ignore[operator]
             first = "relu" if self.relu_first else "identity"
             y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first)
             return y
+        if (
+            residual is not None
+            and not self.relu_first
+            and torch.is_grad_enabled()
+            and supported(x, norm, se, residual)
+        ):
+            return norm_se_relu(x, norm, se, residual)  # type: ignore[arg-type]
         u = norm(x)
         return apply_se(se, relu(u, inplace=True) if self.relu_first else u, residual, self.relu_last)
 

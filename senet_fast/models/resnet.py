@@ -42,8 +42,13 @@ RESNEXT_50 = replace(RESNET_50, groups=32, group_width=4)
 RESNEXT_101 = replace(RESNET_101, groups=32, group_width=4)
 SENET_154 = replace(
     RESNET_152,
-    **{"groups": 64, "group_width": 4, "first": 0.5, "stem": "3x3x3", "padded_pool": False},
-    **{"projection": 3, "dropout": 0.2},
+    groups=64,
+    group_width=4,
+    first=0.5,
+    stem="3x3x3",
+    padded_pool=False,
+    projection=3,
+    dropout=0.2,
 )
 RESNET_DIGITS = ResNetConfig((2, 2, 2), bottleneck=False, stem="digits", base=16, reduction=4)
 

@@ -120,6 +120,7 @@ def supported(x: Tensor, norm: nn.Module, se: nn.Module, residual: Tensor) -> bo
     return (
         type(norm) is nn.BatchNorm2d
         and type(se) is FusedSE
+        and type(x) in (Tensor, nn.Parameter)  # not FakeTensor, DTensor and the like
         and norm.training
         and norm.affine
         and se.post_activation == "relu"
