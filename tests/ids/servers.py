@@ -30,6 +30,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
+        self.user: dict[str, Any] = {}  # whom it runs as, for subprocess
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str] | None:
@@ -43,7 +44,9 @@ class Server:
         command = self.command()
         assert command is not None
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **self.user
+            )
         deadline = time.monotonic() + LIMIT_S
         while True:
             try:
@@ -89,6 +92,7 @@ class PostgreSQLServer(Server):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         if os.getuid() == 0:  # it refuses to run as root, and pytest's folders are root's alone
+            self.user = {"user": "postgres", "group": "postgres", "extra_groups": []}
             self.folder = Path(tempfile.mkdtemp(prefix="senet_fast_postgresql_"))
             self.folder.chmod(0o755)
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -98,20 +102,21 @@ class PostgreSQLServer(Server):
         found = shutil.which("initdb") or (versions and str(versions[-1] / "initdb"))
         if not found or not Path(found).exists():
             return None
-        lower = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         data, bin_ = self.folder / "data", Path(found).parent
         if not data.exists():
             data.mkdir(mode=0o700)
-            if lower:
+            if self.user:
                 shutil.chown(data, "postgres")
             made = subprocess.run(
-                [*lower, found, "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"],
+                [found, "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync"],
                 capture_output=True,
                 timeout=LIMIT_S,
+                cwd=self.folder,
+                **self.user,
             )
             assert made.returncode == 0, made.stderr
         settings = f"-p {self.port} -k {data} -c listen_addresses=127.0.0.1".split()
-        return [*lower, str(bin_ / "postgres"), "-D", str(data), *settings]
+        return [str(bin_ / "postgres"), "-D", str(data), *settings]
 
     @property
     def address(self) -> str:
