@@ -29,8 +29,10 @@ struct ClusterConfig : cudaLaunchConfig_t {
 // What the kernel is allowed here, it is when it is launched.
 inline int active_clusters(const void* kernel, const ClusterPlan& plan, const Gpu& gpu) {
   int clusters = 0;
+  cudaFuncAttributes attributes{};
   const ClusterConfig config(plan, plan.size, nullptr);
   const bool known =
+      cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && plan.threads <= attributes.maxThreadsPerBlock &&
       (plan.size <= 8 || cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess) &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes) == cudaSuccess &&
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess;
