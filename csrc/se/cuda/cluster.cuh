@@ -133,7 +133,8 @@ class Member {
 
   // ---- from block to block ----
 
-  // own(i)[c] = the sums, over the slices with these channels, of sums(i)[begin + c]; all threads see them.
+  // own(i)[c] = the sums, over the slices with these channels, of sums(i)[begin + c]; thread t sees t, t + blockDim.x, ... of
+  // these count * owned numbers.
   SENET_DEVICE void join_parts() const {
     join_cluster();
     if (!shares_channels()) return;
@@ -150,7 +151,6 @@ class Member {
       for (int part = 1; part < parts; ++part) sum += from_part(part, i)[c];
       own(i)[c] = sum;
     }
-    __syncthreads();
   }
 
   // Sends out(i) to all members, and waits for theirs: shared_by(member, i). A barrier has to come before, and after it was

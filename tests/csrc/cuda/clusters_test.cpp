@@ -27,7 +27,7 @@ struct Schedule {
 
 std::vector<Schedule> schedules(unsigned seed) {
   std::mt19937 random(seed);
-  const int sizes[] = {1, 2, 4, 3, 16, 4, 8}, size = sizes[seed % 7], other = sizes[seed / 7 % 3];
+  const int sizes[] = {1, 2, 4, 3, 2, 4, 8}, size = seed % 28 == 4 ? 16 : sizes[seed % 7], other = sizes[seed / 7 % 3];
   const auto chunk = [&] { return 64 << random() % 6; };
   return {{seed, size, 1, chunk(), 1, 2, true, false},
           {seed + 1, size, 1 + int(random() % 4), chunk(), 2, 1 + int(random() % 3), false, false},

@@ -81,7 +81,6 @@ MUTATIONS = [
     Mutation("the elements behind the last vector do not arrive", "cluster.cuh", "e < elements_; e += 32) to[e] = from[e];", "e < vectors.end; e += 32) to[e] = from[e];"),
     Mutation("a copy reads past the slice", "cluster.cuh", "return at < end ? at : end;", "return at;"),
     Mutation("the next images' chunk is that of the same place in this turn", "cluster.cuh", "next = next_ + i;", "next = next_;"),
-    Mutation("no barrier before parts are added to the gates' sums", "cluster.cuh", "      own(i)[c] = sum;\n    }\n    __syncthreads();", "      own(i)[c] = sum;\n    }"),
     Mutation("no barrier behind the hidden layer", "cluster.cuh", "      all(i)[r] = made(i, r, sum);\n    }\n    __syncthreads();", "      all(i)[r] = made(i, r, sum);\n    }"),
     Mutation("channels of another owner", "cluster.cuh", "4 * (vectors * part / parts) + c", "4 * (vectors / parts * part) + c"),
     Mutation("the sum is not complete before parts are sent", "cluster_forward.cuh", "m.scratch(), m.ready(i));\n      __syncthreads();", "m.scratch(), m.ready(i));"),
