@@ -51,7 +51,7 @@ HALF = "(__half|__nv_bfloat16), .*"
 # Where clusters are: x by bulk copies, vectors by stores that a barrier counts, nothing through global memory. Older
 # GPUs get an empty kernel.
 CLUSTER_ARCHS = ("sm_90", "sm_100", "sm_120")
-CLUSTER = {BULK_COPIES: 2, r"STAS\.128": 3, r"LDS\.128": 2, STORES: 2}
+CLUSTER = {BULK_COPIES: 2, r"STAS\.128": 3, r"LDS\.128": 2, STORES: 1}
 NO_GLOBAL_FENCES = {r"MEMBAR\.\w+\.(GPU|SYS)": 0, r"ATOM|RED": 0}
 # Spills are allowed to float64, whose speed does not matter, and to kernels for any activation (`true`), which call.
 ROWS = [
