@@ -224,6 +224,8 @@ def network():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), SEBlock(16, 4), torch.nn.BatchNorm2d(16))
 def number():
     return 3
+def sized(channels):
+    return SEBlock(channels)
 def near():
     block = network()
     block[1].fc1.register_forward_hook(print)
@@ -231,12 +233,13 @@ def near():
 """
 
 
-def test_fuse_reports_and_times(tmp_path: Path) -> None:
+def test_fuse_reports_and_times(tmp_path: Path, root: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
+    environment = {**os.environ, "PYTHONPATH": str(root)}  # the package may not be installed
 
     def fuse(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*COMMAND, "fuse", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
 
     done = fuse("mine:network", "--input", "2x3x8x9", "--seconds", "0.1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -249,7 +252,7 @@ def test_fuse_reports_and_times(tmp_path: Path) -> None:
     strict = fuse("mine:near", "--strict")
     assert strict.returncode == 1
     assert "1 (SEBlock): fc1 has hooks" in strict.stderr
-    for wrong in ("mine:number", "mine:nothing", "nowhere:model", "plain", "timm:no_such_network"):
+    for wrong in ("mine:number", "mine:nothing", "mine:sized", "nowhere:model", "plain", "timm:no_such_network"):
         done = fuse(wrong)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"MODEL is '{wrong}'" in done.stderr
@@ -267,3 +270,8 @@ def test_fuse_takes_a_saved_program(tmp_path: Path) -> None:
     assert "(model)  GraphModule  8         4       relu        sigmoid" in done.stdout
     assert "times as fast" in done.stdout
     assert run("fuse", str(tmp_path / "none.pt2")).returncode == 2
+    broken = tmp_path / "broken.pt2"
+    broken.write_bytes(b"not a program")
+    done = run("fuse", str(broken))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"fuse: MODEL is '{broken}': ")  # torch logs of its own before

@@ -59,8 +59,8 @@ def create(name: str) -> "nn.Module":
             made = import_module("torchvision").models.get_model(rest)
         else:
             made = getattr(import_module(source), rest)()
-    except (ImportError, AttributeError, RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"MODEL is {name!r}: {error}") from error
+    except Exception as error:  # whatever somebody's code or file comes to
+        raise UsageError(f"MODEL is {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"MODEL is {name!r}, a {type(made).__name__}; expected a torch.nn.Module")
     return made.eval()

@@ -147,6 +147,80 @@ class GateInPlace(TwoLayers):
         return x
 
 
+class MixedSqueeze(TwoLayers):
+    """CBAM's light channel half: the mean and the largest value, halved."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True))
+
+
+class Deviation(TwoLayers):
+    """The squeeze of style-based recalibration: mean and deviation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean((2, 3), keepdim=True) + x.std((2, 3), keepdim=True))
+
+
+class Norm2(TwoLayers):
+    """GCT's squeeze, the Euclidean norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.pow(2).sum((2, 3), keepdim=True).sqrt())
+
+
+class ScaleAndBias(nn.Module):
+    """Two outputs a channel, one added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(C, R), nn.Linear(R, 2 * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma, beta = self.fc2(F.relu(self.fc1(x.mean((2, 3))))).chunk(2, 1)
+        return x * torch.sigmoid(gamma)[..., None, None] + beta[..., None, None]
+
+
+class Strips(nn.Module):
+    """Coordinate attention: one axis of the map is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_h, self.conv_w = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.sigmoid(self.conv_h(x.mean(3, keepdim=True)))
+        return x * rows * torch.sigmoid(self.conv_w(x.mean(2, keepdim=True)))
+
+
+class CircularConvolution(nn.Module):
+    """ECA whose ends touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False, padding_mode="circular")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.conv(x.mean((2, 3))[:, None])).view(x.shape[0], -1, 1, 1)
+
+
+class GroupedLayers(nn.Module):
+    """Radix 1 of split attention: each half of the channels has layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(C, 6, 1, groups=2), nn.Conv2d(6, C, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class Multiplied(TwoLayers):
+    """NAFNet's simple gate beside a pooled one: the product of two halves, no squeeze of what is scaled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * x.roll(1, 1)) * self.gate(x.mean((2, 3), keepdim=True))
+
+
 def changed(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         block = LinearExpand()
@@ -166,6 +240,8 @@ LOOKALIKES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         for kind in (
             *(SelectiveKernel, SplitAttention, Spatial, SpatialSqueeze, CBAMChannel, MaxPooled, Local, SquareOnly),
             *(Batchwise, OfAnother, GlobalContext, LayerNormed, GateNet, SkipsALayer, GateInPlace),
+            *(MixedSqueeze, Deviation, Norm2, ScaleAndBias, Strips, CircularConvolution, GroupedLayers),
+            Multiplied,
         )
     },
     "hooked": (changed(lambda block: block.fc[0].register_forward_hook(lambda *_: None)), X),
@@ -175,6 +251,8 @@ LOOKALIKES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "own_forward": (changed(own_forward), X),
 }
 NEAR = {
+    **{name: ["its squeeze is not the mean"] for name in ("MixedSqueeze", "Deviation", "Norm2", "Strips")},
+    "ScaleAndBias": ["its last layer has 24 outputs for 12 channels"],
     "SelectiveKernel": ["its squeeze is not the mean"],
     "CBAMChannel": ["it has 4 layers"],
     "MaxPooled": ["its squeeze is not the mean"],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lookalikes import LOOKALIKES, NEAR
 from torch import nn
-from zoo import ZOO, AnyActivation, C, LinearExpand
+from zoo import ZOO, AnyActivation, C, LinearExpand, Transposed
 
 from senet_fast.fusion import fuse, unfuse
 from senet_fast.se import SEBlock
@@ -31,6 +31,15 @@ def test_every_style_is_found(name: str) -> None:
         assert counts_calls(lambda: fused.eval()(x)) == 1
         assert counts_calls(lambda: fused.train()(x)) == case.training
         assert counts_calls(lambda: plain(x)) == 0
+
+
+def test_a_style_that_needs_inputs() -> None:
+    plain = randomize(Transposed())
+    fused = copy.deepcopy(plain)
+    x = torch.randn(2, 9, C) + torch.randn(2, 1, C)
+    assert len(fuse(fused, example_inputs=x).fused) == 1
+    assert counts_calls(lambda: fused(x)) == 1
+    assert_same(plain, fused, x)
 
 
 @pytest.mark.parametrize("name", LOOKALIKES)

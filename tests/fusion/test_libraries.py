@@ -5,6 +5,7 @@ The counts are of the packages' own classes, taken with timm 1.0.31, torchvision
 
 import copy
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -15,6 +16,7 @@ from fusion_testing import counts_calls, relative, step
 from torch import Tensor, nn
 
 from senet_fast import FusionReport, fuse
+from senet_fast.cli import main
 
 # One of each family of timm that has such blocks, the smallest: (blocks, pixels of its images).
 TIMM = {
@@ -92,8 +94,8 @@ class First(nn.Module):
         return y if isinstance(y, Tensor) else y[0]
 
 
-def check(model: nn.Module, x: Tensor, blocks: int) -> FusionReport:
-    """``blocks`` are fused; values and gradients of each alone and of the network stay.
+def check(model: nn.Module, x: Tensor, blocks: int, unused: int = 0) -> FusionReport:
+    """``blocks`` are fused, all but ``unused`` run; values and gradients of each alone and of the network stay.
 
     A network amplifies the rounding of float32, eager's too; so its outputs have to be within 1e-5 or three times what
     eager's rounding does, and within 1e-7 in float64, with gradients (in training mode) within 1e-6 there.
@@ -116,7 +118,7 @@ def check(model: nn.Module, x: Tensor, blocks: int) -> FusionReport:
             hook.remove()
         assert torch.isfinite(expected).all()
         actual: list[Tensor] = []
-        assert counts_calls(lambda: actual.append(fused(x))) == blocks
+        assert counts_calls(lambda: actual.append(fused(x))) == blocks - unused
     for path, given in inputs.items():
         given /= given.std()  # random networks grow, and saturated gates have gradients of rounding alone
         check_block(plain.get_submodule(path), fused.get_submodule(path), given, path)
@@ -202,7 +204,7 @@ def test_transformers_efficientnet() -> None:
     config = efficientnet.EfficientNetConfig(
         width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64
     )
-    report = check(efficientnet.EfficientNetModel(config), images(), 8)
+    report = check(efficientnet.EfficientNetModel(config), images(), 10)
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
 
 
@@ -218,10 +220,10 @@ def test_segmentation_models(encoder: str, blocks: int) -> None:
 
 
 def test_the_channel_half_of_scse() -> None:
-    """The decoder's ten blocks, x * cSE(x) + x * sSE(x): their first product is an excitation."""
+    """The decoder's ten blocks, x * cSE(x) + x * sSE(x), one of them for a skip that there is not."""
     models = pytest.importorskip("segmentation_models_pytorch")
     model = models.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse")
-    check(model, images(), 10)
+    check(model, images(), 10, unused=1)
 
 
 @pytest.fixture
@@ -277,3 +279,22 @@ def unchanged(module: nn.Module, x: Tensor) -> None:
     assert not fuse(nn.Sequential(module)).fused
     assert [type(part) for part in module.modules()] == classes
     assert torch.equal(module(x.clone()), before)
+
+
+@pytest.mark.parametrize("name", ["timm:lcnet_035", "torchvision:mobilenet_v3_small"])
+def test_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, where torchvision can be imported."""
+    pytest.importorskip(name.partition(":")[0])
+    assert main(["fuse", name, "--input", "2x3x32x32", "--seconds", "0.1", "--strict"]) == 0
+    text = capsys.readouterr().out
+    blocks = 2 if "lcnet" in name else 9
+    assert f"{blocks} fused, 0 skipped" in text
+    assert re.search(r"largest difference of the outputs, relative: \d\.\de-0[5-9]", text)
+    assert re.search(r"before [0-9.]+ ms, after [0-9.]+ ms: [0-9.]+ times as fast", text)
+
+
+@pytest.mark.parametrize("name", ["timm:no_such_network", "torchvision:no_such_network"])
+def test_command_names_what_there_is_not(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    assert main(["fuse", name]) == 2
+    assert f"MODEL is '{name}': " in capsys.readouterr().err

@@ -263,3 +263,73 @@ class NormAtGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.mul(x, self.conv(F.adaptive_avg_pool2d(x, (1, 1))))
+
+
+class Transposed(nn.Module):
+    """A (B, N, C) block around AdaptiveAvgPool1d: which axis is the gated one, its own forward does not say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool1d(1)
+        self.fc = nn.Sequential(nn.Linear(C, R, bias=False), nn.ReLU(), nn.Linear(R, C, bias=False), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        y = self.fc(self.avg_pool(x).squeeze(-1)).unsqueeze(-1)
+        return (x * y).transpose(1, 2)
+
+
+@case("view_and_mean")
+class ViewMean(BTC):
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.size()
+        squeezed = x.view(b, c, -1).mean(dim=2)
+        scale = torch.sigmoid(self.fc2(F.relu(self.fc1(squeezed))))
+        a, b = squeezed.size()
+        return torch.mul(x, scale.view(a, b, 1, 1))
+
+
+@case("flatten_and_unflatten")
+class Unflattened(nn.Module):
+    """All of the gate in one Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, R), nn.ReLU(), nn.Linear(R, C), nn.Sigmoid()]
+        self.se = nn.Sequential(*layers, nn.Unflatten(1, (C, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.multiply(self.se(x), x)
+
+
+@case("conv_no_bias")
+class ConvNoBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.fc1, self.relu = nn.Conv2d(C, R, kernel_size=1, padding=0, bias=False), nn.ReLU(inplace=True)
+        self.fc2, self.sigmoid = nn.Conv2d(R, C, kernel_size=1, padding=0, bias=False), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        module_input = x
+        x = self.avg_pool(x)
+        x = self.fc1(x)
+        x = self.relu(x)
+        x = self.fc2(x)
+        x = self.sigmoid(x)
+        return module_input * x
+
+
+@case("sigmoid_for_both", activation="sigmoid", shape=(2, 9, C))
+class SigmoidTwice(BTC):
+    """The context is repeated over time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = x.mean(1, keepdim=True)
+        return x * torch.sigmoid(self.fc2(torch.sigmoid(self.fc1(context)))).repeat(1, x.size(1), 1)
+
+
+@case("mean_twice")
+class MeanTwice(BTC):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.fc1(x.mean(-1).mean(-1)).clamp(min=0)).sigmoid()[..., None, None]
