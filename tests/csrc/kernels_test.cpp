@@ -227,9 +227,12 @@ void test_operation() {
     std::vector<Output> first[2];  // x86-64's baseline has no fused multiply-add and rounds differently
     for_isas([&](const Kernels& kernels) {
       std::vector<Output>& same = first[std::strcmp(kernels.name, "baseline") == 0];
-      for (const Cut& cut :
-           {Cut{all, 1, false}, {all, 3, true}, {1, 1, true, Cut::kX, true}, {2, 3, false, Cut::kX},
-            {2, 2, true, Cut::kResidual, true}, {2, 3, true, Cut::kFresh, true}}) {
+      for (const Cut& cut : {Cut{all, 1, false},
+                             {all, 3, true},
+                             {1, 1, true, Cut::kX, true},
+                             {2, 3, false, Cut::kX},
+                             {2, 2, true, Cut::kResidual, true},
+                             {2, 3, true, Cut::kFresh, true}}) {
         if (cut.y == Cut::kResidual && !c.residual) continue;
         const std::string where = c.name() + " on " + kernels.name + ", " + cut.name();
         const std::vector<Output> out = run(c, in, want, kernels, cut);

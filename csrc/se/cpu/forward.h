@@ -34,9 +34,8 @@ class Forward : Call<A> {
     Base::for_tiles([&](std::int64_t b, std::int64_t B) {
       const std::int64_t next = b + B, ahead = overlap ? std::min(B, shape_.B - next) : 0;
       if (b == 0 || !overlap) {
-        squeeze_tile(member, b, B, [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) {
-          squeeze(b + i, begin, end, sums);
-        });
+        squeeze_tile(member, b, B,
+                     [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) { squeeze(b + i, begin, end, sums); });
       }
       excite(member, b, B);
       member.wait();
@@ -91,9 +90,7 @@ class Forward : Call<A> {
   // scale_ from the squeezed of B images
   void excite(const Member& member, std::int64_t b, std::int64_t B) const {
     const std::int64_t K = shape_.K, R = p_.hidden();
-    const auto gated = [&](std::int64_t i, Range k) {
-      gate(gate_input(b + i) + k.begin, scale(i) + k.begin, k.size());
-    };
+    const auto gated = [&](std::int64_t i, Range k) { gate(gate_input(b + i) + k.begin, scale(i) + k.begin, k.size()); };
     switch (p_.excitation) {
       case Excitation::two_fc:
         layer(member, saved(b), saved_stride(), p_.fc1_weight, p_.fc1_bias, hidden_input(b), B, K, R,
