@@ -159,3 +159,18 @@ def test_identity_for_caches() -> None:
     code = "import senet_fast; print(senet_fast.compile_pass.uuid().hex())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == uuid.hex()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("mobilenetv3_small_050", 9), ("ecaresnet26t", 8)])
+def test_networks(name: str, blocks: int) -> None:
+    """Of timm, where it is installed: every block of the network, in training and inference."""
+    timm = pytest.importorskip("timm")
+    for training in (True, False):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        plain, passed = timm.create_model(name).train(training), Passed()
+        x = torch.randn(2, 3, 32, 32)
+        compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend=passed)
+        with torch.set_grad_enabled(training):
+            assert relative(plain(x), compiled(x)) < 1e-4
+        assert passed.calls == blocks

@@ -282,8 +282,8 @@ class Transposed(nn.Module):
 @case("view_and_mean")
 class ViewMean(BTC):
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.size()
-        squeezed = x.view(b, c, -1).mean(dim=2)
+        batch_size, num_channels, _, _ = x.size()
+        squeezed = x.view(batch_size, num_channels, -1).mean(dim=2)
         scale = torch.sigmoid(self.fc2(F.relu(self.fc1(squeezed))))
         a, b = squeezed.size()
         return torch.mul(x, scale.view(a, b, 1, 1))
