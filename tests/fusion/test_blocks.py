@@ -1,6 +1,7 @@
 """fuse() on blocks: every style is found, nothing that only looks like one, and numbers stay."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lookalikes import LOOKALIKES, NEAR
 from torch import nn
-from zoo import ZOO, AnyActivation, C, LinearExpand, Transposed
+from zoo import ECA, ZOO, AnyActivation, C, LinearExpand, R, Transposed
 
+from senet_fast import fusion
 from senet_fast.fusion import fuse, unfuse
 from senet_fast.se import SEBlock
 
@@ -120,6 +122,31 @@ def test_report_prints_a_table() -> None:
     assert "1 fused, 1 skipped:" in text
     assert "1     AnyActivation  its activation is none that the op has" in text
     assert str(fuse(nn.ReLU())) == "0 fused, 0 skipped"
+
+
+def test_progress_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(LinearExpand(), LinearExpand())
+    monkeypatch.setattr(fusion, "PROGRESS_SECONDS", -1.0)
+    fuse(copy.deepcopy(model))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    fuse(copy.deepcopy(model))
+    modules = sum(1 for _ in model.modules())
+    assert f"\rfuse: 2 of {modules} modules" in capsys.readouterr().err
+    monkeypatch.setattr(fusion, "PROGRESS_SECONDS", 1000.0)
+    fuse(model)
+    assert capsys.readouterr().err == ""
+
+
+def test_report_entries() -> None:
+    report = fuse(nn.Sequential(LinearExpand(), ECA(), AnyActivation(nn.ELU(), torch.sigmoid)))
+    assert [(e.path, e.cls, e.channels, e.hidden, e.activation, e.gate) for e in report.fused] == [
+        ("0", "LinearExpand", C, R, "relu", "sigmoid"),
+        ("1", "ECA", None, None, "identity", "sigmoid"),
+    ]
+    assert [(e.path, e.cls, e.reason) for e in report.skipped] == [
+        ("2", "AnyActivation", "its activation is none that the op has")
+    ]
 
 
 def test_no_module_is_an_error() -> None:
