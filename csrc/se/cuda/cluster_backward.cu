@@ -6,14 +6,8 @@
 namespace senet::cuda {
 namespace {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kMostThreads = kClusterThreads / 2;  // it takes more registers there; active_clusters() sees it
-#else
-constexpr int kMostThreads = kClusterThreads;
-#endif
-
 template <class T, class W, bool kGeneral, int kImages>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kThreadsOfWide, 1)
     cluster_backward_kernel(const __grid_constant__ ClusterBackwardLaunch launch) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char shared[];

@@ -7,7 +7,7 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral, int kImages>
-__global__ void __launch_bounds__(kClusterThreads, 1)
+__global__ void __launch_bounds__(kImages > 1 ? kThreadsOfWide : kClusterThreads, 1)
     cluster_forward_kernel(const __grid_constant__ ClusterForwardLaunch launch) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char shared[];

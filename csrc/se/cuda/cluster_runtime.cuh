@@ -9,6 +9,13 @@
 
 namespace senet::cuda {
 
+// Of a block, at most, of kernels that take more registers on sm_120; active_clusters() sees it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kThreadsOfWide = kClusterThreads / 2;
+#else
+constexpr int kThreadsOfWide = kClusterThreads;
+#endif
+
 struct ClusterConfig : cudaLaunchConfig_t {
   cudaLaunchAttribute attribute{};
 
