@@ -21,11 +21,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 class Parts:
-    """Modules whose calls are replaced."""
+    """Modules whose calls are replaced. ``in_mode``: what they do was seen in the mode that they are in now."""
 
-    def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
+    def __init__(self, module: nn.Module, paths: Iterable[str], in_mode: bool = False) -> None:
         at = [Path.of(path) for path in dict.fromkeys(paths)]
         self.known = tuple((path, type(path.submodule(module))) for path in at)
+        self.modes = tuple(path.submodule(module).training for path in at) if in_mode else None
 
     def plain(self, module: nn.Module) -> bool:
         """Whether they are what they were, and nobody sees their calls."""
@@ -33,7 +34,12 @@ class Parts:
             part = path.submodule(module)
             if type(part) is not kind or has_hooks(part):
                 return False
-        return True
+        return self.modes is None or all(
+            path.submodule(module).training is mode for (path, _), mode in zip(self.known, self.modes, strict=True)
+        )
+
+    def any_trains(self, module: nn.Module) -> bool:
+        return any(path.submodule(module).training for path, _ in self.known)
 
 
 class Op:
@@ -50,7 +56,7 @@ class Op:
         """Whether it computes what the module would."""
         if not isinstance(x, Tensor) or x.dim() not in self.options:
             return False
-        if self.excitation.inference_only and module.training:
+        if self.excitation.inference_only and (module.training or self.parts.any_trains(module)):
             return False
         if self.excitation.shape is not None and x.shape[1:] != self.excitation.shape:
             return False
@@ -132,8 +138,6 @@ class Step:
         inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _plain_tensors()
         before, after = self.before, self.after
         absorbs = before is not None and inference and before.parts.plain(module)
-        if absorbs and self.norm is not None and self.norm.module.submodule(module).training:
-            absorbs = False
         x = v if before is None or absorbs else before.code(module, v)
         owner = self.owner.submodule(module)
         if not self._applies(owner, x):

@@ -198,7 +198,7 @@ def _variant(module: nn.Module, graph: fx.Graph, sites: list[Site], inlined: set
             values[node] = made.node_copy(node, lambda source: values[source])
             values[node].type = None
     made.lint()
-    return Variant(Code(made), tuple(built), Parts(module, sorted(inlined)))
+    return Variant(Code(made), tuple(built), Parts(module, sorted(inlined), in_mode=True))
 
 
 def _step(module: nn.Module, site: Site) -> tuple[Step, list[fx.Node]]:
@@ -249,4 +249,4 @@ def _cut(
         values[node] = graph.node_copy(node, copied)
         values[node].type = None
     graph.output(values[result])
-    return Piece(Code(graph), Parts(module, _called(nodes))), others
+    return Piece(Code(graph), Parts(module, _called(nodes), in_mode=True)), others

@@ -186,6 +186,35 @@ def test_norms_that_train_and_modes(x: Tensor) -> None:
     same(plain, fused, x)
 
 
+class Dropping(Bottleneck):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path = nn.Dropout(0.5)
+
+
+class DropsInside(LinearExpand):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc.insert(2, nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [(Dropping, "drop_path"), (DropsInside, "fc.2"), (HOSTS["norm_of_its_own_class"].make, "bn")]
+)
+def test_parts_in_another_mode(kind: Callable[[], nn.Module], part: str, x: Tensor) -> None:
+    """Dropout that is kept at inference, a norm that goes on with its statistics."""
+    plain, fused = pair(kind)
+    same(plain, fused, x)
+    results = []
+    for model in (plain, fused):
+        model.get_submodule(part).train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            results.append(model(x))
+    assert relative(*results) < 1e-5
+    assert not torch.allclose(results[0], plain.eval()(x))
+
+
 def test_changes_behind_the_back(x: Tensor) -> None:
     """Children and attributes that become others, by assignment, in a container or as other classes."""
     plain, fused = pair(Bottleneck)
