@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from senet_fast.models import ECA, NETWORKS, ResNet, create, inception_resnet, resnet, shufflenet
+from senet_fast.models import ECA, NETWORKS, ResNet, create, inception_resnet, layers, resnet, shufflenet
 from senet_fast.models.layers import NormSE
 from senet_fast.models.resnet import INTEGRATIONS, RESNET_50, RESNET_DIGITS, Residual
 from senet_fast.se import FusedSE, SEBlock, reference
@@ -93,8 +93,9 @@ def test_vgg() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("integration", INTEGRATIONS)
 @pytest.mark.parametrize("config", [SMALL, RESNET_DIGITS], ids=["bottleneck", "basic"])
-def test_integrations(config: Any, integration: str, training: bool) -> None:
+def test_integrations(config: Any, integration: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs, gradients and running statistics, each place of the block, against the readable block in float64."""
+    monkeypatch.setattr(layers, "LEAST_FUSED", 0)
     torch.manual_seed(0)
     options = {"num_classes": 10, "integration": integration}
     plain = with_statistics(ResNet(config, se=SEBlock, **options)).double().train(training)

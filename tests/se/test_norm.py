@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from senet_fast.models import layers
 from senet_fast.models.layers import NormSE
 from senet_fast.se import FusedSE
 from senet_fast.se.norm import norm_se_relu, supported
@@ -126,8 +127,11 @@ def test_nan_stays() -> None:
     assert norm_se_relu(x, norm, se, residual)[:, 1].isnan().all()
 
 
-def test_the_network_uses_it_where_it_can() -> None:
+def test_the_network_uses_it_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    small = torch.randn(2, 8, 5, 5)
+    assert type(NormSE(8, True, 4, relu_last=True)(small, small).grad_fn).__name__ != "_NormSEBackward"
+    monkeypatch.setattr(layers, "LEAST_FUSED", 0)
     tail = NormSE(8, True, 4, relu_last=True)
     x, residual = torch.randn(2, 2, 8, 5, 5)
 
@@ -156,7 +160,7 @@ def test_refusals() -> None:
     numbers = torch.zeros(2, 4, dtype=x.dtype)
     with pytest.raises(ValueError, match=r"residual is .*; expected shape, strides and type of x"):
         torch.ops.senet_fast.norm_apply(x, numbers, numbers, numbers, residual.float())
-    with pytest.raises(ValueError, match=r"scale is .*; expected contiguous CPUDoubleType\[2, 4\]"):
+    with pytest.raises(ValueError, match=r"scale is .*; expected contiguous torch\.DoubleTensor\[2, 4\]"):
         torch.ops.senet_fast.norm_gradients(grad, x, x, numbers, numbers[:1], numbers, numbers)
     with pytest.raises(ValueError, match=r"x has strides .*; expected a contiguous or channels_last tensor"):
         torch.ops.senet_fast.norm_moments(x[:, :, ::2])

@@ -148,7 +148,13 @@ def test_plans_agree(dtype: torch.dtype, layout: Layout, kind: str) -> None:
     grad_y = torch.randn_like(arguments["x"])
     results = []
     try:
-        cuts = [(1, 100, False, False), (2, 100, True, False), (3, 1, False, True), (1, 2, True, False), (2, 2, True, True)]
+        cuts = [
+            (1, 100, False, False),
+            (2, 100, True, False),
+            (3, 1, False, True),
+            (1, 2, True, False),
+            (2, 2, True, True),
+        ]
         for threads, tile, stream, overlap in cuts:
             _C.force_plan(threads=threads, images_per_tile=tile, stream=stream, overlap=overlap)
             results.append(value_and_grads(squeeze_excite, arguments, grad_y))
