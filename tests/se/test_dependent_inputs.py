@@ -158,7 +158,8 @@ def plan_in_environment(text: str) -> "subprocess.CompletedProcess[str]":
 
 def test_plan_forced_by_the_environment() -> None:
     done = plan_in_environment("images_per_tile=3,stream=1")
-    assert "'images_per_tile': 3" in done.stdout and "'stream': True" in done.stdout
+    assert "'images_per_tile': 3" in done.stdout
+    assert "'stream': True" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["tiles=3", "threads=0", "stream", "stream=x"])

@@ -143,7 +143,7 @@ def test_instruction_sets_agree(dtype: torch.dtype, layout: Layout) -> None:
 
 @pytest.mark.parametrize("kind", ["two_fc", "residual", "all", "one_fc", "channel_conv_all"])
 def test_plans_agree(dtype: torch.dtype, layout: Layout, kind: str) -> None:
-    """The same bits however the call is cut: teams, tiles, streamed and overlapped, forced on inputs too small for them."""
+    """The same bits however the call is cut: teams, tiles, streamed, overlapped; forced, as inputs are too small."""
     arguments = make_arguments(layout, dtype, K=67, R=33, **KINDS[kind])
     grad_y = torch.randn_like(arguments["x"])
     results = []
