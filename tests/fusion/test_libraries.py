@@ -227,10 +227,15 @@ def test_the_channel_half_of_scse() -> None:
 
 
 @pytest.fixture
-def ecapa(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
-    """speechbrain imports torchaudio, which has no part in the network and whose binary may not fit torch."""
+def ecapa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., nn.Module]]:
+    """speechbrain imports torchaudio, which has no part in the network and whose binary may not fit torch.
+
+    Its lazy modules raise when somebody looks at all of sys.modules, as hypothesis does: they leave with the test.
+    """
     monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
-    return pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN  # type: ignore[no-any-return]
+    yield pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN
+    for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
+        del sys.modules[name]
 
 
 def test_ecapa_tdnn(ecapa: Callable[..., nn.Module]) -> None:
