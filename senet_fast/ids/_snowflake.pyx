@@ -12,8 +12,6 @@ from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedEr
 from senet_fast.ids.layout import TWITTER
 from senet_fast.ids.leases import LockFile
 from senet_fast.ids.leases._held import Held
-
-
 from senet_fast.ids._native cimport *
 
 # Below this many IDs, releasing the GIL costs more than writing them.
@@ -164,11 +162,10 @@ clock=None, on_fork="raise", file=None, lease=None)
         cdef _Place place
         layout = self.layout
         key = layout, self.worker_id, self._clock if self._kind == CALLABLE else None
-        place = _places.find(
+        self._place = place = _places.find(
             _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", on_fork, path, self._held,
             self._max_drift_ms,
-        )
-        self._place = place  # kept, as others may replace it
+        )  # kept, as others may replace it
         generator.worker_id = self.worker_id
         generator.state = place.state
         self._refuse(place.state.word.load(memory_order_acquire))
