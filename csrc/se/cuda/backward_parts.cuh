@@ -126,7 +126,7 @@ struct BackwardParts {
   // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze
   template <bool kLast>
   struct Written {
-    static constexpr int kAhead = kLast ? 4 : 2;  // shared memory is near
+    static constexpr int kAhead = 2;  // with more, bfloat16's kernel spills
     template <int n>
     using Loaded = Vector<T, n>;
 

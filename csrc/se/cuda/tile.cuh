@@ -147,7 +147,7 @@ SENET_DEVICE void sum_planes(const Tile& tile, std::int64_t I, std::int64_t row_
         }
       };
       one_by_one(0, head);
-#pragma unroll 4
+#pragma unroll(n > 4 ? 2 : 4)  // as registers allow
       for (int v = first; v < vectors; v += lanes) {
         A out[n];
         terms(at + head + v * n, c, out);
