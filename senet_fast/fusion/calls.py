@@ -30,13 +30,17 @@ class Parts:
 
     def plain(self, module: nn.Module) -> bool:
         """Whether they are what they were, and nobody sees their calls."""
-        for path, kind in self.known:
-            part = path.submodule(module)
-            if type(part) is not kind or has_hooks(part):
+        modes = self.modes
+        for at, (path, kind) in enumerate(self.known):
+            part = module
+            for name in path:
+                part = part._modules[name]  # type: ignore[assignment]
+            if type(part) is not kind or (modes is not None and part.training is not modes[at]):
                 return False
-        return self.modes is None or all(
-            path.submodule(module).training is mode for (path, _), mode in zip(self.known, self.modes, strict=True)
-        )
+            # has_hooks(part), here at every call of every block
+            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                return False
+        return True
 
     def any_trains(self, module: nn.Module) -> bool:
         return any(path.submodule(module).training for path, _ in self.known)
@@ -56,16 +60,20 @@ class Op:
         """Whether it computes what the module would."""
         if not isinstance(x, Tensor) or x.dim() not in self.options:
             return False
-        if self.excitation.inference_only and (module.training or self.parts.any_trains(module)):
+        excitation = self.excitation
+        if excitation.inference_only and (module.training or self.parts.any_trains(module)):
             return False
-        if self.excitation.shape is not None and x.shape[1:] != self.excitation.shape:
+        if excitation.shape is not None and x.shape[1:] != excitation.shape:
             return False
         if not self.parts.plain(module):
             return False
         weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
             return False  # the original may promote x, or refuse it
-        return not any(path.submodule(module).training for path in self.norms)
+        for path in self.norms:
+            if path.submodule(module).training:
+                return False
+        return True
 
     def weights(self, module: nn.Module) -> list[Tensor | None]:
         if self.direct:

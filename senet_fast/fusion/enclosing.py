@@ -4,7 +4,7 @@ The graph of the module's own forward is cut at each excitation; the rest stays 
 """
 
 import operator
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ def variant_of(
     """
     opaque = {*plans, *opaque}
     blocked: set[str] = set()
+    opened: set[str] = set()
     try:
         graph = trace_exactly(module, inlined, constants)
     except NotTraced:  # code with a backward of its own
@@ -83,8 +84,16 @@ def variant_of(
         except NotTraced:
             blocked |= more
             continue
-        inlined = inlined | more
+        inlined, opened = inlined | more, opened | more
         sites, reasons = _sites(module, graph, plans, training)
+    opened -= {path for site in sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
+    if opened:  # only to see who made x: their calls cost less than what is in them, written out
+        closed = trace_exactly(module, inlined - opened, constants)
+        again, _ = _sites(module, closed, plans, training)
+        if [site.owner for site in again] == [site.owner for site in sites]:
+            for site, seen in zip(again, sites, strict=True):
+                site.maker = seen.maker
+            graph, sites = closed, again
     for path in inlined:
         check_plain(attribute(module, path), path)
     if not any(site.pays for site in sites):
@@ -95,8 +104,13 @@ def variant_of(
 
 def containers(match: Match) -> set[str]:
     """Paths of the children whose code holds a part of an excitation that is written out."""
+    return _inside(_region(match.x, match.y))
+
+
+def _inside(nodes: Iterable[fx.Node]) -> set[str]:
+    """Paths of the children whose code holds some of ``nodes``."""
     found: set[str] = set()
-    for node in _region(match.x, match.y):
+    for node in nodes:
         stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
         found |= {*stack} - ({str(node.target)} if node.op == "call_module" else set())
     return found - {""}

@@ -1,5 +1,6 @@
 """The forwards that fused modules run, and the calls in which they run their own instead."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -104,23 +105,30 @@ class EnclosingPlan(Plan):
         super().__init__(module)
         self.constants, self.variants = constants, variants
         self.tensors = [name for name in self.names if name not in constants]
-        self.usual = [self.defaults[name] for name in constants] if {*constants} <= {*self.defaults} else None
+        self.usual: dict[bool, Variant | None] | None = None  # by the mode, where the constants have their defaults
+        if {*constants} <= {*self.defaults}:
+            defaults = [self.defaults[name] for name in constants]
+            with contextlib.suppress(TypeError):  # a default without a hash
+                self.usual = {training: variants.get(key(training, defaults)) for training in (False, True)}
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        constants: Any = self.usual
         tensors: Any = args
-        if kwargs or constants is None or len(args) != len(self.tensors):
+        if kwargs or self.usual is None or len(args) != len(self.tensors):
             values = self.arguments(args, kwargs)
             if values is None or not values.keys() >= {*self.names}:
                 return own(module, *args, **kwargs)
-            constants = [values[name] for name in self.constants]
             tensors = [values[name] for name in self.tensors]
-        try:
-            variant = self.variants.get(key(module.training, constants))
-        except TypeError:  # a constant without a hash
-            variant = None
-        if variant is None or not all(isinstance(value, Tensor) for value in tensors):
+            try:
+                variant = self.variants.get(key(module.training, [values[name] for name in self.constants]))
+            except TypeError:  # a constant without a hash
+                variant = None
+        else:
+            variant = self.usual[module.training]
+        if variant is None:
             return own(module, *args, **kwargs)
+        for value in tensors:
+            if not isinstance(value, Tensor):
+                return own(module, *args, **kwargs)
         if not variant.inlined.plain(module) or _hooks_of_all_modules():
             return own(module, *args, **kwargs)
         return variant.code(module, module, variant.steps, *tensors)
