@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from senet_fast.se import squeeze_excite
+from senet_fast.se.ops import fold_norm
 
 
 class Path(tuple[str, ...]):
@@ -57,11 +57,8 @@ class Norm:
 
     def affine(self, get: Get) -> tuple[Tensor, Tensor]:
         """(scale, shift) [n] of y = x * scale + shift."""
-        scale = torch.rsqrt(get(self.var) + self.eps)
-        if self.weight is not None:
-            scale = scale * get(self.weight)
-        shift = -get(self.mean) * scale
-        return scale, shift if self.bias is None else shift + get(self.bias)
+        weight, bias = (None if path is None else get(path) for path in (self.weight, self.bias))
+        return fold_norm(get(self.mean), get(self.var), weight, bias, self.eps)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.stages import CONVOLUTIONS, LINEARS, Rejected, stage_of
 from senet_fast.fusion.trace import attribute, readers, writes
 
-# In front of the scale an activation is computed twice, for the squeeze and for the scale: measured, that is faster
-# than to write its result to memory in between only for these. Behind the scale it is computed once.
-CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "affine_clamp")
+# Activations in front of an excitation that were measured to pay as a prologue (on a GPU they are computed twice there).
+CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")
 NEW = (  # results that share no memory with anything
     *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
     *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),

@@ -13,6 +13,7 @@ from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
 from senet_fast.se.norm import norm_se_relu, supported
+from senet_fast.se.ops import fold_norm
 
 # Elements of x from which norm_se_relu pays. Below, its [B, C] numbers take longer than the passes that it saves: with
 # 8 x 2048 x 7 x 7 it took 1.3 times as long as the modules, with 8 x 1024 x 14 x 14 0.7 to 1.0 times.
@@ -115,8 +116,7 @@ class NormSE(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         norm, se = self.norm, self.se
         if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
-            shift = norm.bias - norm.running_mean * scale  # type: ignore[operator]
+            scale, shift = fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
             first = "relu" if self.relu_first else "identity"
             y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first)
             return y

@@ -9,6 +9,16 @@ _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _squeeze_excite_into = torch.ops.senet_fast.squeeze_excite_into.default
 
 
+def fold_norm(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [C] of x * scale + shift, which a BatchNorm with running ``mean`` and ``var`` [C] is at inference.
+
+    Differentiable; without gradients one loop over float32 on the CPU.
+    """
+    return torch.ops.senet_fast.fold_norm.default(mean, var, weight, bias, eps)  # type: ignore[no-any-return]
+
+
 def squeeze_excite(
     x: Tensor,
     fc1_weight: Tensor,

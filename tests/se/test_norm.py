@@ -11,6 +11,7 @@ from senet_fast.models import layers
 from senet_fast.models.layers import NormSE
 from senet_fast.se import FusedSE
 from senet_fast.se.norm import norm_se_relu, supported
+from senet_fast.se.ops import fold_norm
 
 SHAPES = [(3, 5, 7, 3), (1, 4, 2, 2), (2, 33, 1, 1), (4, 64, 9, 5)]
 
@@ -164,3 +165,53 @@ def test_refusals() -> None:
         torch.ops.senet_fast.norm_gradients(grad, x, x, numbers, numbers[:1], numbers, numbers)
     with pytest.raises(ValueError, match=r"x has strides .*; expected a contiguous or channels_last tensor"):
         torch.ops.senet_fast.norm_moments(x[:, :, ::2])
+
+
+FOLD = torch.ops.senet_fast.fold_norm.default
+
+
+def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    return fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("grad", [True, False])
+def test_fold_norm_is_batch_norm_at_inference(affine: bool, dtype: torch.dtype, grad: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(37, affine=affine, eps=0.01).to(dtype).eval()
+    for t in norm.state_dict().values():
+        t.copy_(torch.rand(t.shape) + 0.5)
+    x = torch.randn(2, 37, 3, 5, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        scale, shift = folded(norm)
+    expected = nn.functional.batch_norm(
+        x.double(),
+        norm.running_mean.double(),  # type: ignore[union-attr]
+        norm.running_var.double(),  # type: ignore[union-attr]
+        *((norm.weight.double(), norm.bias.double()) if affine else (None, None)),
+        eps=norm.eps,
+    )
+    given = x.double() * scale.double()[:, None, None] + shift.double()[:, None, None]
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 0.03}[dtype]
+    torch.testing.assert_close(given, expected, rtol=tolerance, atol=tolerance)
+    assert (scale.dtype, shift.dtype) == (dtype, dtype)
+    assert scale.requires_grad == (grad and affine)
+
+
+def test_fold_norm_where_something_watches() -> None:
+    """Derivatives, modes and subclasses see small ops; plain tensors get one loop. The numbers are the same."""
+    norm = nn.BatchNorm2d(5).eval()
+    norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    torch.library.opcheck(FOLD, (*tensors, norm.eps))
+    with torch.no_grad():
+        plain = folded(norm)
+        tangent = torch.ones(5)
+        _, (changed, _) = torch.func.jvp(lambda w: FOLD(tensors[0], tensors[1], w, None, 0.0), (tensors[2],), (tangent,))
+        torch.testing.assert_close(changed, torch.rsqrt(norm.running_var))  # type: ignore[arg-type]
+        compiled = torch.compile(lambda: folded(norm), fullgraph=True, backend="eager")()
+    for a, b in zip(plain, folded(norm), strict=True):
+        torch.testing.assert_close(a, b.detach())
+    for a, b in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(a, b)

@@ -12,31 +12,39 @@ SENET_INLINE Vec<A> scale_at(const A* scale, int64_t i, auto load) {
   }
 }
 
+// Elements of v, of which there are n, with zeros up to a whole vector: what the compiler makes of a loop has no quick end.
+template <class A>
+SENET_INLINE int64_t whole_vectors(int64_t n, A* v) {
+  store(broadcast(A(0)), v + n);
+  return (n + Vec<A>::kLanes - 1) / Vec<A>::kLanes * Vec<A>::kLanes;
+}
+
 // y[i] = activation(value(i, load)) for an activation that is computed over arrays
 template <class A, class T, class Value>
 SENET_INLINE void activate_segment(const Activation& activation, T* y, int64_t n, Value value) {
   for (int64_t from = 0; from < n; from += kChunk) {
     const int64_t count = n - from < kChunk ? n - from : kChunk;
-    A v[kChunk];
+    A v[kChunk + Vec<A>::kLanes];
     map_vectors<A>(count, [&](int64_t i, auto load, auto store) { store(value(from + i, load), v + i); });
-    activation_value(activation, v, v, count);
+    activation_value(activation, v, v, whole_vectors<A>(count, v));
     map_vectors<A>(count, [&](int64_t i, auto load, auto store) { store(load(v + i), y + from + i); });
   }
 }
 
-// grad_v of up to kChunk elements, as A
+// grad_v of up to kChunk elements, as A; v has room for a vector more
 template <class A, class T, bool kRow>
 SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const T* residual, const Activation& activation,
                              T* grad_v, A* v, int64_t n) {
   if (n <= 0) return;
-  A dy[kChunk];
+  A dy[kChunk + Vec<A>::kLanes];
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) {
     Vec<A> scaled = load(x + i) * scale_at<A, kRow>(scale, i, load);
     if (residual != nullptr) scaled = scaled + load(residual + i);
     store(scaled, v + i);
     store(load(grad_y + i), dy + i);
   });
-  activation_grad(activation, v, dy, v, n);
+  whole_vectors<A>(n, dy);
+  activation_grad(activation, v, dy, v, whole_vectors<A>(n, v));
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i), grad_v + i); });
 }
 
@@ -124,7 +132,7 @@ struct Data {
           map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(dy + at + i) * load(x + at + i), terms + i); });
           return;
         }
-        A spread_scale[kChunk + kFew], v[kChunk];
+        A spread_scale[kChunk + kFew], v[kChunk + kFew];
         spread(scale + k, count, image.I, spread_scale);
         grad_chunk<A, T, true>(dy + at, x + at, spread_scale, residual ? residual + at : nullptr, activation, dv + at, v, n);
         map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i) * load(x + at + i), terms + i); });
@@ -188,7 +196,7 @@ struct Data {
     for (int64_t from = 0; from < n; from += kChunk) {
       const int64_t count = n - from < kChunk ? n - from : kChunk;
       const T* x_at = x + at + from;
-      A v[kChunk];
+      A v[kChunk + kFew];
       grad_chunk<A, T, kRow>(dy + at + from, x_at, kRow ? scale + from : scale, residual ? residual + at + from : nullptr,
                              activation, dv + at + from, v, count);
       add(from, count, [&](int64_t i, auto load) { return load(v + i) * load(x_at + i); });
@@ -276,6 +284,21 @@ struct Data {
         return positive(value(at, load, a, b));
       };
       return write_image(image, begin, end, scale, shift, y, stream, relu);
+    }
+    const auto [O, K, I] = image;
+    if (!image.by_rows() && I > 0 && I <= kChunk / 2) {  // a chunk of channels
+      A a[kChunk + kFew], b[kChunk + kFew];
+      for (int64_t k = begin; k < end; k += kChunk / I) {
+        const int64_t count = end - k < kChunk / I ? end - k : kChunk / I;
+        spread(scale + k, count, I, a);
+        spread(shift + k, count, I, b);
+        for (int64_t o = 0; o < O; ++o) {
+          const int64_t at = (o * K + k) * I;
+          activate_segment<A>(activation, y + at, count * I,
+                              [&](int64_t i, auto load) { return value(at + i, load, load(a + i), load(b + i)); });
+        }
+      }
+      return;
     }
     for_segments(image, begin, end, scale, shift, [&](int64_t at, int64_t n, const A* a, const A* b, auto row) {
       activate_segment<A>(activation, y + at, n, [&](int64_t i, auto load) {

@@ -4,20 +4,28 @@
 
 constexpr float bits_to_float(int bits) { return __builtin_bit_cast(float, bits); }
 
+// a * b + c, rounded once where the ISA can, as fma_part of simd.inl
+inline float fused(float a, float b, float c) {
+#if SENET_VECTOR_BYTES >= 32 || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // e^x to 1 ulp: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2] (coefficients of the Cephes library). 2^n is applied
 // in two halves, so that results beyond the normal range become infinite or denormal, as libm's do.
 inline float exp(float x) {
-  x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;    // a NaN passes
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, which its low bits then hold
+  x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;  // a NaN passes
+  const float shifted = fused(x, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: rounds to an integer, which its low bits hold
   const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float mantissa = p * r * r + r + 1.0f;
+  const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
+  float p = fused(1.9875691500e-4f, r, 1.3981999507e-3f);
+  p = fused(p, r, 8.3334519073e-3f);
+  p = fused(p, r, 4.1665795894e-2f);
+  p = fused(p, r, 1.6666665459e-1f);
+  p = fused(p, r, 5.0000001201e-1f);
+  const float mantissa = fused(p * r, r, r) + 1.0f;
   const int exponent = __builtin_bit_cast(int, shifted) - 0x4B400000;
   const int half = exponent >> 1;
   return mantissa * bits_to_float((half + 127) << 23) * bits_to_float((exponent - half + 127) << 23);
