@@ -34,7 +34,7 @@ def conv(*options: Any, **named: Any) -> nn.Conv2d:
     return nn.Conv2d(*options, padding=1, bias=False, **named)
 
 
-@host("mbconv")
+@host("mbconv", prologue="batch_norm, silu")
 class MBConv(nn.Module):
     """efficientnet-pytorch's: the layers are attributes of the block, which gets a rate from the network."""
 
@@ -143,6 +143,7 @@ class Activated(nn.Module):
 
 
 HOSTS["relu_in_front"] = HOSTS["relu_in_front"]._replace(prologue="relu", epilogue="residual, in place")
+HOSTS["gelu_in_front"] = Host(lambda: Activated(nn.GELU()), "se", "", "residual, in place")
 
 
 @host("x_is_read_again", path="se", epilogue="residual")
