@@ -16,7 +16,7 @@ struct BackwardCall {
   // The gradient of v is 0 up to lo and from hi on, of which each may be NaN, for nowhere; where that is not possible it is a
   // call.
   bool closes;
-  double lo, hi;
+  float lo, hi;
 };
 
 inline bool is_general(const BackwardParams& p) {
@@ -35,8 +35,8 @@ inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lan
           shape.O * shape.K * shape.I,
           !post.is_identity(),
           !is_general(p),
-          post.is_identity() ? kNowhere : 0,
-          post.kind == ActivationKind::relu6 ? 6 : kNowhere};
+          post.is_identity() ? kNowhere : 0.0f,
+          post.kind == ActivationKind::relu6 ? 6.0f : kNowhere};
 }
 
 // What the gradients of the weights are sums of, in the type of sums.
@@ -106,13 +106,14 @@ struct BackwardParts {
         for (int j = 0; j < n; ++j) out[j] = A(widen(vx.items[j])) * A(widen(vy.items[j]));
         return;
       }
-      Vector<T, n> r, stored;
-      if (residual) r = load_items<n, true>(residual + at);
+      Held<T, n> r;
+      if (residual) r = hold_items<n, true>(residual + at);
+      Vector<T, n> stored;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
         const A u = widen(vx.items[j]);
         A v = u * gates[c + j * step];
-        if (residual) v += A(widen(r.items[j]));
+        if (residual) v += A(widen(r[j]));
         const A grad = grad_v(v, A(widen(vy.items[j])));
         narrow(grad, stored.items[j]);
         out[j] = u * grad;
@@ -126,9 +127,9 @@ struct BackwardParts {
   // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze
   template <bool kLast>
   struct Written {
-    static constexpr int kAhead = 2;  // with more, bfloat16's kernel spills
+    static constexpr int kAhead = kLast ? 4 : 2;  // shared memory is near
     template <int n>
-    using Loaded = Vector<T, n>;
+    using Loaded = Held<T, n>;
 
     const BackwardParts& b;
     const Tile& tile;
@@ -137,16 +138,16 @@ struct BackwardParts {
     T* grad_x;
 
     template <int n>
-    SENET_DEVICE Vector<T, n> load(std::int64_t at) const {
-      return load_items<n, kLast>(grad_v + at);
+    SENET_DEVICE Held<T, n> load(std::int64_t at) const {
+      return hold_items<n, kLast>(grad_v + at);
     }
     template <int n>
-    SENET_DEVICE void store(const Vector<T, n>& loaded, std::int64_t at, int e) const {
+    SENET_DEVICE void store(const Held<T, n>& loaded, std::int64_t at, int e) const {
       int c[n];
       channels_of(e, tile.columns, b.call.image.by_columns, c);
       Vector<T, n> out;
 #pragma unroll
-      for (int j = 0; j < n; ++j) narrow(A(widen(loaded.items[j])) * gates[c[j]] + shifts[c[j]], out.items[j]);
+      for (int j = 0; j < n; ++j) narrow(A(widen(loaded[j])) * gates[c[j]] + shifts[c[j]], out.items[j]);
       store_items(grad_x + at, out);
     }
   };

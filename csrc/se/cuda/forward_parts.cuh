@@ -10,12 +10,12 @@ namespace senet::cuda {
 // kernels of their own, which need more registers.
 struct Clamp {
   bool possible;
-  double lo, hi;
+  float lo, hi;
 };
 inline Clamp clamp_of(const Activation& activation) {
-  const double infinity = std::numeric_limits<double>::infinity();
+  const float infinity = std::numeric_limits<float>::infinity();
   const bool identity = activation.is_identity(), relu6 = activation.kind == ActivationKind::relu6;
-  return {identity || relu6 || activation.kind == ActivationKind::relu, identity ? -infinity : 0, relu6 ? 6 : infinity};
+  return {identity || relu6 || activation.kind == ActivationKind::relu, identity ? -infinity : 0.0f, relu6 ? 6.0f : infinity};
 }
 
 struct ForwardCall {

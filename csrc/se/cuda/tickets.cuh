@@ -52,10 +52,11 @@ SENET_DEVICE void for_tickets(const Tickets& t, TicketWords& words, const Work& 
   const unsigned total = 2u * t.images * t.tiles + t.last;
   if (threadIdx.x == 0) words.drawn[0] = add_relaxed(t.counters, 1);
   __syncthreads();
-  for (int turn = 0;; turn ^= 1) {
-    const unsigned ticket = words.drawn[turn];
+  for (unsigned* drawn = words.drawn;; drawn = words.drawn + (drawn == words.drawn)) {  // in two places by turns
+    const unsigned ticket = *drawn;
     if (ticket >= total) break;
-    if (threadIdx.x == 0) words.drawn[turn ^ 1] = add_relaxed(t.counters, 1);  // in advance: it takes as long as a small job
+    unsigned* next = words.drawn + (drawn == words.drawn);
+    if (threadIdx.x == 0) *next = add_relaxed(t.counters, 1);  // in advance: it takes as long as a small job
     work(job_of(ticket, t));
     __syncthreads();  // shared memory is free again, and the next ticket is in it
   }

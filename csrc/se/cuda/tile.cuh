@@ -1,5 +1,8 @@
 // A tile of an image and the two ways to go through it: sums per channel, and element by element.
 #pragma once
+#include <cstring>
+#include <type_traits>
+
 #include "se/cuda/device.cuh"
 
 namespace senet::cuda {
@@ -61,8 +64,36 @@ SENET_DEVICE void channels_of(int e, int columns, Divisor by_columns, int (&chan
   }
 }
 
+// n items of one or 16 bytes as they wait for their use, two of a half type in one register: what is loaded under a condition
+// compilers would otherwise carry item by item.
+template <class T, int n>
+struct Held {
+  using Word = std::conditional_t<(n > 1 && sizeof(T) < 4), unsigned, T>;
+  Vector<Word, n * sizeof(T) / sizeof(Word)> words;
+
+  SENET_DEVICE T operator[](int j) const {
+    if constexpr (std::is_same_v<Word, T>) {
+      return words.items[j];
+    } else {
+      const auto bits = static_cast<unsigned short>(words.items[j / 2] >> j % 2 * 16);
+      T item;
+      std::memcpy(&item, &bits, sizeof item);
+      return item;
+    }
+  }
+};
+
 // n successive elements: one, or the items of a vector, which is aligned. kLast: they may leave the cache, nobody reads them
 // again.
+template <int n, bool kLast, class T>
+SENET_DEVICE Held<T, n> hold_items(const T* p) {
+  if constexpr (n == 1) {
+    return {{*p}};
+  } else {
+    const auto* held = reinterpret_cast<const decltype(Held<T, n>::words)*>(p);
+    return {kLast ? load_streaming(held) : load_vector(held)};
+  }
+}
 template <int n, bool kLast, class T>
 SENET_DEVICE Vector<T, n> load_items(const T* p) {
   if constexpr (n == 1) {
@@ -147,7 +178,7 @@ SENET_DEVICE void sum_planes(const Tile& tile, std::int64_t I, std::int64_t row_
         }
       };
       one_by_one(0, head);
-#pragma unroll(n > 4 ? 2 : 4)  // as registers allow
+#pragma unroll 4
       for (int v = first; v < vectors; v += lanes) {
         A out[n];
         terms(at + head + v * n, c, out);

@@ -103,7 +103,8 @@ struct WeightGradients {
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    for (int w = 1; w < static_cast<int>(blockDim.x) / 32; ++w) sum += warps[w];
+#pragma unroll 1  // its bound would be computed before the loop over tickets, and kept in registers
+    for (unsigned w = 1; w * 32 < blockDim.x; ++w) sum += warps[w];
     static_cast<W*>(to)[t < R ? t : 0] = narrowed<W>(A(sum));
   }
 };

@@ -109,7 +109,9 @@ inline void narrow(float v, bf16& out) {
 template <class V>
 V load_vector(const V* p) {
   emulator::check_aligned(p);
-  return *p;
+  V v;
+  std::memcpy(&v, p, sizeof v);  // what lies there may be of another type
+  return v;
 }
 template <class V>
 V load_streaming(const V* p) {
