@@ -15,7 +15,8 @@ struct BackwardLaunch {
   void* partial_hidden;  // [B, tiles, R], two_fc only
 };
 
-inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch, int threads) {
+inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch,
+                                int threads = kThreads) {
   const auto [B, O, K, I, R] = p.shape;
   BackwardLaunch l{call_of(p, plan.tiles, plan.lanes),
                    {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};

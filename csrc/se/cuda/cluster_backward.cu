@@ -21,16 +21,10 @@ __global__ void __launch_bounds__(kThreads) weights_kernel(const __grid_constant
   WeightGradients<T, W>{launch.call, launch.sums, launch.cut.images, warps}.run(blockIdx.x);
 }
 
-struct Kernels {
-  template <class T, class W>
-  static const void* of(bool general, int images) {
-    if constexpr (std::is_same_v<T, double>) {
-      return nullptr;
-    } else {
-      return reinterpret_cast<const void*>(general       ? &cluster_backward_kernel<T, W, true, 1>
-                                           : images == 1 ? &cluster_backward_kernel<T, W, false, 1>
-                                                         : &cluster_backward_kernel<T, W, false, kClusterImages>);
-    }
+struct Instances {
+  template <class T, class W, bool kGeneral, int kImages>
+  static const void* instance() {
+    return reinterpret_cast<const void*>(&cluster_backward_kernel<T, W, kGeneral, kImages>);
   }
 };
 struct WeightsKernels {
@@ -47,21 +41,19 @@ struct WeightsKernels {
 }  // namespace
 
 ClusterPlan choose_cluster(const BackwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
-  const bool general = is_general(p);
-  return choose_here(p, true, gpu, wanted, !general, ticket,
-                     [&](int images) { return kernel_of<Kernels>(p, general, images); });
+  return choose_here<Instances>(p, gpu, wanted, ticket);
 }
 
-std::int64_t cluster_backward_scratch(const BackwardParams& p) {
+std::int64_t cluster_scratch(const BackwardParams& p) {
   Scratch scratch(nullptr, p.dtype);
   weight_sums(p, scratch);
   return scratch.bytes();
 }
 
-const char* cluster_backward(const BackwardParams& p, const ClusterPlan& plan, void* scratch, void* stream) {
+const char* enqueue_cluster(const BackwardParams& p, const ClusterPlan& plan, void* scratch, void* stream) {
   Scratch taken(scratch, p.dtype);
   const ClusterBackwardLaunch launch = launch_of(p, plan, taken);
-  const char* error = enqueue_clusters(kernel_of<Kernels>(p, is_general(p), plan.images), plan, launch, stream);
+  const char* error = enqueue_clusters(cluster_kernel<Instances>(p, plan.images), plan, launch, stream);
   const int jobs = weight_jobs(p, kThreads);
   if (error || jobs == 0) return error;
   return enqueue(kernel_of<WeightsKernels>(p), launch, jobs, stream);

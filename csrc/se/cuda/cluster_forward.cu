@@ -15,29 +15,23 @@ __global__ void __launch_bounds__(kImages > 1 ? kThreadsOfWide : kClusterThreads
 #endif
 }
 
-struct Kernels {
-  template <class T, class W>
-  static const void* of(bool general, int images) {
-    if constexpr (std::is_same_v<T, double>) {
-      return nullptr;
-    } else {
-      return reinterpret_cast<const void*>(general       ? &cluster_forward_kernel<T, W, true, 1>
-                                           : images == 1 ? &cluster_forward_kernel<T, W, false, 1>
-                                                         : &cluster_forward_kernel<T, W, false, kClusterImages>);
-    }
+struct Instances {
+  template <class T, class W, bool kGeneral, int kImages>
+  static const void* instance() {
+    return reinterpret_cast<const void*>(&cluster_forward_kernel<T, W, kGeneral, kImages>);
   }
 };
 
 }  // namespace
 
 ClusterPlan choose_cluster(const ForwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
-  const bool general = is_general(p);
-  return choose_here(p, false, gpu, wanted, !general, ticket,
-                     [&](int images) { return kernel_of<Kernels>(p, general, images); });
+  return choose_here<Instances>(p, gpu, wanted, ticket);
 }
 
-const char* cluster_forward(const ForwardParams& p, const ClusterPlan& plan, void* stream) {
-  return enqueue_clusters(kernel_of<Kernels>(p, is_general(p), plan.images), plan, launch_of(p, plan), stream);
+std::int64_t cluster_scratch(const ForwardParams&) { return 0; }
+
+const char* enqueue_cluster(const ForwardParams& p, const ClusterPlan& plan, void*, void* stream) {
+  return enqueue_clusters(cluster_kernel<Instances>(p, plan.images), plan, launch_of(p, plan), stream);
 }
 
 }  // namespace senet::cuda

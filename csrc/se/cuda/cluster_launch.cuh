@@ -8,8 +8,9 @@ namespace senet::cuda {
 ClusterPlan choose_cluster(const ForwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket);
 ClusterPlan choose_cluster(const BackwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket);
 
-const char* cluster_forward(const ForwardParams& p, const ClusterPlan& plan, void* stream);
-std::int64_t cluster_backward_scratch(const BackwardParams& p);
-const char* cluster_backward(const BackwardParams& p, const ClusterPlan& plan, void* scratch, void* stream);
+std::int64_t cluster_scratch(const ForwardParams& p);
+std::int64_t cluster_scratch(const BackwardParams& p);
+const char* enqueue_cluster(const ForwardParams& p, const ClusterPlan& plan, void* scratch, void* stream);
+const char* enqueue_cluster(const BackwardParams& p, const ClusterPlan& plan, void* scratch, void* stream);
 
 }  // namespace senet::cuda

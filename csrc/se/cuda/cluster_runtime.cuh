@@ -3,6 +3,7 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <type_traits>
 
 #include "se/cuda/cluster_plan.h"
 #include "se/cuda/runtime.cuh"
@@ -59,14 +60,35 @@ inline bool has_clusters(const void* kernel) {
   return known && attributes.ptxVersion >= 90;
 }
 
-// choose() for the current device: asked of the driver once for each kind of call. kernel(images): that for so many.
-template <class KernelFor>
-ClusterPlan choose_here(const Params& p, bool backward, const Gpu& gpu, Kernel wanted, bool several_images, const Plan& ticket,
-                        const KernelFor& kernel) {
+// Instances::instance<T, W, kGeneral, kImages>() is a kernel's address; there is none for float64.
+template <class Instances>
+struct ClusterKernels {
+  template <class T, class W>
+  static const void* of(bool general, int images) {
+    if constexpr (std::is_same_v<T, double>) {
+      return nullptr;
+    } else {
+      return general       ? Instances::template instance<T, W, true, 1>()
+             : images == 1 ? Instances::template instance<T, W, false, 1>()
+                           : Instances::template instance<T, W, false, kClusterImages>();
+    }
+  }
+};
+
+template <class Instances, class P>
+const void* cluster_kernel(const P& p, int images) {
+  return kernel_of<ClusterKernels<Instances>>(p, is_general(p), images);
+}
+
+// choose() for the current device: asked of the driver once for each kind of call.
+template <class Instances, class P>
+ClusterPlan choose_here(const P& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
+  const bool backward = std::is_same_v<P, BackwardParams>, several_images = !is_general(p);
+  const auto kernel = [&](int images) { return cluster_kernel<Instances>(p, images); };
   if (wanted == Kernel::ticket || p.dtype == Dtype::f64 || p.shape.B == 0) return {};
   int device = 0;
   cudaGetDevice(&device);
-  using Key = std::array<std::int64_t, 15>;
+  using Key = std::array<std::int64_t, 14>;
   const auto& [B, O, K, I, R] = p.shape;
   const Key key{device,
                 B,
@@ -80,7 +102,6 @@ ClusterPlan choose_here(const Params& p, bool backward, const Gpu& gpu, Kernel w
                 p.epilogue.residual != nullptr,
                 !p.epilogue.activation.is_identity(),
                 several_images,
-                backward,
                 std::int64_t(wanted),
                 std::int64_t(reinterpret_cast<std::uintptr_t>(kernel(1)))};
   static std::mutex mutex;

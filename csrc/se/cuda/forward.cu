@@ -1,8 +1,6 @@
 #include "se/cuda/forward.cuh"
 
-#include "se/cuda/cluster_launch.cuh"
-#include "se/cuda/launch.h"
-#include "se/cuda/runtime.cuh"
+#include "se/cuda/ticket_runtime.cuh"
 
 namespace senet::cuda {
 namespace {
@@ -18,38 +16,21 @@ __global__ void __launch_bounds__(kThreads, kResident<T, kGeneral>)
   Forward<T, W, kGeneral>::run(launch, shared);
 }
 
-// ---- launchers ----
-
-struct Kernels {
-  template <class T, class W>
-  static const void* of(bool general) {
-    return reinterpret_cast<const void*>(general ? &forward_kernel<T, W, true> : &forward_kernel<T, W, false>);
+struct Instances {
+  template <class T, class W, bool kGeneral>
+  static const void* instance() {
+    return reinterpret_cast<const void*>(&forward_kernel<T, W, kGeneral>);
   }
 };
 
 }  // namespace
 
-const char* plan_forward(const ForwardParams& p, Kernel wanted, Plans& out) {
-  Gpu gpu;
-  const char* error = gpu_of(kernel_of<Kernels>(p, is_general(p)), gpu);
-  if (error) return error;
-  out.ticket = plan(p.shape, p.dtype, gpu);
-  out.cluster = choose_cluster(p, gpu, wanted, out.ticket);
-  return nullptr;
-}
+const char* plan_forward(const ForwardParams& p, Kernel wanted, Plans& plans) { return plan_here<Instances>(p, wanted, plans); }
 
-std::int64_t forward_scratch(const ForwardParams& p, const Plans& plans) {
-  if (plans.cluster) return 0;
-  Scratch scratch(nullptr, p.dtype);
-  launch_of(p, plans.ticket, nullptr, scratch);
-  return scratch.bytes();
-}
+std::int64_t forward_scratch(const ForwardParams& p, const Plans& plans) { return scratch_bytes(p, plans); }
 
 const char* forward(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
-  if (plans.cluster) return cluster_forward(p, plans.cluster, stream);
-  Scratch taken(scratch, p.dtype);
-  return enqueue(kernel_of<Kernels>(p, is_general(p)), launch_of(p, plans.ticket, counters, taken), plans.ticket.blocks,
-                 stream);
+  return enqueue_call<Instances>(p, plans, scratch, counters, stream);
 }
 
 }  // namespace senet::cuda
