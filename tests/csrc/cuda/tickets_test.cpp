@@ -12,6 +12,7 @@ struct Schedule {
   int resident, blocks;
   bool save, in_place;
 
+  int bits() const { return 0; }
   std::string name() const {
     return "seed " + std::to_string(seed) + ", resident " + std::to_string(resident) + " of " + std::to_string(blocks) +
            (save ? ", saved" : "") + (in_place ? ", in place" : "");
@@ -20,105 +21,64 @@ struct Schedule {
 
 constexpr int kBlock = 64;
 
-template <class Launch, class Kernel>
-void emulate(const Launch& launch, unsigned blocks, const Schedule& schedule) {
-  emulator::launch(blocks, kBlock, sizeof(typename Kernel::template Shared<kBlock>), {schedule.seed, schedule.resident},
-                   [&](void* shared) { Kernel::run(launch, *static_cast<typename Kernel::template Shared<kBlock>*>(shared)); });
+template <class Kernel, class Launch>
+void emulate(const Launch& launch, const Schedule& schedule) {
+  using Shared = typename Kernel::template Shared<kBlock>;
+  emulator::launch(unsigned(schedule.blocks), kBlock, sizeof(Shared), {schedule.seed, schedule.resident},
+                   [&](void* shared) { Kernel::run(launch, *static_cast<Shared*>(shared)); });
 }
 
-struct Forwarded {
-  Output y, saved;
+// A launch, and where it is not in place another, which finds the counters as the first left them. make(p, plan, counters,
+// scratch) is launch_of().
+template <class P, class MakeLaunch, class Emulate>
+bool run_twice(const std::string& where, const Case& c, const Setting& setting, const Schedule& schedule, const P& p,
+               const MakeLaunch& make, const Emulate& emulate) {
+  cuda::Plan plan = cuda::plan(c.shape, c.dtype, {}, {kBlock, setting.tile_bytes});
+  if (setting.lag) plan.lag = std::min(setting.lag, int(c.shape.B));
+  cuda::Scratch count(nullptr, c.dtype);
+  make(p, plan, nullptr, count);
+  Output scratch(std::size_t(count.bytes() / item_bytes(c.sum_dtype())), c.sum_dtype());
+  std::vector<unsigned> counters(std::size_t(cuda::counters_of(c.shape.B)));
+  for (int turn = 0; turn < (schedule.in_place ? 1 : 2); ++turn) {
+    cuda::Scratch taken(scratch.data(), c.dtype);
+    emulate(make(p, plan, counters.data(), taken));
+    for (const unsigned counter : counters) check(counter == 0, "%s: a counter is %u after the launch", where.c_str(), counter);
+  }
+  check(scratch.guarded(), "%s: wrote outside of the scratch", where.c_str());
+  return true;
+}
+
+struct Tested {
+  static bool can(const Case&) { return true; }
+  static std::vector<Schedule> schedules(unsigned seed) {
+    return {{seed, 1, 3, true, false}, {seed + 1, 4, 5, false, false}, {seed + 2, 2, 2, false, true}};
+  }
+
+  static bool run(const std::string& where, const Case& c, const Setting& setting, const Schedule& schedule,
+                  const ForwardCall& call) {
+    const auto make = [](const auto& p, const cuda::Plan& plan, unsigned* counters, cuda::Scratch& scratch) {
+      return cuda::launch_of(p, plan, counters, scratch);
+    };
+    return run_twice(where, c, setting, schedule, call.p, make, [&](const cuda::ForwardLaunch& launch) {
+      for_types(c, [&]<class T, class W>() {
+        cuda::is_general(call.p) ? emulate<cuda::Forward<T, W, true>>(launch, schedule)
+                                 : emulate<cuda::Forward<T, W, false>>(launch, schedule);
+      });
+    });
+  }
+  static bool run(const std::string& where, const Case& c, const Setting& setting, const Schedule& schedule,
+                  const BackwardCall& call) {
+    const auto make = [](const auto& p, const cuda::Plan& plan, unsigned* counters, cuda::Scratch& scratch) {
+      return cuda::launch_of(p, plan, counters, scratch, kBlock);
+    };
+    return run_twice(where, c, setting, schedule, call.p, make, [&](const cuda::BackwardLaunch& launch) {
+      for_types(c, [&]<class T, class W>() {
+        cuda::is_general(call.p) ? emulate<cuda::Backward<T, W, true>>(launch, schedule)
+                                 : emulate<cuda::Backward<T, W, false>>(launch, schedule);
+      });
+    });
+  }
 };
-
-Forwarded run_forward(const std::string& where, const Case& c, const Setting& setting, const Schedule& schedule,
-                      const Inputs& in, const PrologueNumbers& pre) {
-  const int64_t image = c.shape.O * c.shape.K * c.shape.I;
-  const Input x(spread(c, in[X]), c.dtype, setting.x_offset);
-  const Input residual(spread(c, in[RESIDUAL]), c.dtype, setting.residual_offset);
-  const Input w1(in[W1], c.weight_dtype, setting.tile_bytes % 3), b1(in[B1], c.weight_dtype), b2(in[B2], c.weight_dtype);
-  const Input w2(in[W2], c.weight_dtype, setting.tile_bytes % 2);
-  const Input scale(pre.scale, c.sum_dtype()), shift(pre.shift, c.sum_dtype());
-  const std::size_t width = std::size_t(2 * c.shape.K + (c.two_fc() ? c.shape.R : 0));
-  Forwarded out{{in[X].size(), c.dtype, setting.y_offset}, {std::size_t(c.shape.B) * width, c.sum_dtype()}};
-
-  ForwardParams p;
-  static_cast<Params&>(p) = params_of(c, x, residual, w1, w2, schedule.save ? out.saved.data() : nullptr);
-  p.prologue = {pre.scale.empty() ? nullptr : scale.data, pre.shift.empty() ? nullptr : shift.data, pre.activation};
-  p.fc1_bias = c.bias1 ? b1.data : nullptr;
-  p.fc2_bias = c.two_fc() && c.bias2 ? b2.data : nullptr;
-  p.y = out.y.data();
-  p.y_batch_stride = image;
-  if (schedule.in_place) {
-    for (std::size_t i = 0; i < in[X].size(); ++i) put(in[X][i], c.dtype, out.y.data() + i * std::size_t(item_bytes(c.dtype)));
-    p.x = p.y;
-    p.x_batch_stride = image;
-  }
-
-  cuda::Plan plan = cuda::plan(c.shape, c.dtype, {}, {kBlock, setting.tile_bytes});
-  if (setting.lag) plan.lag = std::min(setting.lag, int(c.shape.B));
-  cuda::Scratch count(nullptr, c.dtype);
-  cuda::launch_of(p, plan, nullptr, count);
-  Output scratch(std::size_t(count.bytes() / item_bytes(c.sum_dtype())), c.sum_dtype());
-  std::vector<unsigned> counters(std::size_t(cuda::counters_of(c.shape.B)));
-  for (int launch = 0; launch < (schedule.in_place ? 1 : 2);
-       ++launch) {  // the second finds the counters as the first left them
-    cuda::Scratch taken(scratch.data(), c.dtype);
-    const cuda::ForwardLaunch l = cuda::launch_of(p, plan, counters.data(), taken);
-    for_types(c, [&]<class T, class W>() {
-      if (cuda::is_general(p)) {
-        emulate<cuda::ForwardLaunch, cuda::Forward<T, W, true>>(l, unsigned(schedule.blocks), schedule);
-      } else {
-        emulate<cuda::ForwardLaunch, cuda::Forward<T, W, false>>(l, unsigned(schedule.blocks), schedule);
-      }
-    });
-    for (const unsigned counter : counters) check(counter == 0, "%s: a counter is %u after the launch", where.c_str(), counter);
-  }
-  check(scratch.guarded(), "%s: wrote outside of the scratch", where.c_str());
-  return out;
-}
-
-// The gradients that the case asks for, by Tensor.
-std::vector<Output> run_backward(const std::string& where, const Case& c, const Setting& setting, const Schedule& schedule,
-                                 const Inputs& in, const Results& want) {
-  const Input x(spread(c, in[X]), c.dtype, setting.x_offset), grad_y(in[GRAD_Y], c.dtype, setting.y_offset);
-  const Input residual(spread(c, in[RESIDUAL]), c.dtype, setting.residual_offset);
-  const Input w1(in[W1], c.weight_dtype, 0), w2(in[W2], c.weight_dtype, 0), saved(want[SAVED], c.sum_dtype());
-  std::vector<Output> out;
-  for (int t = 0; t < kTensors; ++t) {
-    out.emplace_back(want[t].size(), t >= DW1 ? c.weight_dtype : c.dtype, t == DX ? setting.y_offset : setting.x_offset);
-  }
-  const auto asked = [&](int t) { return c.gradients >> t & 1 ? out[t].data() : nullptr; };
-  BackwardParams p;
-  static_cast<Params&>(p) = params_of(c, x, residual, w1, w2, saved.data);
-  p.grad_y = grad_y.data;
-  p.grad_x = asked(DX);
-  p.grad_residual = c.post.is_identity() ? nullptr : out[DRESIDUAL].data();
-  p.grad_fc1_weight = asked(DW1), p.grad_fc1_bias = asked(DB1);
-  if (c.two_fc()) p.grad_fc2_weight = asked(DW2), p.grad_fc2_bias = asked(DB2);
-
-  cuda::Plan plan = cuda::plan(c.shape, c.dtype, {}, {kBlock, setting.tile_bytes});
-  if (setting.lag) plan.lag = std::min(setting.lag, int(c.shape.B));
-  cuda::Scratch count(nullptr, c.dtype);
-  cuda::launch_of(p, plan, nullptr, count, kBlock);
-  Output scratch(std::size_t(count.bytes() / item_bytes(c.sum_dtype())), c.sum_dtype());
-  std::vector<unsigned> counters(std::size_t(cuda::counters_of(c.shape.B)));
-  for (int launch = 0; launch < 2; ++launch) {
-    cuda::Scratch taken(scratch.data(), c.dtype);
-    const cuda::BackwardLaunch l = cuda::launch_of(p, plan, counters.data(), taken, kBlock);
-    for_types(c, [&]<class T, class W>() {
-      if (cuda::is_general(p)) {
-        emulate<cuda::BackwardLaunch, cuda::Backward<T, W, true>>(l, unsigned(schedule.blocks), schedule);
-      } else {
-        emulate<cuda::BackwardLaunch, cuda::Backward<T, W, false>>(l, unsigned(schedule.blocks), schedule);
-      }
-    });
-    for (const unsigned counter : counters) check(counter == 0, "%s: a counter is %u after the launch", where.c_str(), counter);
-  }
-  check(scratch.guarded(), "%s: wrote outside of the scratch", where.c_str());
-  return out;
-}
-
-// ---- tests ----
 
 void test_plan() {
   const cuda::Gpu h100, small{40, 4, 4 << 20};
@@ -178,68 +138,6 @@ void test_plan() {
   }
 }
 
-void test_forward() {
-  unsigned seed = 0;
-  for (const auto& [c, setting] : cases()) {
-    if (++seed % unsigned(every) != 0) continue;
-    const Inputs in = random_inputs(c, seed);
-    const PrologueNumbers pre = setting.prologue ? random_prologue(c, seed) : PrologueNumbers();
-    Inputs seen = in;
-    seen[X] = behind(pre, c, in[X]);
-    const Results want = naive(c, seen);
-    std::vector<Forwarded> first;
-    const Schedule schedules[] = {{seed, 1, 3, true, false}, {seed + 1, 4, 5, false, false}, {seed + 2, 2, 2, false, true}};
-    for (const Schedule& schedule : schedules) {
-      // in place the alignment of x is that of y
-      if (schedule.in_place && setting.x_offset != setting.y_offset) continue;
-      if (schedule.in_place && c.gap != 0) continue;
-      const std::string where = c.name() + " offsets " + std::to_string(setting.x_offset) + std::to_string(setting.y_offset) +
-                                std::to_string(setting.residual_offset) + " tile " + std::to_string(setting.tile_bytes) +
-                                " lag " + std::to_string(setting.lag) + (setting.prologue ? " prologue" : "") + ", " +
-                                schedule.name();
-      Forwarded out = run_forward(where, c, setting, schedule, in, pre);
-      const double noise = c.dtype == Dtype::f64 ? 1e-14 : 4e-6;
-      compare(where, Y, c, out.y, want[Y], noise);
-      if (schedule.save && c.shape.O * c.shape.I == 0) {
-        for (const double v : out.saved.values()) check(std::isnan(v), "%s: the mean of nothing is %g", where.c_str(), v);
-        continue;
-      }
-      if (schedule.save) compare(where, SAVED, c, out.saved, want[SAVED], noise);
-      if (!first.empty()) check(out.y.bytes == first[0].y.bytes, "%s: y has other bits", where.c_str());
-      first.push_back(std::move(out));
-    }
-  }
-}
-
-void test_backward() {
-  unsigned seed = 1000;
-  for (const auto& [c, setting] : cases()) {
-    if (++seed % unsigned(every) != 0 || c.shape.O == 0) continue;
-    const Inputs in = random_inputs(c, seed);
-    const Results want = naive(c, in);
-    std::vector<std::vector<Output>> first;
-    for (const Schedule& schedule : {Schedule{seed, 1, 3, true, false}, Schedule{seed + 1, 4, 5, true, false}}) {
-      const std::string where = "backward of " + c.name() + " offsets " + std::to_string(setting.x_offset) +
-                                std::to_string(setting.y_offset) + std::to_string(setting.residual_offset) + " tile " +
-                                std::to_string(setting.tile_bytes) + ", " + schedule.name();
-      first.push_back(run_backward(where, c, setting, schedule, in, want));
-      for (int t = DX; t < kTensors; ++t) {
-        // a tap's gradient is one sum over channels and images, and may cancel
-        const double cancels = c.excitation == Excitation::channel_conv && t >= DW1 ? 16 : 1;
-        compare(where, Tensor(t), c, first.back()[t], want[t], cancels * (c.dtype == Dtype::f64 ? 1e-14 : 4e-6));
-        check(first.back()[t].bytes == first[0][t].bytes, "%s: %s has other bits", where.c_str(), kTensorNames[t]);
-      }
-    }
-  }
-}
-
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count > 1) every = std::max(1, std::atoi(arguments[1]));
-  group("plan", test_plan);
-  group("forward", test_forward);
-  group("backward", test_backward);
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed ? 1 : 0;
-}
+int main(int count, char** arguments) { return test<Tested>(count, arguments, test_plan); }
