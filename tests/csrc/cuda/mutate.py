@@ -1,19 +1,30 @@
 """Plant one bug at a time in the GPU's kernels and show what notices it: `python mutate.py [words of its name]`.
 
-Each is looked for by the plain test, the thread sanitizer, then the address sanitizer. Exits 1 if one escapes all three.
+Each is looked for by the plain test, the thread sanitizer, then the address sanitizer; what is likely a race by the thread
+sanitizer first. The first failure ends a test. As many at a time as there are processors. Exits 1 if one escapes all three.
 """
 # ruff: noqa: E501
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[3]
 EVERY = "3"
+KINDS = ("plain", "thread", "memory")
+RACES = ("barrier", "order", "wait", "complete", "before", "every")  # words in the names of what is likely a race
+SECONDS = 600
+KNOWN = (
+    *("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits", "emulator:"),
+    *("runtime error", "FAILED"),
+)
 
 
 class Mutation(NamedTuple):
@@ -26,10 +37,15 @@ class Mutation(NamedTuple):
     def test(self) -> str:
         return "clusters" if self.file.startswith("cluster") else "tickets"
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        race = any(word in self.name for word in RACES)
+        return tuple(sorted(KINDS, key=lambda kind: kind != "thread")) if race else KINDS
+
 
 MUTATIONS = [
     Mutation("no barrier after a job", "tickets.cuh", "    work(job_of(ticket, t));\n    __syncthreads();", "    work(job_of(ticket, t));"),
-    Mutation("the next ticket in the place of this one", "tickets.cuh", "words.drawn[turn ^ 1] = add", "words.drawn[turn] = add"),
+    Mutation("the next ticket in the place of this one", "tickets.cuh", "*next = add", "*drawn = add"),
     Mutation("no barrier before a tile arrives", "tickets.cuh", "int image) {\n  __syncthreads();\n  if (threadIdx.x == 0) words.last", "int image) {\n  if (threadIdx.x == 0) words.last"),
     Mutation("the last tile is known without a barrier", "tickets.cuh", "== t.tiles - 1;\n  __syncthreads();", "== t.tiles - 1;"),
     Mutation("tiles arrive without order", "tickets.cuh", "words.last = add_acquire_release(t.counters + kHeaderCounters + image, 1)", "words.last = add_relaxed(t.counters + kHeaderCounters + image, 1)"),
@@ -95,67 +111,79 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def notices(tree: Path, test: str, kind: str) -> str:
-    """What the test of this kind says: '' if nothing is wrong."""
-    made = subprocess.run(
-        ["make", f"build/emulate/{test}_test.{kind}", "CXX=g++ -DSENET_FEW_TYPES", "emulate_plain=-O1"],
-        cwd=tree,
-        capture_output=True,
-        text=True,
-    )
+def make(tree: Path, *targets: str) -> None:
+    """The emulator's objects are the same for all mutations: what is made once in a tree stays."""
+    command = ["make", *targets, "CXX=g++ -DSENET_FEW_TYPES", "emulate_plain=-O1"]
+    made = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     if made.returncode:
         raise SystemExit(made.stderr)
+
+
+def notices(tree: Path, test: str, kind: str) -> str:
+    """What the test of this kind says first: '' if nothing is wrong."""
+    program = f"build/emulate/{test}_test.{kind}"
+    make(tree, program)
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-    try:
-        done = subprocess.run(
-            [f"build/emulate/{test}_test.{kind}", EVERY],
-            cwd=tree,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=600,
-        )
-    except subprocess.TimeoutExpired:
-        return "never ends"
-    if done.returncode == 0:
-        return ""
-    text = done.stdout + done.stderr
-    known = (
-        "data race",
-        "heap-buffer-overflow",
-        "deadlock",
-        "different barriers",
-        "not aligned",
-        "other bits",
-        "emulator:",
+    running = subprocess.Popen(
+        [program, EVERY], cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    return next((word for word in known if word in text), "wrong values" if "FAILED" in text else f"{done.returncode}")
+    late = threading.Event()
+    timer = threading.Timer(SECONDS, lambda: (late.set(), running.kill()))
+    timer.start()
+    assert running.stdout
+    said = ""
+    for line in running.stdout:
+        said = next((word for word in KNOWN if word in line), "")
+        if said:
+            said = "other bits" if "other bits" in line else "wrong values" if said == "FAILED" else said
+            running.kill()
+            break
+    running.stdout.close()
+    code = running.wait()
+    timer.cancel()
+    return said or ("never ends" if late.is_set() else f"exit {code}" if code else "")
+
+
+def found(tree: Path, mutation: Mutation) -> str:
+    path = tree / "csrc/se/cuda" / mutation.file
+    text = path.read_text()
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        return next((f"{kind}: {said}" for kind in mutation.kinds if (said := notices(tree, mutation.test, kind))), "")
+    finally:
+        path.write_text(text)
 
 
 def main() -> int:
     chosen = [m for m in MUTATIONS if all(word in m.name for word in sys.argv[1:])]
-    escaped = 0
     for mutation in chosen:
-        with tempfile.TemporaryDirectory() as folder:
-            tree = Path(folder)
-            for name in ("csrc", "tests/csrc"):
-                shutil.copytree(ROOT / name, tree / name)
-            shutil.copy(ROOT / "Makefile", tree)
-            path = tree / "csrc/se/cuda" / mutation.file
-            text = path.read_text()
-            if text.count(mutation.old) != 1:
-                raise SystemExit(f"{mutation.name}: {text.count(mutation.old)} places in {mutation.file}; expected 1")
-            path.write_text(text.replace(mutation.old, mutation.new))
-            found = next(
-                (
-                    (kind, said)
-                    for kind in ("plain", "thread", "memory")
-                    if (said := notices(tree, mutation.test, kind))
-                ),
-                None,
-            )
-        escaped += found is None
-        print(f"{mutation.name:55} {found[0] + ': ' + found[1] if found else 'ESCAPED'}", flush=True)
+        if (count := (ROOT / "csrc/se/cuda" / mutation.file).read_text().count(mutation.old)) != 1:
+            raise SystemExit(f"{mutation.name}: {count} places in {mutation.file}; expected 1")
+    with tempfile.TemporaryDirectory() as folder:
+        trees: queue.Queue[Path] = queue.Queue()
+        first = Path(folder) / "0"
+        for name in ("csrc", "tests/csrc"):
+            shutil.copytree(ROOT / name, first / name)
+        shutil.copy(ROOT / "Makefile", first)
+        make(first, *(f"build/emulate/{name}.{kind}.o" for name in ("emulator", "emulator_cluster") for kind in KINDS))
+        processors = len(os.sched_getaffinity(0))
+        for i in range(processors):
+            if i > 0:
+                shutil.copytree(first, Path(folder) / str(i))
+            trees.put(Path(folder) / str(i))
+
+        def run(mutation: Mutation) -> str:
+            tree = trees.get()
+            try:
+                return found(tree, mutation)
+            finally:
+                trees.put(tree)
+
+        escaped = 0
+        with ThreadPoolExecutor(processors) as pool:
+            for mutation, said in zip(chosen, pool.map(run, chosen), strict=True):
+                escaped += not said
+                print(f"{mutation.name:65} {said or 'ESCAPED'}", flush=True)
     print(f"{len(chosen) - escaped} of {len(chosen)} noticed")
     return 1 if escaped else 0
 
