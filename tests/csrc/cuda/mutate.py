@@ -8,6 +8,7 @@ sanitizer first. The first failure ends a test. As many at a time as there are p
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,8 +128,7 @@ def notices(tree: Path, test: str, kind: str) -> str:
     running = subprocess.Popen(
         [program, EVERY], cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    late = threading.Event()
-    timer = threading.Timer(SECONDS, lambda: (late.set(), running.kill()))
+    timer = threading.Timer(SECONDS, running.kill)
     timer.start()
     assert running.stdout
     said = ""
@@ -136,12 +136,13 @@ def notices(tree: Path, test: str, kind: str) -> str:
         said = next((word for word in KNOWN if word in line), "")
         if said:
             said = "other bits" if "other bits" in line else "wrong values" if said == "FAILED" else said
-            running.kill()
             break
+    timer.cancel()
+    if said:
+        running.kill()
     running.stdout.close()
     code = running.wait()
-    timer.cancel()
-    return said or ("never ends" if late.is_set() else f"exit {code}" if code else "")
+    return said or ("never ends" if code == -signal.SIGKILL else f"exit {code}" if code else "")
 
 
 def found(tree: Path, mutation: Mutation) -> str:
