@@ -8,17 +8,15 @@ A network a run is enough (-k "resnet50 forward"): rows of earlier runs on the s
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
-from benchmarks.report import add_options, publish, save
+from benchmarks.report import publish
+from benchmarks.rows import row_options, selected, take
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import calibrate, relative_difference
 from senet_fast.demo.text import ratio, table
@@ -103,23 +101,7 @@ def measure(mode: Mode, seconds: float, compiled: bool) -> dict[str, Any]:
         network.train(mode.kind == "step")
     calls = {name: contender(network, name, mode.kind, images) for name, network in made.items()}
     times = interleave(calls, seconds, calls=3 if mode.batch == 1 else 1)
-    date = surroundings()["date"]
-    return {"mode": mode.id, "date": date, "seconds": times, "believable": times.believable, "difference": difference}
-
-
-def merged(path: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """The rows of earlier runs, where machine and torch are the same."""
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        if all(earlier[key] == results[key] for key in ("machine", "versions")):
-            results["rows"] = earlier["rows"]
-    return results
-
-
-def put(results: dict[str, Any], row: dict[str, Any]) -> None:
-    order = [mode.id for mode in MODES]
-    rows = [other for other in results["rows"] if other["mode"] != row["mode"]]
-    results["rows"] = sorted([*rows, row], key=lambda one: order.index(one["mode"]))
+    return {"date": surroundings()["date"], "seconds": times, "believable": times.believable, "difference": difference}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -136,20 +118,12 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claim", description=__doc__)
-    parser.add_argument("-k", default="", metavar="WORDS", help='only modes with these words, as in "resnet50 forward"')
     parser.add_argument("--seconds", type=float, default=20.0, help="timing per mode, shared by the contenders")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes a network")
-    add_options(parser, "claim")
+    row_options(parser, "claim", "resnet50 forward")
     options = parser.parse_args()
-    modes = [mode for mode in MODES if set(options.k.split()) <= set(mode.id.split())]
-    if not modes:
-        raise SystemExit(f"no mode has all of {options.k}")
-    results = merged(options.json, {**surroundings(), "rows": []})
-    progress = tqdm(modes)
-    for mode in progress:
-        progress.set_description(mode.id)
-        put(results, measure(mode, options.seconds, not options.no_compile))
-        save(options, results)
+    modes = selected(options, MODES)
+    results = take(options, MODES, modes, surroundings(), lambda m: measure(m, options.seconds, not options.no_compile))
     publish(options, results, MARK, markdown(results))
 
 

@@ -9,7 +9,6 @@ import copy
 import ctypes
 import gc
 import importlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from benchmarks.report import add_options, publish, save
+from benchmarks.report import publish
+from benchmarks.rows import row_options, selected, take
 from benchmarks.shapes import LAYOUTS
 from senet_fast import fuse
 from senet_fast.demo.measure import interleave, surroundings
@@ -130,7 +129,7 @@ def measure(mode: Mode, seconds: float, compiled: bool) -> dict[str, Any]:
     first = interleave({"eager": calls["eager"]}, 0, rounds=1, calls=1)["eager"]
     times = interleave(calls, seconds, rounds=5, calls=1 if first > SLOW else None)
     return {
-        **{"mode": mode.id, "batch": mode.batch, "blocks": len(report.fused), "seconds": times, "peak_mb": memory},
+        **{"batch": mode.batch, "blocks": len(report.fused), "seconds": times, "peak_mb": memory},
         **{"believable": times.believable, "difference": difference},
     }
 
@@ -160,24 +159,13 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fusing", description=__doc__)
-    parser.add_argument("-k", default="", metavar="WORDS", help='only modes with these words, as in "seresnet50 nhwc"')
     parser.add_argument("--seconds", type=float, default=10.0, help="timing per mode, shared by its versions")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes a network")
-    parser.add_argument("--list", action="store_true", help="print the modes and stop")
-    add_options(parser, "fusing")
+    row_options(parser, "fusing", "seresnet50 nhwc")
     options = parser.parse_args()
-    modes = [mode for mode in MODES if set(options.k.split()) <= set(mode.id.split())]
-    if options.list or not modes:
-        raise SystemExit("\n".join(mode.id for mode in modes) or f"no mode has all of {options.k}")
-    results: dict[str, Any] = {**surroundings("timm", "speechbrain"), "rows": []}
-    kept = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    rows = {row["mode"]: row for row in kept}
-    order = [mode.id for mode in MODES]
-    for mode in (progress := tqdm(modes)):
-        progress.set_description(mode.id)
-        rows[mode.id] = measure(mode, options.seconds, options.compile)
-        results["rows"] = [rows[name] for name in order if name in rows]
-        save(options, results)
+    modes = selected(options, MODES)
+    where = surroundings("timm", "speechbrain")
+    results = take(options, MODES, modes, where, lambda mode: measure(mode, options.seconds, options.compile))
     publish(options, results, MARK, markdown(results))
 
 

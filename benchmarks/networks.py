@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
-from benchmarks.report import add_options, publish, save
+from benchmarks.report import publish
+from benchmarks.rows import row_options, selected, take
 from benchmarks.shapes import DTYPES, LAYOUTS
 from benchmarks.swapping import fuse_tails, fused, replace
 from senet_fast.demo.measure import interleave, surroundings
@@ -122,7 +122,7 @@ def measure(mode: Mode, seconds: float) -> dict[str, Any]:
     if mode.dtype == "fp32" and not difference <= TOLERANCE:
         raise AssertionError(f"{mode.id}: outputs with FusedSE differ by {difference:.1e}")
     times = interleave({name: contender(one, mode.kind, images) for name, one in networks.items()}, seconds)
-    return {"mode": mode.id, "seconds": times, "believable": times.believable, "difference": difference}
+    return {"seconds": times, "believable": times.believable, "difference": difference}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -142,24 +142,15 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
-    parser.add_argument("-k", default="", metavar="WORDS", help='only modes with these words, as in "seresnet50 nhwc"')
     parser.add_argument("--seconds", type=float, default=15.0, help="timing per mode, shared by its versions")
-    parser.add_argument("--list", action="store_true", help="print the modes and stop")
-    add_options(parser, "networks")
+    row_options(parser, "networks", "seresnet50 nhwc")
     options = parser.parse_args()
-    modes = [mode for mode in MODES if set(options.k.split()) <= set(mode.id.split())]
-    if options.list:
-        print("\n".join(mode.id for mode in modes))
-        return
+    modes = selected(options, MODES)
     missing = sorted({NETWORKS[mode.network] for mode in modes if not importlib.util.find_spec(NETWORKS[mode.network])})
-    if missing or not modes:
-        raise SystemExit(f"not installed: {', '.join(missing)}" if missing else f"no mode has all of {options.k}")
-    results: dict[str, Any] = {**surroundings("timm", "torchvision"), "rows": []}
-    progress = tqdm(modes)
-    for mode in progress:
-        progress.set_description(mode.id)
-        results["rows"].append(measure(mode, options.seconds))
-        save(options, results)
+    if missing:
+        raise SystemExit(f"not installed: {', '.join(missing)}")
+    where = surroundings("timm", "torchvision")
+    results = take(options, MODES, modes, where, lambda mode: measure(mode, options.seconds))
     publish(options, results, MARK, markdown(results))
 
 

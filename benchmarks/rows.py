@@ -1,0 +1,67 @@
+"""Tables whose rows are taken a few at a time: which of them, and their place among the rows of earlier runs."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from benchmarks.report import add_options, save
+
+
+class Row(Protocol):
+    """`id`: its words, with a space between them."""
+
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+def row_options(parser: argparse.ArgumentParser, name: str, example: str) -> None:
+    """-k, --list, --json and --readme; `name` is the JSON file's."""
+    parser.add_argument("-k", default="", metavar="WORDS", help=f'only modes with these words, as in "{example}"')
+    parser.add_argument("--list", action="store_true", help="print the modes and stop")
+    add_options(parser, name)
+
+
+def selected(options: argparse.Namespace, modes: Sequence[R]) -> list[R]:
+    """Those with all words of -k. Exits where --list asks for them, and where there is none."""
+    found = [mode for mode in modes if {*options.k.split()} <= {*mode.id.split()}]
+    if options.list or not found:
+        raise SystemExit("\n".join(mode.id for mode in found) or f"no mode has all of {options.k}")
+    return found
+
+
+def take(
+    options: argparse.Namespace,
+    modes: Sequence[R],
+    wanted: Sequence[R],
+    where: dict[str, Any],
+    measure: Callable[[R], dict[str, Any]],
+) -> dict[str, Any]:
+    """`where` with the rows of `wanted`, measured one by one and saved after each, beside those the file has of others.
+
+    The file's rows stay where `where` has the machine and the versions that it has.
+    """
+    rows = {row["mode"]: row for row in _earlier(options.json, where)}
+    results = {**where, "rows": []}
+    for mode in (progress := tqdm(wanted)):
+        progress.set_description(mode.id)
+        rows[mode.id] = {"mode": mode.id, **measure(mode)}
+        results["rows"] = [rows[one.id] for one in modes if one.id in rows]
+        save(options, results)
+    return results
+
+
+def _earlier(path: Path, where: dict[str, Any]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text())
+    other = [key for key in ("machine", "versions") if earlier[key] != where[key]]
+    if other:
+        print(f"{path}: its {len(earlier['rows'])} rows go, taken with another {' and other '.join(other)}")
+    return [] if other else earlier["rows"]
