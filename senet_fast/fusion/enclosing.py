@@ -50,7 +50,11 @@ class Site:
     @property
     def pays(self) -> bool:
         """Whether the fused child by itself would do less."""
-        return self.plan is None or any(part is not None for part in (self.prologue, self.epilogue, self.maker))
+        return self.plan is None or self.has_neighbours
+
+    @property
+    def has_neighbours(self) -> bool:
+        return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
 
 
 def variant_of(

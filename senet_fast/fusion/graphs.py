@@ -7,9 +7,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 
+from senet_fast.fusion.enclosing import Site
+from senet_fast.fusion.graph_steps import absorbed, arguments, excite
 from senet_fast.fusion.match import Match
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants, writes
+from senet_fast.fusion.trace import writes
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
@@ -29,28 +31,38 @@ def check_rewritable(module: nn.Module, match: Match) -> None:
             raise Rejected("x is changed in place beside it")
 
 
-def install(module: fx.GraphModule, graph: fx.Graph, matches: list[Match]) -> None:
-    """Give ``module`` its ``graph`` with every match replaced by a call of the op."""
-    regions = [ancestors(match.y) & descendants(match.x) for match in matches]
+def drop_unused_sizes(graph: fx.Graph) -> None:
+    """``b, c, _, _ = x.size()`` leaves reads of x that nobody wants."""
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)
+
+
+def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
+    """Give ``module`` its ``graph`` with every site replaced by a call of the op."""
+    regions = [absorbed(site) for site in sites]
     replaced: dict[fx.Node, fx.Node] = {}
-    for match, region in zip(matches, regions, strict=True):
-        excitation = match.excitation
-        with graph.inserting_before(match.y):
-            paths = [path for layer in excitation.layers for path in (layer.weight, layer.bias)]
-            weights = [None if path is None else graph.get_attr(str(path)) for path in paths]
-            options = excitation.options(excitation.dims[0][1])
-            x = replaced.get(match.x, match.x)
-            if "val" not in match.x.meta:  # an exported graph has guards of its own
-                axes = graph.call_method("dim", (x,))
-                known = [graph.call_function(operator.eq, (axes, rank)) for rank, _ in excitation.dims]
+    for site, region in zip(sites, regions, strict=True):
+        with graph.inserting_before(site.last):
+            v, *given = arguments(module, site, lambda node: replaced.get(node, node), graph.get_attr)
+            if "val" not in site.x.meta:  # an exported graph has guards of its own
+                ranks = [rank for rank, _ in site.excitation.dims]
+                axes = graph.call_method("dim", (v,))
+                known = [graph.call_function(operator.eq, (axes, rank)) for rank in ranks]
                 any_of = functools.reduce(lambda a, b: graph.call_function(operator.or_, (a, b)), known)
-                message = f"x has another number of axes than {[rank for rank, _ in excitation.dims]}: unfuse the graph"
+                message = f"x has another number of axes than {ranks}: unfuse the graph"
                 graph.call_function(torch._assert, (any_of, message))
-            fused = graph.call_function(_squeeze_excite, (x, *weights), options)
-        fused.meta = dict(match.y.meta)
-        match.y.replace_all_uses_with(fused)
-        replaced[match.y] = fused
-        for node in reversed([node for node in graph.nodes if node in region]):
+            if site.has_neighbours:
+                fused = graph.call_function(excite, (v, *given))
+            else:
+                weights, options, *_ = given
+                fused = graph.call_function(_squeeze_excite, (v, *weights), options)
+        fused.meta = dict(site.last.meta)
+        if site.has_neighbours:
+            fused.meta["is_wrapped"] = True  # for those that trace the graph again, as pickle does
+        site.last.replace_all_uses_with(fused)
+        replaced[site.last] = fused
+        for node in reversed(region):
             if not node.users:
                 graph.erase_node(node)
     graph.lint()

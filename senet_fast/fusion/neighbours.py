@@ -15,7 +15,7 @@ from senet_fast.fusion.excitation import Norm
 from senet_fast.fusion.match import ADDITIONS, operands
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import CONVOLUTIONS, LINEARS, Rejected, stage_of
+from senet_fast.fusion.stages import ATEN, CONVOLUTIONS, LINEARS, Rejected, stage_of
 from senet_fast.fusion.trace import attribute, readers, writes
 
 # Activations in front of an excitation that were measured to pay as a prologue (on a GPU they are computed twice there).
@@ -24,6 +24,9 @@ NEW = (  # results that share no memory with anything
     *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
     *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),
     *(F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.mish, F.hardswish, F.hardsigmoid),
+    *(ATEN.batch_norm.default, ATEN.add.Tensor, ATEN.mul.Tensor, ATEN.cat.default, ATEN.relu.default),
+    *(ATEN.silu.default, ATEN.gelu.default, ATEN.mish.default, ATEN.hardswish.default, ATEN.leaky_relu.default),
+    *(ATEN.sigmoid.default, ATEN.tanh.default, ATEN.hardsigmoid.default),
 )
 
 
@@ -142,7 +145,7 @@ def _keeps(module: nn.Module, residual: fx.Node, activation: str) -> bool:
 
 def _saves_input(module: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module":
-        return node.target in (*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm)
+        return node.target in (*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm, ATEN.batch_norm.default)
     return next(attribute(module, str(node.target)).parameters(), None) is not None
 
 

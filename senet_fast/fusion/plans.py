@@ -54,7 +54,7 @@ class BlockPlan(Plan):
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
-        if self.op.applies(module, x) and not _hooks_of_all_modules():
+        if self.op.applies(module, x) and not hooks_of_all_modules():
             return self.op(module, x)
         return own(module, *args, **kwargs)
 
@@ -66,7 +66,7 @@ class BlockPlan(Plan):
         return values.get(self.names[0])
 
 
-def _hooks_of_all_modules() -> bool:
+def hooks_of_all_modules() -> bool:
     """Whether somebody sees the calls of every module."""
     m = torch_module
     return bool(
@@ -129,7 +129,7 @@ class EnclosingPlan(Plan):
         for value in tensors:
             if not isinstance(value, Tensor):
                 return own(module, *args, **kwargs)
-        if not variant.inlined.plain(module) or _hooks_of_all_modules():
+        if not variant.inlined.plain(module) or hooks_of_all_modules():
             return own(module, *args, **kwargs)
         return variant.code(module, module, variant.steps, *tensors)
 

@@ -8,7 +8,9 @@ from senet_fast.fusion import graphs, rewrite
 from senet_fast.fusion.arguments import Calls
 from senet_fast.fusion.blocks import block
 from senet_fast.fusion.calls import PLAN
+from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.excitation import Excitation
+from senet_fast.fusion.graph_steps import site_of
 from senet_fast.fusion.hosts import Enclosed, enclose
 from senet_fast.fusion.match import Match, check_plain, find
 from senet_fast.fusion.plans import BlockPlan, EnclosingPlan
@@ -25,7 +27,7 @@ class Search:
     calls: Calls
     blocks: dict[str, BlockPlan] = field(default_factory=dict)
     hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
-    graphs: dict[str, list[Match]] = field(default_factory=dict)
+    graphs: dict[str, list[Site]] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)  # fused already
 
@@ -91,15 +93,14 @@ class Search:
         entries: dict[str, list[Fused]] = {}
         for path, host in self.hosts.items():
             for site in host.sites:
-                beside = (str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place])))
                 if site.plan is None:
-                    entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *beside))
+                    entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *_beside(site)))
                 else:
-                    neighbours[".".join(filter(None, (path, str(site.owner))))] = beside
+                    neighbours[".".join(filter(None, (path, str(site.owner))))] = _beside(site)
         for path, plan in self.blocks.items():
             entries[path] = [_entry(path, names[path], plan.op.excitation, *neighbours.get(path, ("", "")))]
-        for path, matches in self.graphs.items():
-            entries[path] = [_entry(path, names[path], match.excitation) for match in matches]
+        for path, sites in self.graphs.items():
+            entries[path] = [_entry(path, names[path], site.excitation, *_beside(site)) for site in sites]
         fused = [entry for path in modules for entry in entries.get(path, ())]
         return FusionReport(fused, [Skipped(p, names[p], why) for p in modules for why in self.reasons.get(p, ())])
 
@@ -110,10 +111,10 @@ class Search:
         for path, host in self.hosts.items():
             assert host.plan is not None
             rewrite.install(modules[path], host.plan)
-        for path, matches in self.graphs.items():
+        for path, sites in self.graphs.items():
             module = modules[path]
-            if matches and isinstance(module, fx.GraphModule):
-                graphs.install(module, matches[0].y.graph, matches)
+            if sites and isinstance(module, fx.GraphModule):
+                graphs.install(module, sites[0].y.graph, sites)
 
 
 def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str = "") -> Fused:
@@ -121,16 +122,22 @@ def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str
     return Fused(path, cls, e.channels, e.hidden, e.activation, gate, prologue, epilogue)
 
 
-def in_graph(module: fx.GraphModule) -> tuple[list[Match], list[str]]:
+def _beside(site: Site) -> tuple[str, str]:
+    """Prologue and epilogue for the report."""
+    return str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place]))
+
+
+def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
     """The excitations in a copy of the graph of ``module``, and why others are left."""
     try:
         copied = light_copy(module)
     except Exception:  # it can not be copied
         return [], []
     assert isinstance(copied, fx.GraphModule)
+    graphs.drop_unused_sizes(copied.graph)
     found, rejected = find(copied, copied.graph)
     reasons = [str(reason) for reason in rejected]
-    matches = []
+    matches: list[Match] = []
     for match in found:
         try:
             graphs.check_rewritable(module, match)
@@ -139,4 +146,5 @@ def in_graph(module: fx.GraphModule) -> tuple[list[Match], list[str]]:
             matches.append(match)
         except Rejected as reason:
             reasons.append(str(reason))
-    return matches, reasons
+    taken: set[fx.Node] = set()
+    return [site_of(module, copied, match, taken) for match in matches], reasons

@@ -174,6 +174,25 @@ def test_timm(name: str) -> None:
     check(timm.create_model(name), images(pixels), blocks)
 
 
+GRAPHS = {"seresnet18": {("batch_norm", "residual, relu, in place")}, "regnety_002": {("batch_norm, relu", "in place")}}
+
+
+@pytest.mark.parametrize("how", ["traced", "exported"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_of_timm(name: str, how: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    plain = randomized(timm.create_model(name), images())
+    graph = torch.fx.symbolic_trace(plain) if how == "traced" else torch.export.export(plain, (images(),)).module()
+    blocks = TIMM[name][0]
+    report = fuse(graph)
+    assert len(report.fused) == blocks
+    assert {(entry.prologue, entry.epilogue) for entry in report.fused} == GRAPHS[name]
+    with torch.no_grad():
+        assert counts_calls(lambda: graph(images())) == blocks
+        assert relative(plain(images()), graph(images())) < 1e-5
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision").models
