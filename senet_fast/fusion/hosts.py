@@ -43,6 +43,7 @@ def enclose(
     inlined = {path for match in parts for path in containers(match)}
     calls = [*calls]
     found = Enclosed()
+    failed: list[str] = []  # of no interest where another call tells more
     try:
         if not rewrite.can_swap(module):
             raise Rejected("it can not be given another forward")
@@ -79,14 +80,16 @@ def enclose(
                 found.reasons.append(str(error))
                 continue
             except (Rejected, NotTraced) as reason:
-                if not training and not found.sites:
-                    found.reasons.append(str(reason))
+                if not training:
+                    failed.append(str(reason))
                 continue
             if not training:
                 found.sites = found.sites or sites
                 found.reasons += [reason for reason in reasons if reason not in found.reasons]
             if variant is not None:
                 variants[at] = variant
+    if not found.sites:
+        found.reasons += dict.fromkeys(failed)
     if variants:
         found.plan = EnclosingPlan(module, constants, variants)
     return found
@@ -127,15 +130,18 @@ def _check(
 
 
 def _shapes(module: nn.Module, graph: fx.Graph, inputs: list[fx.Node], sites: list[Site]) -> Iterable[list[list[int]]]:
-    """Shapes to try for the inputs: two images, channels as the first layer wants them, not square."""
+    """Shapes to try for the inputs: two images, channels as the first layer wants them or at the end, not square."""
     rank = sites[0].excitation.dims[0][0]
     channels = sites[0].excitation.channels or 8
-    for space in SPACE:
-        shapes = []
-        for node in inputs:
-            r, c = _first_layer(module, node) or (rank, channels)
-            shapes.append([2, c, *space[: r - 2]])
-        yield shapes
+    layers = [_first_layer(module, node) for node in inputs]
+    for last in (False, True) if None in layers else (False,):
+        for space in SPACE:
+            shapes = []
+            for layer in layers:
+                r, c = layer or (rank, channels)
+                sizes = space[: r - 2]
+                shapes.append([2, *sizes, c] if last and layer is None else [2, c, *sizes])
+            yield shapes
 
 
 def _first_layer(module: nn.Module, source: fx.Node) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
-from senet_fast.fusion.trace import ancestors, descendants
+from senet_fast.fusion.trace import ancestors, descendants, is_quantized
 
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, ATEN.mul.Tensor, ATEN.mul_.Tensor)
 ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
@@ -41,6 +41,8 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected
     matches, rejected = [], []
     for node in graph.nodes:
         pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
+        if node.target is torch.ops.quantized.mul:  # to say that it is left
+            pair = node.args[:2]
         if pair is None:
             continue
         for x, scale in (pair, pair[::-1]):
@@ -86,10 +88,6 @@ def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> M
     if alone and operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
-    for layer in found.layers:
-        for path in (layer.weight, layer.bias):
-            if path is not None:
-                check_parameter(path.tensor(module), str(path))
     return Match(x, product, y, verified(module, x, y, found), tuple(paths))
 
 
@@ -99,6 +97,8 @@ def check_plain(module: nn.Module, path: str) -> None:
         raise Rejected(f"{path} has hooks", near=True)
     if "forward" in module.__dict__:
         raise Rejected(f"{path} has a forward of its own instance", near=True)
+    if is_quantized(module):
+        raise Rejected(f"{path} is quantized", near=True)
     if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
         raise Rejected(f"{path} is prepared for quantization", near=True)
 
@@ -170,7 +170,7 @@ def _explain(
     mean = values[0].mean(others)
     if not torch.allclose(squeezed.reshape(B, K).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
         raise Rejected("its squeeze is not the mean", near=True)
-    _check_stages(stages, K)
+    _check_layers(sandbox.module, stages, K)
     values.append(sandbox.random(shape))
 
     def piece(source: fx.Node, target: fx.Node, size: int, of_x: int) -> Any:
@@ -216,8 +216,14 @@ def _explain(
     )
 
 
-def _check_stages(stages: list[Stage], K: int) -> None:
-    """Rejected unless the layers are one or two, chained, from K channels to K."""
+def _check_layers(module: nn.Module, stages: list[Stage], K: int) -> None:
+    """Rejected unless the layers are one or two, chained, from K channels to K, with weights that the op takes."""
+    for stage in stages:
+        if stage.refused:
+            raise Rejected(stage.refused, near=True)
+        for path in (stage.part.weight, stage.part.bias) if isinstance(stage.part, Layer) else ():
+            if path is not None:
+                check_parameter(path.tensor(module), str(path))
     layers = [stage for stage in stages if stage.kind != "norm"]
     if len(layers) > 2 or (len(layers) == 2 and any(layer.kind != "fc" for layer in layers)):
         raise Rejected(f"it has {len(layers)} layers", near=True)

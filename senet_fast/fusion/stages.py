@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.excitation import Layer, Norm, Path
-from senet_fast.fusion.trace import attribute
+from senet_fast.fusion.trace import attribute, is_quantized, layer_sizes
 
 ATEN = torch.ops.aten
 CONVOLUTIONS = (
@@ -39,12 +39,16 @@ class Stage(NamedTuple):
     part: "Layer | Norm"
     kind: str  # "fc", "channel_conv" or "norm"
     sizes: tuple[int, int]  # in, out
+    refused: str = ""  # why the op can not take it
 
 
 def stage_of(module: nn.Module, node: fx.Node) -> Stage | None:
     """What ``node`` does with which weights; None if it has none. Rejected for a layer of another kind."""
     if node.op == "call_module":
         part = attribute(module, str(node.target))
+        if is_quantized(part) and (sizes := layer_sizes(part)) is not None and len(node.all_input_nodes) == 1:
+            layer = Layer(Path.of(f"{node.target}.weight"), None)
+            return Stage(node, node.all_input_nodes[0], layer, "fc", sizes, f"{node.target} is quantized")
         if not any(True for _ in part.parameters()) and not any(True for _ in part.buffers()):
             return None
         return _module_stage(part, str(node.target), node)

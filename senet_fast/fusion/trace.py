@@ -56,11 +56,25 @@ class _RankedProxy(_Proxy):
         return self.shape if axis is None else self.shape[axis]
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is one of torch's modules with packed weights."""
+    where = type(module).__module__
+    return where.startswith("torch.ao.nn.") and ".quantized." in where
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether this could be a layer of an excitation."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or (is_quantized(module) and layer_sizes(module) is not None):
         return True
     return isinstance(module, _ConvNd) and (math.prod(module.kernel_size) == 1 or isinstance(module, nn.Conv1d))
+
+
+def layer_sizes(module: Any) -> tuple[int, int] | None:
+    """(in, out) of a layer, quantized or not."""
+    for what in ("features", "channels"):
+        if hasattr(module, f"in_{what}") and hasattr(module, f"out_{what}"):
+            return getattr(module, f"in_{what}"), getattr(module, f"out_{what}")
+    return None
 
 
 def _is_inlined(module: nn.Module) -> bool:

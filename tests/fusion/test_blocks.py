@@ -35,11 +35,14 @@ def test_every_style_is_found(name: str) -> None:
         assert counts_calls(lambda: plain(x)) == 0
 
 
-def test_a_style_that_needs_inputs() -> None:
-    plain = randomize(Transposed())
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_block_between_transposes(given: bool, inside: bool) -> None:
+    plain = randomize(nn.Sequential(Transposed(), nn.Linear(C, 3)) if inside else Transposed())
     fused = copy.deepcopy(plain)
     x = torch.randn(2, 9, C) + torch.randn(2, 1, C)
-    assert len(fuse(fused, example_inputs=x).fused) == 1
+    report = fuse(fused, example_inputs=x if given else None)
+    assert ([entry.path for entry in report.fused], report.skipped) == (["0" if inside else ""], [])
     assert counts_calls(lambda: fused(x)) == 1
     assert_same(plain, fused, x)
 
