@@ -262,12 +262,28 @@ def test_ecapa_tdnn(ecapa: Callable[..., nn.Module]) -> None:
     model = ecapa(20, lin_neurons=16, channels=channels, attention_channels=8, se_channels=8, res2net_scale=4)
     report = check(model, torch.randn(3, 37, 20), 3)
     assert [(entry.cls, entry.channels, entry.hidden) for entry in report.fused] == [("SEBlock", 32, 8)] * 3
-    lengths = torch.tensor([1.0, 0.6, 0.8])
-    model.float().eval()
-    with torch.no_grad():
-        expected = model(torch.ones(3, 37, 20), lengths)
-        report = fuse(model)
-        torch.testing.assert_close(model(torch.ones(3, 37, 20), lengths), expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_ecapa_tdnn_with_lengths(ecapa: Callable[..., nn.Module], training: bool) -> None:
+    """The op has no masked squeeze: blocks that are given lengths run their own code, and those without the op."""
+    channels = [32, 32, 32, 32, 96]
+    plain = ecapa(20, lin_neurons=16, channels=channels, attention_channels=8, se_channels=8, res2net_scale=4)
+    x, lengths = torch.randn(3, 37, 20), torch.tensor([1.0, 0.6, 0.8])
+    plain = randomized(plain, x).train(training)
+    fused = copy.deepcopy(plain)
+    assert len(fuse(fused).fused) == 3
+    results, gradients = [], []
+    for model in (plain, fused):
+        y = model(x, lengths)
+        results.append(y)
+        gradients.append(torch.autograd.grad(y.square().sum(), list(model.parameters()), allow_unused=True))
+    assert torch.equal(*results)
+    for own, other in zip(*gradients, strict=True):
+        assert own is other is None or torch.equal(own, other)
+    assert counts_calls(lambda: fused(x, lengths)) == counts_calls(lambda: fused(x, lengths=lengths)) == 0
+    assert counts_calls(lambda: fused(x)) == counts_calls(lambda: fused(x, None)) == 3
+    assert relative(plain(x), results[0]) > 1e-2  # lengths matter
 
 
 def test_deepctr() -> None:
