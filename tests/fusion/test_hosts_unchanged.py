@@ -264,8 +264,50 @@ def test_autocast(kind: type[nn.Module], training: bool, x: Tensor) -> None:
     for grad in (False, True):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
             expected, actual = plain(x), fused(x)
+            assert counts_calls(lambda: fused(x)) == 1
         assert actual.dtype == expected.dtype
         torch.testing.assert_close(actual, expected, rtol=5e-2, atol=5e-2)
+
+
+def test_training_with_autocast(x: Tensor) -> None:
+    """A few steps in bfloat16, neighbours included: as near to float32 as the same steps without the op."""
+    states = []
+    for how in ("float32", "plain", "fused"):
+        model = randomize(nn.Sequential(*(kind() for kind in KINDS))).train()
+        if how == "fused":
+            assert len(fuse(model).fused) == len(KINDS)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=how != "float32"):
+                y = model(x)
+            y.float().square().mean().backward()
+            optimizer.step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how != "float32"):
+            assert counts_calls(lambda model=model: model(x)) == (len(KINDS) if how == "fused" else 0)
+        states.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in randomize(nn.Sequential(*(k() for k in KINDS))).parameters()])
+    exact, plain, fused = (state - start for state in states)
+    assert (fused - exact).norm() < 1.5 * (plain - exact).norm()
+    assert (plain - exact).norm() < 0.3 * exact.norm()
+
+
+def test_export_of_a_network(x: Tensor) -> None:
+    """With any batch and map: an op a block, what is behind it included, and no call of the op's Python."""
+    plain = randomize(nn.Sequential(*(kind() for kind in KINDS), LinearExpand())).eval()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    dynamic = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    with torch.no_grad():
+        program = torch.export.export(fused, (x,), dynamic_shapes=(dynamic,))
+    ops = [str(node.target) for node in program.graph.nodes if "senet_fast" in str(node.target)]
+    assert ops == ["senet_fast.squeeze_excite.default"] * 5
+    ends = [str(node.target) for node in program.graph.nodes].count("aten.add.Tensor")
+    assert ends == 2  # of MBConv and Inverted, behind their last convolution
+    for shape in ((2, C, 7, 9), (3, C, 10, 6)):
+        given = torch.randn(shape)
+        with torch.no_grad():
+            assert relative(plain(given), program.module()(given)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
