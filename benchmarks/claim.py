@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.report import publish
+from benchmarks.report import place, publish
 from benchmarks.rows import row_options, selected, take
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import calibrate, relative_difference
@@ -111,9 +111,9 @@ def markdown(results: dict[str, Any]) -> str:
         shown = ["-" if seconds is None else f"{seconds * 1e3:.1f}" for seconds in times]
         ratios = [ratio(one, times[0]) if row["believable"] else "-" for one in times[1:]]
         rows.append([row["mode"] + ("" if row["believable"] else " (busy)"), *shown, *ratios])
-    machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads, {results['build']['isa']}"
     head = ["network, pass, batch", *(f"{name} ms" for name in CONTENDERS), *(f"{one}/plain" for one in CONTENDERS[1:])]
-    return f"{results['date'][:10]}, {machine}; torch {results['versions']['torch']}, float32.\n\n{table(head, rows)}"
+    where = f"{results['date'][:10]}, {place(results)}; torch {results['versions']['torch']}, float32"
+    return f"{where}.\n\n{table(head, rows)}"
 
 
 def main() -> None:

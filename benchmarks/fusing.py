@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import publish
+from benchmarks.report import place, publish
 from benchmarks.rows import row_options, selected, take
 from benchmarks.shapes import LAYOUTS
 from senet_fast import fuse
@@ -149,12 +149,11 @@ def markdown(results: dict[str, Any]) -> str:
                 *("-" if megabytes is None else f"{megabytes:.0f}" for megabytes in peaks),
             ]
         )
-    machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads"
     packages = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "timm", "speechbrain"))
     head = ["network, pass, batch", "blocks", *(f"{name} images/s" for name in VERSIONS)]
     head += ["fused : eager", "compiled + fused : compiled", *(f"{name} MB" for name in VERSIONS)]
     note = "Forward in inference mode; a step is forward and backward. MB: what one call adds at its peak."
-    return f"{results['date'][:10]}, {machine}; {packages}. {note}\n\n{table(head, rows)}"
+    return f"{results['date'][:10]}, {place(results)}; {packages}. {note}\n\n{table(head, rows)}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.report import publish
+from benchmarks.report import place, publish
 from benchmarks.rows import row_options, selected, take
 from benchmarks.shapes import DTYPES, LAYOUTS
 from benchmarks.swapping import fuse_tails, fused, replace
@@ -133,11 +133,10 @@ def markdown(results: dict[str, Any]) -> str:
         shown = ["-" if seconds is None else f"{seconds * 1e3:.2f}" for seconds in times]
         ratios = [ratio(times[0], one) if row["believable"] else "-" for one in times[1:]]
         rows.append([name, *shown, *ratios, f"{row['difference']:.0e}"])
-    machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads"
     packages = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *sorted(set(NETWORKS.values()))))
     head = ["network, pass, batch", *(f"{name} ms" for name in VERSIONS), *(f"eager/{name}" for name in VERSIONS[1:])]
     busy = "Busy: other programs took the cores in nearly every pass."
-    return f"{results['date'][:10]}, {machine}; {packages}. {busy}\n\n{table([*head, 'diff'], rows)}"
+    return f"{results['date'][:10]}, {place(results)}; {packages}. {busy}\n\n{table([*head, 'diff'], rows)}"
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from tqdm import tqdm
 
-from benchmarks.report import add_options, publish, save
+from benchmarks.report import add_options, place, publish, save
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import relative_difference
 from senet_fast.demo.text import ratio, table
@@ -70,13 +70,13 @@ def markdown(results: dict[str, Any]) -> str:
         ratios = [ratio(one, times[-1]) if row["believable"] else "-" for one in times[:-1]]
         name = row["shape"] + ("" if row["believable"] else " (busy)")
         rows.append([name, *(f"{seconds * 1e3:.2f}" for seconds in times), *ratios])
-    machine = f"{results['machine']['cpu']}, {results['machine']['threads']} threads, {results['build']['isa']}"
     head = [
         "forward and backward",
         *(f"{name} ms" for name in CONTENDERS),
         *(f"{name}/ours" for name in CONTENDERS[:-1]),
     ]
-    return f"{results['date'][:10]}, {machine}; torch {results['versions']['torch']}, float32.\n\n{table(head, rows)}"
+    where = f"{results['date'][:10]}, {place(results)}; torch {results['versions']['torch']}, float32"
+    return f"{where}.\n\n{table(head, rows)}"
 
 
 def main() -> None:

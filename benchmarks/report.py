@@ -13,6 +13,13 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--readme", type=Path, help="replace the table between its two marks in this file")
 
 
+def place(results: dict[str, Any]) -> str:
+    """The machine, for the line above a table."""
+    machine = results["machine"]
+    allocator = f", {machine['allocator']}" if machine["allocator"] else ""
+    return f"{machine['cpu']}, {machine['threads']} threads, {results['build']['isa']}{allocator}"
+
+
 def save(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write the JSON file; programs that run long do so after every row."""
     options.json.parent.mkdir(parents=True, exist_ok=True)

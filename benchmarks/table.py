@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.harness import CONTENDERS, KINDS, Setup
-from benchmarks.report import add_options, publish, save
+from benchmarks.report import add_options, place, publish, save
 from benchmarks.shapes import Case, all_cases, default_cases
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.text import microseconds, ratio, table
@@ -56,9 +56,8 @@ def measure(case: Case, kinds: list[str], seconds: float, with_compile: bool) ->
 
 def markdown(results: dict[str, Any]) -> str:
     """A table for each pass."""
-    machine, build = results["machine"], results["build"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {build['isa']}; torch {results['versions']['torch']}"
-    order = {case.id: place for place, case in enumerate(default_cases())}
+    where = f"{place(results)}; torch {results['versions']['torch']}"
+    order = {case.id: at for at, case in enumerate(default_cases())}
     parts = [f"{results['date'][:10]}, {where}. Median microseconds of the calls that kept their cores."]
     for kind, (ours, limit, _) in KINDS.items():
         rows = []

@@ -17,6 +17,7 @@ BLOCK_SECONDS = 0.01
 MOST_CALLS = 200
 LEAST_KEPT = 0.1
 MOST_LOST = 0.02
+ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -124,6 +125,7 @@ def surroundings(*packages: str) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
+            "allocator": " ".join(f"{name}={os.environ[name]}" for name in ALLOCATOR if name in os.environ),
         },
         "versions": {
             "python": platform.python_version(),

@@ -70,10 +70,7 @@ class Op:
         weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
             return False  # the original may promote x, or refuse it
-        for path in self.norms:
-            if path.submodule(module).training:
-                return False
-        return True
+        return all(not path.submodule(module).training for path in self.norms)
 
     def weights(self, module: nn.Module) -> list[Tensor | None]:
         if self.direct:

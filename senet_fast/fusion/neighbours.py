@@ -18,7 +18,7 @@ from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.stages import ATEN, CONVOLUTIONS, LINEARS, Rejected, stage_of
 from senet_fast.fusion.trace import attribute, readers, writes
 
-# Activations in front of an excitation that were measured to pay as a prologue (on a GPU they are computed twice there).
+# Activations that were measured to pay in front of an excitation as its prologue. (A GPU computes them twice.)
 CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")
 NEW = (  # results that share no memory with anything
     *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),

@@ -208,7 +208,9 @@ def test_fold_norm_where_something_watches() -> None:
     with torch.no_grad():
         plain = folded(norm)
         tangent = torch.ones(5)
-        _, (changed, _) = torch.func.jvp(lambda w: FOLD(tensors[0], tensors[1], w, None, 0.0), (tensors[2],), (tangent,))
+        _, (changed, _) = torch.func.jvp(
+            lambda w: FOLD(tensors[0], tensors[1], w, None, 0.0), (tensors[2],), (tangent,)
+        )
         torch.testing.assert_close(changed, torch.rsqrt(norm.running_var))  # type: ignore[arg-type]
         compiled = torch.compile(lambda: folded(norm), fullgraph=True, backend="eager")()
     for a, b in zip(plain, folded(norm), strict=True):
