@@ -111,8 +111,8 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, cons
 std::tuple<Tensor, Tensor> fold_norm(const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                                      const OptionalTensor& bias, double eps) {
   const auto plain = [&](const OptionalTensor& t) {
-    return !t.has_value() || (t->is_cpu() && t->scalar_type() == at::kFloat && t->is_contiguous() && t->sizes() == mean.sizes() &&
-                              !at::isTensorSubclassLike(*t) && !t->_fw_grad(0).defined());
+    return !t.has_value() || (t->is_cpu() && t->scalar_type() == at::kFloat && t->is_contiguous() &&
+                              t->sizes() == mean.sizes() && !at::isTensorSubclassLike(*t) && !t->_fw_grad(0).defined());
   };
   if (!at::GradMode::is_enabled() && plain(mean) && plain(var) && plain(weight) && plain(bias)) {
     Tensor scale = at::empty(mean.sizes(), mean.options()), shift = at::empty(mean.sizes(), mean.options());

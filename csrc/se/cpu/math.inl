@@ -16,7 +16,7 @@ inline float fused(float a, float b, float c) {
 // e^x to 1 ulp: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2] (coefficients of the Cephes library). 2^n is applied
 // in two halves, so that results beyond the normal range become infinite or denormal, as libm's do.
 inline float exp(float x) {
-  x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;  // a NaN passes
+  x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;         // a NaN passes
   const float shifted = fused(x, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: rounds to an integer, which its low bits hold
   const float n = shifted - 12582912.0f;
   const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
