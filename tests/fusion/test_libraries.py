@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,40 +19,49 @@ from torch import Tensor, nn
 from senet_fast import FusionReport, fuse
 from senet_fast.cli import main
 
-# One of each family of timm that has such blocks, the smallest: (blocks, pixels of its images).
+# One of each family of timm that has such blocks, the smallest: (blocks, pixels of its images). OPTIONS make some
+# smaller yet, with a block of each kind.
 TIMM = {
     "efficientnet_b0": (16, 64),
     "mnasnet_small": (10, 64),
     "test_coatnet": (2, 160),
     "test_maxvit": (4, 160),
     "seresnet18": (8, 64),
-    "ecaresnet26t": (8, 64),
-    "nf_seresnet26": (8, 64),
-    "eca_nfnet_l0": (12, 64),
+    "ecaresnet26t": (4, 64),
+    "nf_seresnet26": (4, 64),
+    "eca_nfnet_l0": (4, 64),
     "mobilenetv3_small_050": (9, 64),
     "lcnet_035": (2, 64),
     "regnety_002": (13, 64),
     "test_byobnet": (4, 64),
-    "mobileone_s4": (12, 64),
+    "mobileone_s4": (12, 32),
     "fastvit_t8": (1, 64),
     "ghostnet_050": (7, 64),
-    "rexnet_100": (13, 64),
+    "rexnet_100": (8, 64),
     "legacy_seresnet18": (8, 64),
     "efficientvim_m1": (2, 224),
     "repghostnet_050": (7, 64),
     "repvit_m0_9": (10, 64),
     "ese_vovnet19b_slim_dw": (4, 64),
     "efficientvit_m0": (2, 224),
-    "sedarknet21": (7, 64),
+    "sedarknet21": (7, 32),
     "cspnext_tiny": (4, 64),
     "gcvit_xxtiny": (11, 224),
-    "rdnet_tiny": (15, 64),
+    "rdnet_tiny": (5, 64),
     "shvit_s1": (2, 224),
-    "tresnet_m": (18, 64),
-    "hgnet_tiny": (5, 64),
+    "tresnet_m": (3, 64),
+    "hgnet_tiny": (5, 32),
     "lcnetv2_small": (4, 64),
 }
-TORCHVISION = {"mobilenet_v3_small": 9, "efficientnet_b0": 16, "regnet_y_400mf": 16}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ecaresnet26t": {"layers": (1, 1, 1, 1)},
+    "nf_seresnet26": {"depths": (1, 1, 1, 1)},
+    "eca_nfnet_l0": {"depths": (1, 1, 1, 1)},
+    "rexnet_100": {"depth_mult": 0.5},
+    "rdnet_tiny": {"num_blocks_list": (1,) * 7},
+    "tresnet_m": {"layers": [1, 1, 1, 1], "width_factor": 0.5},
+}
+TORCHVISION = {"mobilenet_v3_small": 9, "efficientnet": 4, "regnet": 5}
 
 
 def randomized(model: nn.Module, *inputs: Tensor) -> nn.Module:
@@ -171,7 +181,7 @@ def test_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     blocks, pixels = TIMM[name]
-    check(timm.create_model(name), images(pixels), blocks)
+    check(timm.create_model(name, **OPTIONS.get(name, {})), images(pixels), blocks)
 
 
 GRAPHS = {"seresnet18": {("batch_norm", "residual, relu, in place")}, "regnety_002": {("batch_norm, relu", "in place")}}
@@ -196,7 +206,18 @@ def test_graphs_of_timm(name: str, how: str) -> None:
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision").models
-    check(models.get_model(name), images(), TORCHVISION[name])
+    if name == "efficientnet":
+        package = models.efficientnet
+        stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 1), (6, 5, 2, 24, 40, 2)]
+        model = package.EfficientNet([package.MBConvConfig(*stage) for stage in stages], dropout=0.2)
+    elif name == "regnet":
+        package = models.regnet
+        sizes = {"depths": [1, 2, 1, 1], "widths": [48, 104, 208, 440], "strides": [2] * 4}
+        rest = {"group_widths": [8] * 4, "bottleneck_multipliers": [1.0] * 4, "se_ratio": 0.25}
+        model = package.RegNet(package.BlockParams(**sizes, **rest))
+    else:
+        model = models.get_model(name)
+    check(model, images(), TORCHVISION[name])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -229,7 +250,7 @@ def test_transformers_efficientnet() -> None:
 
 def test_efficientnet_pytorch() -> None:
     package = pytest.importorskip("efficientnet_pytorch")
-    check(package.EfficientNet.from_name("efficientnet-b0"), images(), 16)
+    check(package.EfficientNet.from_name("efficientnet-b0", depth_coefficient=0.3), images(), 8)
 
 
 @pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 9), ("se_resnet50", 16)])
