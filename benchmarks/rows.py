@@ -31,8 +31,11 @@ def row_options(parser: argparse.ArgumentParser, name: str, example: str) -> Non
 def selected(options: argparse.Namespace, modes: Sequence[R]) -> list[R]:
     """Those with all words of -k. Exits where --list asks for them, and where there is none."""
     found = [mode for mode in modes if {*options.k.split()} <= {*mode.id.split()}]
-    if options.list or not found:
-        raise SystemExit("\n".join(mode.id for mode in found) or f"no mode has all of {options.k}")
+    if not found:
+        raise SystemExit(f"no mode has all of {options.k}")
+    if options.list:
+        print("\n".join(mode.id for mode in found))
+        raise SystemExit(0)
     return found
 
 
