@@ -30,7 +30,7 @@ def ids(modes: list[Mode]) -> list[str]:
 def test_selection(capsys: pytest.CaptureFixture[str]) -> None:
     assert selected(options(), MODES) == MODES
     assert ids(selected(options("-k", "1 resnet50"), MODES)) == ["resnet50 forward 1"]  # whole words, in any order
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         selected(options("-k", "forward", "--list"), MODES)
     assert capsys.readouterr().out == "resnet50 forward 1\nvgg forward 16\n"
     with pytest.raises(SystemExit, match="no mode has all of resnet"):
