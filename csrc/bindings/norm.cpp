@@ -111,8 +111,9 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, cons
 std::tuple<Tensor, Tensor> fold_norm(const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                                      const OptionalTensor& bias, double eps) {
   const auto plain = [&](const OptionalTensor& t) {
-    return !t.has_value() || (t->is_cpu() && t->scalar_type() == at::kFloat && t->is_contiguous() &&
-                              t->sizes() == mean.sizes() && !at::isTensorSubclassLike(*t) && !t->_fw_grad(0).defined());
+    return !t.has_value() ||
+           (!at::isTensorSubclassLike(*t) && t->is_cpu() && t->scalar_type() == at::kFloat && !t->is_neg() &&
+            !t->_is_zerotensor() && t->is_contiguous() && t->sizes() == mean.sizes() && !t->_fw_grad(0).defined());
   };
   if (!at::GradMode::is_enabled() && plain(mean) && plain(var) && plain(weight) && plain(bias)) {
     Tensor scale = at::empty(mean.sizes(), mean.options()), shift = at::empty(mean.sizes(), mean.options());
@@ -136,6 +137,7 @@ std::tuple<Tensor, Tensor> fold_norm(const Tensor& mean, const Tensor& var, cons
 }  // namespace senet::bindings
 
 TORCH_LIBRARY_IMPL(senet_fast, CompositeImplicitAutograd, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
+TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatchedDecomposition, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
 
 TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
   m.def("fold_norm(Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> (Tensor scale, Tensor shift)");

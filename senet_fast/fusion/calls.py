@@ -140,7 +140,7 @@ class Step:
 
     def run(self, module: nn.Module, v: Tensor, residual: Tensor | None, *others: Any) -> Any:
         """What the original computes of v."""
-        inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _plain_tensors()
+        inference = only_inference()
         before, after = self.before, self.after
         absorbs = before is not None and inference and before.parts.plain(module)
         x = v if before is None or absorbs else before.code(module, v)
@@ -191,6 +191,8 @@ class Step:
 PLAN = "_senet_fast_plan"  # the attribute of a fused module
 
 
-def _plain_tensors() -> bool:
-    """Whether neither torch.func nor forward mode looks at what happens."""
+def only_inference() -> bool:
+    """Whether no gradients are wanted and neither a compiler, torch.func nor forward mode looks at what happens."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0

@@ -96,7 +96,8 @@ def variant_of(
         again, _ = _sites(module, closed, plans, training)
         if [site.owner for site in again] == [site.owner for site in sites]:
             for site, seen in zip(again, sites, strict=True):
-                site.maker = seen.maker
+                if site.prologue is None and seen.prologue is None:  # of the same tensor
+                    site.maker = seen.maker
             graph, sites = closed, again
     for path in inlined:
         check_plain(attribute(module, path), path)

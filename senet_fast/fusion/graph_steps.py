@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.calls import _plain_tensors, has_hooks
+from senet_fast.fusion.calls import has_hooks, only_inference
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.excitation import Norm, Path
 from senet_fast.fusion.match import (
@@ -55,7 +55,7 @@ def excite(
     ``makers``: children that made v, where y may take its place at inference: nobody else reads it or has its memory.
     """
     seen = hooks_of_all_modules()
-    inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not seen and _plain_tensors()
+    inference = not seen and only_inference()
     absorbs = inference and _takes(v, weights) and all(_is_known(part, training=False) for part in before)
     x = v
     if not absorbs:
@@ -86,8 +86,8 @@ def _takes(x: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
     """Whether y has the type of x. Beside weights of another one it may be another."""
     weight: Any = weights[0]
     kind = x.device.type
-    same = x.dtype == torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else False
-    return bool(x.dtype == weight.dtype or same)
+    cast = torch.is_autocast_enabled(kind) and x.dtype == torch.get_autocast_dtype(kind)
+    return bool(x.dtype == weight.dtype or cast)
 
 
 def _is_known(part: Part, training: bool = True) -> bool:
@@ -230,7 +230,9 @@ def _difference(module: fx.GraphModule, site: Site, rank: int, dim: int, trainin
     sandbox = Sandbox(module, torch.float32, training, seed=rank)
     residual = site.epilogue.residual if site.epilogue is not None else None
     inputs = dict.fromkeys([site.source, *([residual] if residual is not None else [])])
-    values = [sandbox.random(traced.shape if isinstance(traced, Tensor) else shape) for _ in inputs]
+    if isinstance(traced, Tensor):
+        shape = [int(size) for size in traced.shape]  # symbolic ones have a value as well
+    values = [sandbox.random(shape) for _ in inputs]
     results, gradients = [], []
     for grad in (True, False):
         for ours in (False, True):

@@ -41,8 +41,8 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected
     matches, rejected = [], []
     for node in graph.nodes:
         pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
-        if node.target is torch.ops.quantized.mul:  # to say that it is left
-            pair = node.args[:2]
+        if node.target is torch.ops.quantized.mul and all(isinstance(value, fx.Node) for value in node.args[:2]):
+            pair = node.args[:2] if len(node.args) > 1 else None  # to say that it is left
         if pair is None:
             continue
         for x, scale in (pair, pair[::-1]):

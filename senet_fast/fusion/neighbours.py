@@ -18,8 +18,8 @@ from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.stages import ATEN, CONVOLUTIONS, LINEARS, Rejected, stage_of
 from senet_fast.fusion.trace import attribute, readers, writes
 
-# Activations that were measured to pay in front of an excitation as its prologue. (A GPU computes them twice.)
-CHEAP = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")
+# Activations in front that were measured to pay as a prologue, on the CPU. (A GPU computes them twice: not measured.)
+IN_FRONT = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")
 NEW = (  # results that share no memory with anything
     *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
     *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),
@@ -94,7 +94,7 @@ def prologue_of(module: nn.Module, x: fx.Node, rank: int) -> Prologue | None:
         node = source
         if norm is not None or activation != "identity":
             found = Prologue(source, tuple(nodes), norm, activation)
-    if found is not None and found.activation.partition("(")[0] not in CHEAP:
+    if found is not None and found.activation.partition("(")[0] not in IN_FRONT:
         return None
     return found
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fusion_testing import counts_calls, randomize, relative, step
 from hosts import HOSTS, Activated, Bottleneck, conv
 from torch import Tensor, fx, nn
-from zoo import C, LinearExpand
+from zoo import C, ConvMean, LinearExpand
 
 from senet_fast import fuse, unfuse
 
@@ -277,3 +277,15 @@ def test_blocks_in_a_row(how: str) -> None:
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         assert counts_calls(lambda: fused(x)) == 4
+
+
+def test_exported_for_any_batch() -> None:
+    model = Bottleneck()
+    model.se = ConvMean()  # type: ignore[assignment]
+    sizes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    x = torch.randn(2, C, 5, 7)
+    plain = torch.export.export(randomize(model).eval(), (x,), dynamic_shapes=sizes).module()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert (entry.prologue, entry.epilogue) == ("batch_norm", "residual, relu, in place")
+    same(plain, fused, torch.randn(5, C, 5, 7))

@@ -7,7 +7,7 @@ import torch
 from fusion_testing import assert_same, counts_calls, randomize, relative
 from hosts import HOSTS, LEFT, MBConv
 from torch import Tensor, nn
-from zoo import C
+from zoo import C, LinearExpand
 
 from senet_fast import fuse, unfuse
 
@@ -126,3 +126,31 @@ def test_arguments_that_are_no_tensors() -> None:
         block()
     with pytest.raises(TypeError):
         block(x, 0.25, 1)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class AliasInFront(nn.Module):
+    """What the norm reads is x itself where x is channels_last. Inside of ``act``, which is looked into, y is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.act, self.se = nn.BatchNorm2d(C), Swish(), LinearExpand()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.se(self.act(self.bn(x.contiguous(memory_format=torch.channels_last)))).sum((2, 3))
+
+
+def test_the_memory_of_what_is_in_front_may_be_the_callers() -> None:
+    plain = randomize(AliasInFront()).eval()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert (entry.prologue, entry.epilogue) == ("batch_norm, silu", "")
+    x = torch.randn(2, C, 6, 7).to(memory_format=torch.channels_last)
+    given = x.clone(memory_format=torch.preserve_format)
+    with torch.no_grad():
+        assert relative(plain(x), fused(given)) < 1e-5
+    assert torch.equal(given, x)

@@ -182,3 +182,14 @@ def test_an_x_that_the_block_never_took(make: Callable[[], nn.Module], dtype: to
             model(x.to(dtype))
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_quantized_products_with_a_number() -> None:
+    """As convert_fx makes them of x * 2: no excitation, and no reason to fail."""
+
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.quantized.mul(x, 2.0)
+
+    report = fuse(fx.symbolic_trace(Doubled()))
+    assert (report.fused, report.skipped) == ([], [])

@@ -1,6 +1,7 @@
 """BatchNorm, SE, residual and ReLU in training against the modules one after the other."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -213,6 +214,15 @@ def test_fold_norm_where_something_watches() -> None:
         )
         torch.testing.assert_close(changed, torch.rsqrt(norm.running_var))  # type: ignore[arg-type]
         compiled = torch.compile(lambda: folded(norm), fullgraph=True, backend="eager")()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # without a rule of its own it would be run once for each
+            batched = torch.vmap(lambda mean: FOLD(mean, *tensors[1:], norm.eps))(torch.stack([tensors[0]] * 3))  # type: ignore[list-item]
+        negative = FOLD(torch._neg_view(-tensors[0]), *tensors[1:], norm.eps)  # type: ignore[operator]
+        zero = FOLD(torch._efficientzerotensor(5), *tensors[1:], norm.eps)
+    for i, one in enumerate(plain):
+        torch.testing.assert_close(batched[i], torch.stack([one] * 3))
+        assert torch.equal(negative[i], one)
+        torch.testing.assert_close(zero[i], one)
     for a, b in zip(plain, folded(norm), strict=True):
         torch.testing.assert_close(a, b.detach())
     for a, b in zip(plain, compiled, strict=True):
