@@ -64,8 +64,8 @@ SENET_DEVICE void channels_of(int e, int columns, Divisor by_columns, int (&chan
   }
 }
 
-// n items of one or 16 bytes as they wait for their use, two of a half type in one register: what is loaded under a condition
-// compilers would otherwise carry item by item.
+// One item, or the items of a vector, between their load and their use: half types two in a register. What is loaded under a
+// condition a compiler would carry item by item.
 template <class T, int n>
 struct Held {
   using Word = std::conditional_t<(n > 1 && sizeof(T) < 4), unsigned, T>;
@@ -84,7 +84,7 @@ struct Held {
 };
 
 // n successive elements: one, or the items of a vector, which is aligned. kLast: they may leave the cache, nobody reads them
-// again.
+// again. hold_items() is for loads under a condition.
 template <int n, bool kLast, class T>
 SENET_DEVICE Held<T, n> hold_items(const T* p) {
   if constexpr (n == 1) {
