@@ -69,7 +69,7 @@ build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
 	aarch64-linux-gnu-g++ $(KERNEL_FLAGS) -O2 -static $(filter %.cpp,$^) -o $@
 
 # The GPU's kernels on the host, from the same source: plain, and under the sanitizers, which see races between threads of the
-# GPU and accesses outside of tensors. every=n runs each n-th case.
+# GPU and accesses outside of tensors. every=n runs about each n-th case.
 EMULATED := build/emulate
 EMULATOR := emulator emulator_cluster
 EMULATE_FLAGS := -std=c++20 -Icsrc -Itests/csrc/cuda -Wall -Wno-unknown-pragmas

@@ -150,7 +150,9 @@ struct BackwardCall {
   }
 };
 
-int every = 1;  // every n-th case is run
+int every = 1;  // about every n-th case is run
+// Not by turns: those would meet the order of excitations and types in cases(), and leave whole kinds out.
+bool chosen(unsigned seed) { return std::mt19937(seed)() % unsigned(every) == 0; }
 
 std::string name_of(const Case& c, const Setting& s) {
   return c.name() + " offsets " + std::to_string(s.x_offset) + std::to_string(s.y_offset) + std::to_string(s.residual_offset) +
@@ -164,7 +166,7 @@ template <class Tested>
 void test_forward() {
   unsigned seed = 0;
   for (const auto& [c, setting] : cases()) {
-    if (!Tested::can(c) || ++seed % unsigned(every) != 0) continue;
+    if (!Tested::can(c) || !chosen(++seed)) continue;
     const Inputs in = random_inputs(c, seed);
     const PrologueNumbers pre = setting.prologue ? random_prologue(c, seed) : PrologueNumbers();
     Inputs seen = in;
@@ -193,7 +195,7 @@ template <class Tested>
 void test_backward() {
   unsigned seed = 1000;
   for (const auto& [c, setting] : cases()) {
-    if (!Tested::can(c) || c.shape.O == 0 || ++seed % unsigned(every) != 0) continue;
+    if (!Tested::can(c) || c.shape.O == 0 || !chosen(++seed)) continue;
     const Inputs in = random_inputs(c, seed);
     const Results want = naive(c, in);
     std::map<int, std::vector<Output>> first;

@@ -1,6 +1,6 @@
 // The cluster kernels and their planner on the emulator against the naive implementation. A plain program; exits 1 on a
 // failure.
-//   clusters_test [n]    every n-th of the cases, default 1: all
+//   clusters_test [n]    about every n-th of the cases, default 1: all
 #if (defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)) && !defined(SENET_FEW_TYPES)
 #define SENET_FEW_TYPES  // instrumented kernels compile slowly, and races do not depend on types
 #endif

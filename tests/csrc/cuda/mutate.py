@@ -24,7 +24,7 @@ RACES = ("barrier", "order", "wait", "complete", "before", "every")  # words in 
 SECONDS = 600
 KNOWN = (
     *("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits", "emulator:"),
-    *("runtime error", "FAILED"),
+    *("runtime error", "Sanitizer", "FAILED"),
 )
 
 
