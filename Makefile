@@ -16,7 +16,7 @@ help:
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
 	@echo "make emulate   the CUDA kernels on the host, also under the sanitizers; every=10 runs a tenth of the cases"
-	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (half an hour)"
+	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
