@@ -270,8 +270,12 @@ def test_the_channel_half_of_scse() -> None:
 def ecapa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., nn.Module]]:
     """speechbrain imports torchaudio, which has no part in the network and whose binary may not fit torch.
 
-    Its lazy modules raise when somebody looks at all of sys.modules, as hypothesis does: they leave with the test.
+    Its lazy modules raise when somebody looks at all of sys.modules, as hypothesis does: they leave with the test, and
+    so do its own methods of torch's iterator over batches, which call themselves when it is imported once more.
     """
+    iterator = torch.utils.data.dataloader._BaseDataLoaderIter
+    for name in ("__init__", "_reset"):
+        monkeypatch.setattr(iterator, name, getattr(iterator, name))
     monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
     yield pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN
     for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
