@@ -49,6 +49,19 @@ def assert_same(plain: nn.Module, fused: nn.Module, x: Tensor, values: float = 1
             assert relative(gradient, fused_grads[name]) < gradients, (name, training)
 
 
+def assert_same_at_inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> None:
+    """Values and layouts of modules in eval mode, for a contiguous and a channels_last x, which stays as it is."""
+    for layout in (torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,):
+        given = x.to(memory_format=layout)
+        with torch.no_grad():
+            expected, actual = plain(given), fused(given)
+        assert relative(expected, actual) < 1e-5
+        assert expected.stride() == actual.stride()
+        assert torch.equal(given, x)
+        with torch.inference_mode():
+            assert torch.equal(fused(given), actual)
+
+
 def counts_calls(run: Callable[[], object]) -> int:
     """How often ``run`` calls one of the package's ops."""
     from torch.utils._python_dispatch import TorchDispatchMode

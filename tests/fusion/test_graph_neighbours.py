@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from fusion_testing import counts_calls, randomize, relative, step
+from fusion_testing import assert_same_at_inference, counts_calls, randomize, relative, step
 from hosts import HOSTS, Activated, Bottleneck, conv
 from torch import Tensor, fx, nn
 from zoo import C, ConvMean, LinearExpand
@@ -51,15 +51,7 @@ def test_hosts(name: str, how: str) -> None:
     assert not report.skipped
     (entry,) = report.fused
     assert (entry.prologue, entry.epilogue) == OTHERS.get(name, (case.prologue, case.epilogue))
-    for layout in (torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,):
-        given = x.to(memory_format=layout)
-        with torch.no_grad():
-            expected, actual = plain(given), fused(given)
-        assert relative(expected, actual) < 1e-5
-        assert expected.stride() == actual.stride()
-        assert torch.equal(given, x)
-        with torch.inference_mode():
-            assert torch.equal(fused(given), actual)
+    assert_same_at_inference(plain, fused, x)
     with torch.no_grad():
         assert counts_calls(lambda: fused(x)) == 1
     assert counts_calls(lambda: fused(x)) == 1
