@@ -108,6 +108,7 @@ def peak(call: Callable[[], object]) -> float | None:
 
 def measure(mode: Mode, seconds: float, compiled: bool) -> dict[str, Any]:
     """Median seconds and peak memory of the versions, and how far the fused one is from eager."""
+    torch._dynamo.reset()
     networks: dict[str, Any] = {"eager": create(mode)}
     networks["fused"] = copy.deepcopy(networks["eager"])
     report = fuse(networks["fused"])

@@ -54,7 +54,8 @@ void check_weight(const Arguments& a, const OptionalTensor& t, const char* name,
 
 }  // namespace
 
-std::int64_t gated_axis(const Tensor& x, std::int64_t dim) {
+std::int64_t gated_axis(const Tensor& x, OptionalDim given) {
+  const std::int64_t dim = given.value_or(1);
   const std::int64_t axis = dim < 0 ? dim + x.dim() : dim;
   TORCH_CHECK_VALUE(axis >= 1 && axis < x.dim(), "squeeze_excite: dim is ", dim, "; expected an axis of x (", x.dim(),
                     "-D) other than 0, the batch");
@@ -116,7 +117,8 @@ void check(const Arguments& a) {
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
                    "squeeze_excite: x is ", type, "; expected Float, Double, BFloat16 or Half");
   const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
-  TORCH_CHECK_VALUE(K != 0, "squeeze_excite: x has shape ", a.x.sym_sizes(), "; expected at least 1 channel along dim ", a.dim);
+  TORCH_CHECK_VALUE(K != 0, "squeeze_excite: x has shape ", a.x.sym_sizes(), "; expected at least 1 channel along dim ",
+                    a.dim.value_or(1));
   switch (parse_excitation(a.excitation)) {
     case Excitation::two_fc: {
       TORCH_CHECK_VALUE(a.fc2_weight.has_value() && a.fc2_weight->defined(),
@@ -164,8 +166,8 @@ void check(const Arguments& a) {
   parse_activation(a.post_activation, "post_activation");
 }
 
-void check_into(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
-                std::string_view pre_activation, const Tensor& out) {
+void check_prologue(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                    std::string_view pre_activation) {
   check(a);
   const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
   for (const auto& [t, name] : {std::pair{&pre_scale, "pre_scale"}, std::pair{&pre_shift, "pre_shift"}}) {
@@ -178,6 +180,9 @@ void check_into(const Arguments& a, const OptionalTensor& pre_scale, const Optio
                       "; expected the device of x (", a.x.device(), ")");
   }
   parse_activation(pre_activation, "pre_activation");
+}
+
+void check_out(const Arguments& a, const Tensor& out) {
   TORCH_CHECK_VALUE(out.sym_sizes() == a.x.sym_sizes(), "squeeze_excite: out has shape ", out.sym_sizes(),
                     "; expected the shape of x ", a.x.sym_sizes());
   TORCH_CHECK_TYPE(out.scalar_type() == a.x.scalar_type(), "squeeze_excite: out is ", out.scalar_type(),

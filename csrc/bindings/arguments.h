@@ -11,6 +11,7 @@ namespace senet::bindings {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalDim = std::optional<std::int64_t>;
 
 // The arguments of all ops, in the schema's order.
 struct Arguments {
@@ -21,15 +22,15 @@ struct Arguments {
   const OptionalTensor& fc2_bias;
   const OptionalTensor& residual;
   std::string_view excitation, activation, gate;
-  std::int64_t dim;
+  OptionalDim dim;
   bool add_one;
   std::string_view post_activation;
 };
 
 inline Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : Tensor(); }
 
-// The axis as 1 .. x.dim() - 1; ValueError for the batch axis and beyond.
-std::int64_t gated_axis(const Tensor& x, std::int64_t dim);
+// The axis as 1 .. x.dim() - 1, which is 1 by default; ValueError for the batch axis and beyond.
+std::int64_t gated_axis(const Tensor& x, OptionalDim dim);
 
 Excitation parse_excitation(std::string_view name);
 // A spec such as "relu" or "leaky_relu(0.2)"; `argument` is named in the ValueError.
@@ -38,9 +39,11 @@ Activation parse_activation(std::string_view spec, const char* argument);
 // Shapes, types and devices fit together; ValueError or TypeError names the argument, its value and what was expected.
 // Safe for fake tensors with symbolic sizes.
 void check(const Arguments& arguments);
-// The same, and for squeeze_excite_into. Whether `out` overlaps another tensor is not checked: fake tensors have no memory.
-void check_into(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
-                std::string_view pre_activation, const Tensor& out);
+// The same, and for what stands in front.
+void check_prologue(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                    std::string_view pre_activation);
+// Whether `out` overlaps another tensor is not checked: fake tensors have no memory.
+void check_out(const Arguments& arguments, const Tensor& out);
 
 // x as [B, O, K, I]: x itself where each of its images is dense, in whatever order of axes, else a contiguous copy (said
 // once). The batch stride is free.

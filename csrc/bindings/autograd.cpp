@@ -63,8 +63,8 @@ struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
     const std::string post_activation = text("post_activation");
     const Gradients gradients =
         call_backward(grad_y, saved[6], mask, saved[0], saved[1], optional(saved[2]), optional(saved[3]), optional(saved[4]),
-                      optional(saved[5]), text("excitation"), text("activation"), text("gate"), ctx->saved_data["dim"].toInt(),
-                      ctx->saved_data["add_one"].toBool(), post_activation);
+                      optional(saved[5]), text("excitation"), text("activation"), text("gate"),
+                      ctx->saved_data["dim"].toOptional<std::int64_t>(), ctx->saved_data["add_one"].toBool(), post_activation);
     const Tensor tensors[] = {std::get<0>(gradients), std::get<1>(gradients), std::get<2>(gradients),
                               std::get<3>(gradients), std::get<4>(gradients), std::get<5>(gradients)};
     for (int i = 0; i < kGradients; ++i) {
@@ -86,8 +86,8 @@ Tensor op_autograd(SENET_ARGUMENTS) {
   return SqueezeExcite::apply(SENET_PASS);
 }
 
-// Writes into a tensor: no derivative.
-void into_autograd(SENET_INTO_ARGUMENTS) {
+// The ops for inference.
+void check_underived(SENET_INTO_ARGUMENTS) {
   const std::initializer_list<Tensor> tensors = {x,
                                                  fc1_weight,
                                                  or_undefined(fc1_bias),
@@ -98,9 +98,20 @@ void into_autograd(SENET_INTO_ARGUMENTS) {
                                                  or_undefined(pre_shift),
                                                  out};
   TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
-              "squeeze_excite: out= has no derivative; expected torch.no_grad() or inputs that require no gradient");
+              "squeeze_excite: out= and the fused prologue have no "
+              "derivative; expected torch.no_grad() or inputs that require no gradient");
   TORCH_CHECK(!any(tensors, transformed),
               "squeeze_excite: out= and the fused prologue take neither tangents nor torch.func's tensors");
+}
+
+Tensor prologue_autograd(SENET_PROLOGUE_ARGUMENTS) {
+  check_underived(SENET_PROLOGUE_PASS, Tensor());
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_prologue(SENET_PROLOGUE_PASS);
+}
+
+void into_autograd(SENET_INTO_ARGUMENTS) {
+  check_underived(SENET_INTO_PASS);
   at::AutoDispatchBelowAutograd guard;
   call_into(SENET_INTO_PASS);
 }
@@ -191,13 +202,23 @@ Tensor op_autocast(SENET_ARGUMENTS) {
 }
 
 // Weights as above; x and out stay, and so does the residual, which must be of their type.
+OptionalTensor cast_beside(const Tensor& x, const Tensor& fc1_weight, const OptionalTensor& t) {
+  const bool fits = fc1_weight.scalar_type() == x.scalar_type();
+  return t.has_value() && t->defined() && !fits && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(at::kFloat)) : t;
+}
+
+template <c10::DispatchKey kKey>
+Tensor prologue_autocast(SENET_PROLOGUE_ARGUMENTS) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  const auto cast = [&](const OptionalTensor& t) { return cast_beside(x, fc1_weight, t); };
+  return call_prologue(x, *cast(fc1_weight), cast(fc1_bias), cast(fc2_weight), cast(fc2_bias), residual, excitation, activation,
+                       gate, dim, add_one, post_activation, pre_scale, pre_shift, pre_activation);
+}
+
 template <c10::DispatchKey kKey>
 void into_autocast(SENET_INTO_ARGUMENTS) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-  const bool fits = fc1_weight.scalar_type() == x.scalar_type();
-  const auto cast = [&](const OptionalTensor& t) {
-    return t.has_value() && t->defined() && !fits && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(at::kFloat)) : t;
-  };
+  const auto cast = [&](const OptionalTensor& t) { return cast_beside(x, fc1_weight, t); };
   call_into(x, *cast(fc1_weight), cast(fc1_bias), cast(fc2_weight), cast(fc2_bias), residual, excitation, activation, gate, dim,
             add_one, post_activation, pre_scale, pre_shift, pre_activation, out);
 }
@@ -209,6 +230,7 @@ TORCH_LIBRARY_IMPL(senet_fast, ADInplaceOrView, m) { m.impl("squeeze_excite_into
 
 TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autograd);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_autograd);
   m.impl("squeeze_excite_into", &senet::bindings::into_autograd);
   m.impl("squeeze_excite_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("squeeze_excite_backward", &senet::bindings::backward_autograd);
@@ -218,9 +240,11 @@ TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatched, m) { m.impl("squeeze_excite", &
 
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCPU, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCPU>);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_autocast<c10::DispatchKey::AutocastCPU>);
   m.impl("squeeze_excite_into", &senet::bindings::into_autocast<c10::DispatchKey::AutocastCPU>);
 }
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCUDA, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCUDA>);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_autocast<c10::DispatchKey::AutocastCUDA>);
   m.impl("squeeze_excite_into", &senet::bindings::into_autocast<c10::DispatchKey::AutocastCUDA>);
 }

@@ -106,16 +106,29 @@ struct Run {
 Tensor op_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, nullptr, Run());
+  return forward_new(a, {}, nullptr, Run());
 }
 
-void into_cpu(SENET_INTO_ARGUMENTS) { forward_given({SENET_PASS}, pre_scale, pre_shift, pre_activation, out, Run()); }
+Tensor prologue_cpu(SENET_PROLOGUE_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check_prologue(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  return forward_new(a, pre.prologue, nullptr, Run());
+}
+
+void into_cpu(SENET_INTO_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check_prologue(a, pre_scale, pre_shift, pre_activation);
+  check_out(a, out);
+  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  forward_given(a, pre.prologue, out, Run());
+}
 
 std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, saved.mutable_data_ptr(), Run()), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), Run()), saved};
 }
 
 Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
@@ -148,6 +161,7 @@ Plan with_forced(Plan plan) {
 
 TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
   m.impl("squeeze_excite", &senet::bindings::op_cpu);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_cpu);
   m.impl("squeeze_excite_into", &senet::bindings::into_cpu);
   m.impl("squeeze_excite_forward", &senet::bindings::forward_cpu);
   m.impl("squeeze_excite_backward", &senet::bindings::backward_cpu);

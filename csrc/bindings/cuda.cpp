@@ -87,16 +87,29 @@ class Run {
 Tensor op_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, nullptr, Run(x));
+  return forward_new(a, {}, nullptr, Run(x));
 }
 
-void into_cuda(SENET_INTO_ARGUMENTS) { forward_given({SENET_PASS}, pre_scale, pre_shift, pre_activation, out, Run(x)); }
+Tensor prologue_cuda(SENET_PROLOGUE_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check_prologue(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  return forward_new(a, pre.prologue, nullptr, Run(x));
+}
+
+void into_cuda(SENET_INTO_ARGUMENTS) {
+  const Arguments a{SENET_PASS};
+  check_prologue(a, pre_scale, pre_shift, pre_activation);
+  check_out(a, out);
+  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  forward_given(a, pre.prologue, out, Run(x));
+}
 
 std::tuple<Tensor, Tensor> forward_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, saved.mutable_data_ptr(), Run(x)), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), Run(x)), saved};
 }
 
 Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
@@ -110,6 +123,7 @@ Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 
 TORCH_LIBRARY_IMPL(senet_fast, CUDA, m) {
   m.impl("squeeze_excite", &senet::bindings::op_cuda);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_cuda);
   m.impl("squeeze_excite_into", &senet::bindings::into_cuda);
   m.impl("squeeze_excite_forward", &senet::bindings::forward_cuda);
   m.impl("squeeze_excite_backward", &senet::bindings::backward_cuda);

@@ -8,15 +8,16 @@
 #define SENET_ARGUMENTS                                                                                        \
   const Tensor &x, const Tensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight, \
       const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view excitation,             \
-      c10::string_view activation, c10::string_view gate, std::int64_t dim, bool add_one, c10::string_view post_activation
+      c10::string_view activation, c10::string_view gate, OptionalDim dim, bool add_one, c10::string_view post_activation
 #define SENET_PASS \
   x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one, post_activation
 
-// Those of squeeze_excite_into, for inference: what stands in front, and the tensor that is written.
-#define SENET_INTO_ARGUMENTS                                                                                          \
-  SENET_ARGUMENTS, const OptionalTensor &pre_scale, const OptionalTensor &pre_shift, c10::string_view pre_activation, \
-      const Tensor &out
-#define SENET_INTO_PASS SENET_PASS, pre_scale, pre_shift, pre_activation, out
+// Those of the ops for inference: what stands in front, and in squeeze_excite_into the tensor that is written.
+#define SENET_PROLOGUE_ARGUMENTS \
+  SENET_ARGUMENTS, const OptionalTensor &pre_scale, const OptionalTensor &pre_shift, c10::string_view pre_activation
+#define SENET_PROLOGUE_PASS SENET_PASS, pre_scale, pre_shift, pre_activation
+#define SENET_INTO_ARGUMENTS SENET_PROLOGUE_ARGUMENTS, const Tensor& out
+#define SENET_INTO_PASS SENET_PROLOGUE_PASS, out
 
 namespace senet::bindings {
 
@@ -27,12 +28,14 @@ using Mask = std::array<bool, kGradients>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 using Op = Tensor(SENET_ARGUMENTS);
+using PrologueOp = Tensor(SENET_PROLOGUE_ARGUMENTS);
 using IntoOp = void(SENET_INTO_ARGUMENTS);
 using ForwardOp = std::tuple<Tensor, Tensor>(SENET_ARGUMENTS);
 using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
 
 // Through the dispatcher, from the first key that is not excluded.
 Tensor call_op(SENET_ARGUMENTS);
+Tensor call_prologue(SENET_PROLOGUE_ARGUMENTS);
 void call_into(SENET_INTO_ARGUMENTS);
 std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS);
 Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);

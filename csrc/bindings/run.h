@@ -22,6 +22,23 @@ inline Tensor set_residual(const Arguments& a, const View& x, Params& p) {
 
 inline const void* pointer_of(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
+// The prologue as the kernels read it, and the tensors that hold its numbers.
+struct PrologueTensors {
+  Tensor scale, shift;
+  Prologue prologue;
+
+  PrologueTensors(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                  c10::string_view pre_activation)
+      : scale(numbers(a, pre_scale)),
+        shift(numbers(a, pre_shift)),
+        prologue{pointer_of(scale), pointer_of(shift), parse_activation(pre_activation, "pre_activation")} {}
+
+ private:
+  static Tensor numbers(const Arguments& a, const OptionalTensor& t) {
+    return t.has_value() && t->defined() ? t->to(accumulate_type(a.x)).contiguous() : Tensor();
+  }
+};
+
 // y into `out`, whose images lie in memory as those of x
 template <class Run>
 void forward_into(const Arguments& a, const View& x, const Tensor& out, void* saved, const Prologue& prologue, const Run& run) {
@@ -39,12 +56,12 @@ void forward_into(const Arguments& a, const View& x, const Tensor& out, void* sa
 }
 
 template <class Run>
-Tensor forward_new(const Arguments& a, void* saved, const Run& run) {
+Tensor forward_new(const Arguments& a, const Prologue& prologue, void* saved, const Run& run) {
   const View x = view(a.x, gated_axis(a.x, a.dim));
   Tensor y = at::empty_like(a.x);
   const Tensor out = matches(y, x, true) ? y : empty_dense(x);
   run.made(out);
-  forward_into(a, x, out, saved, {}, run);
+  forward_into(a, x, out, saved, prologue, run);
   if (!out.is_same(y)) y.copy_(out);
   return y;
 }
@@ -73,14 +90,7 @@ inline void check_apart(const Arguments& a, const View& x, const Prologue& prolo
 }
 
 template <class Run>
-void forward_given(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
-                   c10::string_view pre_activation, const Tensor& out, const Run& run) {
-  check_into(a, pre_scale, pre_shift, pre_activation, out);
-  const auto numbers = [&](const OptionalTensor& t) {
-    return t.has_value() && t->defined() ? t->to(accumulate_type(a.x)).contiguous() : Tensor();
-  };
-  const Tensor scale = numbers(pre_scale), shift = numbers(pre_shift);
-  const Prologue prologue{pointer_of(scale), pointer_of(shift), parse_activation(pre_activation, "pre_activation")};
+void forward_given(const Arguments& a, const Prologue& prologue, const Tensor& out, const Run& run) {
   const View x = view(a.x, gated_axis(a.x, a.dim));
   check_apart(a, x, prologue, out);
   const bool fits = matches(out, x, false);

@@ -19,7 +19,16 @@ Tensor op_meta(SENET_ARGUMENTS) {
   return at::empty_like(x);
 }
 
-void into_meta(SENET_INTO_ARGUMENTS) { check_into({SENET_PASS}, pre_scale, pre_shift, pre_activation, out); }
+Tensor prologue_meta(SENET_PROLOGUE_ARGUMENTS) {
+  check_prologue({SENET_PASS}, pre_scale, pre_shift, pre_activation);
+  return at::empty_like(x);
+}
+
+void into_meta(SENET_INTO_ARGUMENTS) {
+  const Arguments arguments{SENET_PASS};
+  check_prologue(arguments, pre_scale, pre_shift, pre_activation);
+  check_out(arguments, out);
+}
 
 std::tuple<Tensor, Tensor> forward_meta(SENET_ARGUMENTS) {
   const Arguments arguments{SENET_PASS};
@@ -38,6 +47,10 @@ Gradients backward_meta(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 Tensor call_op(SENET_ARGUMENTS) {
   static const auto op = find<Op>("senet_fast::squeeze_excite");
   return op.call(SENET_PASS);
+}
+Tensor call_prologue(SENET_PROLOGUE_ARGUMENTS) {
+  static const auto op = find<PrologueOp>("senet_fast::squeeze_excite_prologue");
+  return op.call(SENET_PROLOGUE_PASS);
 }
 void call_into(SENET_INTO_ARGUMENTS) {
   static const auto op = find<IntoOp>("senet_fast::squeeze_excite_into");
@@ -68,15 +81,21 @@ Gradients empty_gradients(const Arguments& a, Mask mask) {
 
 TORCH_LIBRARY(senet_fast, m) {
   m.set_python_module("senet_fast.se");
+  // dim without a default of its own: AOTInductor forgets to write down numbers that have their default
   const std::string arguments =
       "Tensor x, Tensor fc1_weight, Tensor? fc1_bias=None, Tensor? fc2_weight=None, Tensor? fc2_bias=None, "
-      "Tensor? residual=None, *, str excitation='two_fc', str activation='relu', str gate='sigmoid', int dim=1, "
+      "Tensor? residual=None, *, str excitation='two_fc', str activation='relu', str gate='sigmoid', int? dim=None, "
       "bool add_one=False, str post_activation='identity'";
-  const auto define = [&](const std::string& schema) { m.def(torch::schema(schema.c_str()), {at::Tag::pt2_compliant_tag}); };
+  const std::string prologue = ", Tensor? pre_scale=None, Tensor? pre_shift=None, str pre_activation='identity'";
+  // any layout: Inductor, which runs convolutions in channels_last, would else transpose x and residual in front
+  const auto define = [&](const std::string& schema, at::Tag layouts = at::Tag::flexible_layout) {
+    m.def(torch::schema(schema.c_str()), {at::Tag::pt2_compliant_tag, layouts});
+  };
   define("squeeze_excite(" + arguments + ") -> Tensor");
-  // for inference: u = pre_activation(x * pre_scale + pre_shift) in the place of x, and y into `out`, which may be x
-  define("squeeze_excite_into(" + arguments +
-         ", Tensor? pre_scale=None, Tensor? pre_shift=None, str pre_activation='identity', Tensor(a!) out) -> ()");
+  // for inference: u = pre_activation(x * pre_scale + pre_shift) in the place of x
+  define("squeeze_excite_prologue(" + arguments + prologue + ") -> Tensor");
+  // and y into `out`, which may be x
+  define("squeeze_excite_into(" + arguments + prologue + ", Tensor(a!) out) -> ()", at::Tag::needs_exact_strides);
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");
   define("squeeze_excite_backward(Tensor grad_y, Tensor saved, bool[6] mask, " + arguments +
@@ -86,6 +105,7 @@ TORCH_LIBRARY(senet_fast, m) {
 
 TORCH_LIBRARY_IMPL(senet_fast, Meta, m) {
   m.impl("squeeze_excite", &senet::bindings::op_meta);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_meta);
   m.impl("squeeze_excite_into", &senet::bindings::into_meta);
   m.impl("squeeze_excite_forward", &senet::bindings::forward_meta);
   m.impl("squeeze_excite_backward", &senet::bindings::backward_meta);

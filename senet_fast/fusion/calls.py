@@ -53,7 +53,7 @@ class Op:
         self.excitation, self.parts = excitation, Parts(module, parts)
         self.options = {rank: excitation.options(dim) for rank, dim in excitation.dims}
         self.norms = tuple({norm.module for norm in excitation.norms})
-        self.direct = not excitation.norms and not any(layer.transposed for layer in excitation.layers)
+        self.direct = excitation.is_plain
         self.tensors = tuple(path for layer in excitation.layers for path in (layer.weight, layer.bias))
 
     def applies(self, module: nn.Module, x: Any) -> bool:
@@ -140,7 +140,7 @@ class Step:
 
     def run(self, module: nn.Module, v: Tensor, residual: Tensor | None, *others: Any) -> Any:
         """What the original computes of v."""
-        inference = only_inference()
+        inference, overwrites = only_inference()
         before, after = self.before, self.after
         absorbs = before is not None and inference and before.parts.plain(module)
         x = v if before is None or absorbs else before.code(module, v)
@@ -157,10 +157,10 @@ class Step:
                 options["pre_scale"], options["pre_shift"] = scale, shift
         finishes = after is not None and after.parts.plain(module)
         if finishes and self.residual:
-            finishes = isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+            finishes = fits(residual, x)
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
-        if inference and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
+        if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
             options["out"] = v
         y = self.op(owner, x, **options)
         return y if finishes else self._rest(module, y, residual)
@@ -191,8 +191,16 @@ class Step:
 PLAN = "_senet_fast_plan"  # the attribute of a fused module
 
 
-def only_inference() -> bool:
-    """Whether no gradients are wanted and neither a compiler, torch.func nor forward mode looks at what happens."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+def only_inference() -> tuple[bool, bool]:
+    """Whether no gradients are wanted and neither an exporter, torch.func nor forward mode looks at what happens, and
+    whether memory may be written to besides: compilers plan theirs themselves.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False, False
+    seen = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not seen, not seen and not torch.compiler.is_compiling()
+
+
+def fits(residual: Any, x: Tensor) -> bool:
+    """Whether the op takes ``residual`` beside x: an addition would also broadcast it, or promote types."""
+    return isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype

@@ -5,7 +5,7 @@ inputs and sizes as numbers or symbols; a shadow of it, with the parameters as a
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from senet_fast.fusion.excitation import Excitation
 from senet_fast.fusion.graphs import check_rewritable
 from senet_fast.fusion.match import Match, find, verified
 from senet_fast.fusion.sandbox import one_thread
+from senet_fast.fusion.sizes import Number, hint, moved, value_of
 from senet_fast.fusion.stages import Rejected
 from senet_fast.fusion.trace import ancestors, descendants, writes
 
@@ -69,7 +70,7 @@ def _outside() -> Iterator[None]:
 class Sizes(NamedTuple):
     """What the sizes of a graph are taken to be."""
 
-    number: Callable[[Any], int]  # of a size, which may be a symbol
+    number: Number
     small: bool = False  # maps of a few places instead of their own
 
     def shape(self, tensor: Tensor) -> list[int]:
@@ -83,23 +84,8 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     Numbers: small maps at first, which are faster, then the maps as they are. Symbols: what they were at the first
     call, together with others.
     """
-    values = [_value(node) for node in graph.nodes if node.op == "placeholder"]
-    symbols = [value for value in values if isinstance(value, torch.SymInt)]
-    if not symbols:
-        return [[Sizes(int, small=True)], [Sizes(int)]]
-    others = {value.node.expr: value.node.hint + 1 + place for place, value in enumerate(symbols)}
-
-    def hint(size: Any) -> int:
-        return int(size.node.hint if isinstance(size, torch.SymInt) else size)
-
-    def other(size: Any) -> int:
-        return int(size.node.expr.subs(others)) if isinstance(size, torch.SymInt) else int(size)
-
-    return [[Sizes(hint), Sizes(other)]]
-
-
-def _value(node: fx.Node) -> Any:
-    return node.meta.get("example_value", node.meta.get("val"))
+    other = moved(graph)
+    return [[Sizes(hint, small=True)], [Sizes(hint)]] if other is None else [[Sizes(hint), Sizes(other)]]
 
 
 def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, dict[fx.Node, fx.Node]]]:
@@ -113,9 +99,9 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
         y = twin[match.y]
         if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
             with contextlib.suppress(Rejected):
-                check_rewritable(module, match)
+                check_rewritable(module, match, folds=False)
                 if assignment[0].small:
-                    match.x.meta["val"] = _value(twin[match.x])
+                    match.x.meta["val"] = value_of(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:
                         continue
                 yield match, twin
@@ -127,7 +113,7 @@ def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node
     copied = fx.Graph()
     env: dict[fx.Node, Any] = {}
     for node in graph.nodes:
-        value = _value(node)
+        value = value_of(node)
         if node.op == "placeholder" and isinstance(value, torch.SymInt):
             env[node] = sizes.number(value)
             continue
@@ -153,8 +139,8 @@ def _is_weight(node: fx.Node, value: Any) -> bool:
 
 def _supported(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
     """Whether the op has a kernel for these tensors."""
-    x = _value(twin[match.x])
-    weights = [_value(node) for node in _weights(match, twin) if node is not None]
+    x = value_of(twin[match.x])
+    weights = [value_of(node) for node in _weights(match, twin) if node is not None]
     kernel = x.device.type == "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key(
         "senet_fast::squeeze_excite_forward", x.device.type.upper()
     )

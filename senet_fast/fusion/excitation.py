@@ -109,6 +109,11 @@ class Excitation:
     def norms(self) -> list[Norm]:
         return [norm for layer in self.layers for norm in (layer.before, layer.after) if norm is not None]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the op takes the layers' own weights."""
+        return not self.norms and not any(layer.transposed for layer in self.layers)
+
     def options(self, dim: int) -> dict[str, Any]:
         """Keyword arguments of the op."""
         given: dict[str, Any] = {"activation": self.activation, "gate": self.gate, "dim": dim}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.calls import has_hooks, only_inference
+from senet_fast.fusion.calls import fits, has_hooks, only_inference
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.excitation import Norm, Path
 from senet_fast.fusion.match import (
@@ -55,39 +55,30 @@ def excite(
     ``makers``: children that made v, where y may take its place at inference: nobody else reads it or has its memory.
     """
     seen = hooks_of_all_modules()
-    inference = not seen and only_inference()
-    absorbs = inference and _takes(v, weights) and all(_is_known(part, training=False) for part in before)
+    inference, overwrites = only_inference()
+    absorbs = inference and not seen and all(_is_known(part, training=False) for part in before)
     x = v
     if not absorbs:
         for part in before:
             x = _run(part, x, None)
-    takes = _takes(x, weights)
     more: dict[str, Any] = {}
     if absorbs and before:
         more["pre_activation"] = pre_activation
         norm = _affine(before[0])
         if norm is not None:
             more["pre_scale"], more["pre_shift"] = norm
-    finishes = takes and not seen and bool(after) and all(_is_known(part) for part in after)
+    finishes = not seen and bool(after) and all(_is_known(part) for part in after)
     if finishes and any(part in (ADD, ADD_IN_PLACE) for part in after):
-        finishes = isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+        finishes = fits(residual, x)
         more["residual"] = residual if finishes else None
     if finishes:
         more["post_activation"] = post_activation
-    if absorbs and makers is not None and all(_is_known(part) for part in makers):
+    if absorbs and overwrites and makers is not None and all(_is_known(part) for part in makers):
         more["out"] = v
     y = squeeze_excite(x, *weights, **options, **more)  # type: ignore[arg-type, misc]
     for part in () if finishes else after:
         y = _run(part, y, residual)
     return y
-
-
-def _takes(x: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
-    """Whether y has the type of x. Beside weights of another one it may be another."""
-    weight: Any = weights[0]
-    kind = x.device.type
-    cast = torch.is_autocast_enabled(kind) and x.dtype == torch.get_autocast_dtype(kind)
-    return bool(x.dtype == weight.dtype or cast)
 
 
 def _is_known(part: Part, training: bool = True) -> bool:
@@ -141,7 +132,7 @@ def site_of(module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken:
         site.maker = maker_of(copied, site.source)
         if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
             site.prologue = None
-    for tried in (site, replace(site, prologue=None, maker=None)):
+    for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
         if tried.has_neighbours and not _overtakes(copied, tried) and (checked := _checked(copied, tried)) is not None:
             taken.update(absorbed(tried))
             return checked
@@ -191,8 +182,7 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
         return tuple(made)
 
     excitation = site.excitation
-    paths = [path for layer in excitation.layers for path in (layer.weight, layer.bias)]
-    weights = tuple(None if path is None else get(str(path)) for path in paths)
+    weights = tuple(excitation.weights(lambda path: get(str(path))))
     before, after = site.prologue, site.epilogue
     return (
         value(site.source),
@@ -226,13 +216,10 @@ def _difference(module: fx.GraphModule, site: Site, rank: int, dim: int, trainin
     """The largest difference in values and gradients, in units of the tolerance."""
     shape = [2, 6, 3, 5, 4][:rank]
     shape[dim] = site.excitation.channels or 11
-    traced = site.x.meta.get("val")
     sandbox = Sandbox(module, torch.float32, training, seed=rank)
     residual = site.epilogue.residual if site.epilogue is not None else None
     inputs = dict.fromkeys([site.source, *([residual] if residual is not None else [])])
-    if isinstance(traced, Tensor):
-        shape = [int(size) for size in traced.shape]  # symbolic ones have a value as well
-    values = [sandbox.random(shape) for _ in inputs]
+    values = [sandbox.random(sandbox.shape_of(site.x) or shape) for _ in inputs]
     results, gradients = [], []
     for grad in (True, False):
         for ours in (False, True):

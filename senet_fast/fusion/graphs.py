@@ -6,22 +6,31 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.graph_steps import absorbed, arguments, excite
-from senet_fast.fusion.match import Match
+from senet_fast.fusion.match import Match, verified
+from senet_fast.fusion.sizes import moved
 from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import writes
+from senet_fast.fusion.trace import attribute, writes
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 
-def check_rewritable(module: nn.Module, match: Match) -> None:
-    """Rejected where a call of the op alone cannot take the place of the match."""
+def check_rewritable(module: nn.Module, match: Match, folds: bool = True) -> None:
+    """Rejected where a call of the op cannot take the place of the match.
+
+    ``folds``: calls that fold a norm of fixed statistics or transpose a weight may stand in front of it.
+    """
     excitation = match.excitation
-    if excitation.inference_only or any(layer.transposed for layer in excitation.layers):
-        raise Rejected("its norm or transposed weight cannot be folded in a graph")
+    if not folds and not excitation.is_plain:
+        raise Rejected("its norm or transposed weight cannot be folded in this graph")
+    if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
+        raise Rejected("its norm cannot be folded in a graph that may train it")
+    if excitation.inference_only and not excitation.norms:
+        raise Rejected("it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Rejected("its gated axis depends on the number of axes")
     if any(writes(node) for node in (match.product, match.y)):
@@ -29,6 +38,9 @@ def check_rewritable(module: nn.Module, match: Match) -> None:
     for node in match.x.users:
         if node not in (match.product, match.y) and writes(node, module, match.x):
             raise Rejected("x is changed in place beside it")
+    number = moved(match.y.graph)
+    if number is not None and verified(module, match.x, match.y, excitation, number) != excitation:
+        raise Rejected("it is one only for the sizes that it was exported with")
 
 
 def drop_unused_sizes(graph: fx.Graph) -> None:
@@ -40,11 +52,17 @@ def drop_unused_sizes(graph: fx.Graph) -> None:
 
 def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     """Give ``module`` its ``graph`` with every site replaced by a call of the op."""
+    tracer = fx.proxy.GraphAppendingTracer(graph)  # makes calls in the graph of what folds a norm
+
+    def get(path: str) -> fx.Proxy:
+        return fx.Proxy(graph.get_attr(path), tracer)
+
     regions = [absorbed(site) for site in sites]
     replaced: dict[fx.Node, fx.Node] = {}
     for site, region in zip(sites, regions, strict=True):
         with graph.inserting_before(site.last):
-            v, *given = arguments(module, site, lambda node: replaced.get(node, node), graph.get_attr)
+            made = arguments(module, site, lambda node: replaced.get(node, node), get)
+            v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
             if "val" not in site.x.meta:  # an exported graph has guards of its own
                 ranks = [rank for rank, _ in site.excitation.dims]
                 axes = graph.call_method("dim", (v,))

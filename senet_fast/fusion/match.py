@@ -17,10 +17,14 @@ from senet_fast.fusion.calls import has_hooks
 from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
+from senet_fast.fusion.sizes import Number, hint
 from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
 from senet_fast.fusion.trace import ancestors, descendants, is_quantized
 
-MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, ATEN.mul.Tensor, ATEN.mul_.Tensor)
+MULTIPLICATIONS = (
+    *(operator.mul, operator.imul, torch.mul, torch.multiply),
+    *(ATEN.mul.Tensor, ATEN.mul_.Tensor, ATEN.multiply.Tensor, ATEN.multiply_.Tensor),
+)
 ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative to the largest element, in float32
 
@@ -110,13 +114,12 @@ def check_parameter(tensor: Tensor | None, path: str) -> None:
         raise Rejected(f"{path} is {tensor.dtype}", near=True)
 
 
-def _shapes(x: fx.Node, first: Stage) -> list[tuple[tuple[int, ...], int]]:
+def _shapes(sandbox: Sandbox, x: fx.Node, first: Stage) -> list[tuple[tuple[int, ...], int]]:
     """Shapes of x to try, with the gated axis: not square, odd, no two sizes alike."""
     K = first.sizes[0] if first.kind == "fc" else 8
-    traced = x.meta.get("val")
-    if isinstance(traced, Tensor):  # of an exported graph, whose views may only fit this shape
-        shape = tuple(int(size) for size in traced.shape)
-        return [(shape, d) for d in range(1, len(shape)) if first.kind != "fc" or shape[d] == K]
+    traced = sandbox.shape_of(x)
+    if traced is not None:
+        return [(tuple(traced), d) for d in range(1, len(traced)) if first.kind != "fc" or traced[d] == K]
     B, a, b, c = [size for size in (2, 3, 4, 5, 6) if size != K][:4]
     shapes = [
         *(((B, K, a, b), 1), ((B, K, c), 1), ((B, K, a, c, b), 1)),
@@ -134,7 +137,7 @@ def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) 
     for dtype in (torch.float64, torch.float32):  # the latter for code that converts to it on purpose
         sandbox = Sandbox(module, dtype)
         failed = False
-        for shape, dim in _shapes(x, stages[0]):
+        for shape, dim in _shapes(sandbox, x, stages[0]):
             try:
                 with torch.no_grad():
                     excitation = _explain(sandbox, x, scale, stages, shape, dim)
@@ -259,10 +262,14 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
     return layers, activations
 
 
-def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation) -> Excitation:
+def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> Excitation:
     """``excitation``, for inference only if it must be; Rejected if the op's results are not those of the graph."""
+
+    def worst_of(training: bool) -> float:
+        return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
+
     try:
-        worst = max(_difference(module, x, y, excitation, rank, dim, False) for rank, dim in excitation.dims)
+        worst = worst_of(training=False)
     except Exception as error:
         raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
     if not worst <= 1:
@@ -270,23 +277,27 @@ def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation) 
     if excitation.norms:
         return excitation.for_inference()
     try:
-        worst = max(_difference(module, x, y, excitation, rank, dim, True) for rank, dim in excitation.dims)
+        worst = worst_of(training=True)
     except Exception:
         return excitation.for_inference()
     return excitation if worst <= 1 else excitation.for_inference()
 
 
 def _difference(
-    module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, rank: int, dim: int, training: bool
+    module: nn.Module,
+    x: fx.Node,
+    y: fx.Node,
+    excitation: Excitation,
+    rank: int,
+    dim: int,
+    training: bool,
+    number: Number,
 ) -> float:
     """The largest difference in values and gradients, in units of the tolerance."""
-    sandbox = Sandbox(module, torch.float32, training, seed=rank)
-    traced = x.meta.get("val")
-    if isinstance(traced, Tensor):
-        shape = [int(size) for size in traced.shape]
-    else:
-        shape = [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
-        shape[dim] = excitation.channels or 11
+    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
+    traced, shape = sandbox.shape_of(x), [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
+    shape[dim] = excitation.channels or 11
+    shape = shape if traced is None else traced
     value = sandbox.random(shape)
     given = [value.clone().requires_grad_() for _ in range(2)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from senet_fast.fusion.sizes import Number, hint
 from senet_fast.fusion.trace import NotTraced, ancestors, attribute
 
 
@@ -34,12 +35,18 @@ def one_thread() -> Iterator[None]:
 
 
 class Sandbox:
-    """Runs pieces of a module's graph on copies of what they use: on the CPU, with random parameters and statistics."""
+    """Runs pieces of a module's graph on copies of what they use: on the CPU, with random parameters and statistics.
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, training: bool = False, seed: int = 0) -> None:
-        self.module, self.dtype, self.training = module, dtype, training
+    ``number``: of the sizes that are symbols in the graph of an export.
+    """
+
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, training: bool = False, seed: int = 0, number: Number = hint
+    ) -> None:
+        self.module, self.dtype, self.training, self.number = module, dtype, training, number
         self.generator = torch.Generator().manual_seed(seed)
         self.copies: dict[str, Any] = {}
+        self.sizes: dict[fx.Node, int] | None = None
         self.tensors: dict[int, Tensor] = {}  # by the id of the original: tied ones stay tied
 
     def tensor(self, original: Tensor, path: str) -> Tensor:
@@ -84,9 +91,17 @@ class Sandbox:
         x = torch.randn(shape, dtype=self.dtype, generator=self.generator)
         return x + 2 * x[..., :1]
 
+    def shape_of(self, node: fx.Node) -> list[int] | None:
+        """The shape of ``node`` in the graph of an export, whose code may fit no other."""
+        traced = node.meta.get("val")
+        return [self.number(size) for size in traced.shape] if isinstance(traced, Tensor) else None
+
     def run(self, target: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        """The value of ``target``, everything computed anew from the ``known`` values."""
-        values = dict(known)
+        """The value of ``target``, everything computed anew from the ``known`` values and the sizes of an export."""
+        if self.sizes is None:
+            symbols = {node: node.meta.get("val") for node in target.graph.nodes}
+            self.sizes = {node: self.number(size) for node, size in symbols.items() if isinstance(size, torch.SymInt)}
+        values = self.sizes | known
         for node in _needed(target, values):
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
             if node.op == "get_attr":

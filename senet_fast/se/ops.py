@@ -1,11 +1,14 @@
 """The public function over the registered op. Shapes and types are checked in C++ (csrc/bindings/arguments.h)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from senet_fast.se.reference import prologue
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
+_squeeze_excite_prologue = torch.ops.senet_fast.squeeze_excite_prologue.default
 _squeeze_excite_into = torch.ops.senet_fast.squeeze_excite_into.default
 
 
@@ -95,23 +98,17 @@ def squeeze_excite(
         options["add_one"] = True
     if post_activation != "identity":
         options["post_activation"] = post_activation
+    before: dict[str, Any] = {}
     if pre_scale is not None or pre_shift is not None or pre_activation != "identity":
-        tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
-        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        given = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
+        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         if out is None and (wanted or (residual is not None and residual.dtype != x.dtype)):
             x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
         else:
-            options |= {"pre_activation": pre_activation}
-            out = torch.empty_like(x) if out is None else out
-    if out is None:
-        return _squeeze_excite(  # type: ignore[no-any-return]
-            x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, **options
-        )
-    _squeeze_excite_into(
-        *(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual),
-        **options,
-        pre_scale=pre_scale,
-        pre_shift=pre_shift,
-        out=out,
-    )
-    return out
+            before = {"pre_scale": pre_scale, "pre_shift": pre_shift, "pre_activation": pre_activation}
+    tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual)
+    if out is not None:
+        _squeeze_excite_into(*tensors, **options, **before, out=out)
+        return out
+    op = _squeeze_excite_prologue if before else _squeeze_excite
+    return op(*tensors, **options, **before)  # type: ignore[no-any-return]

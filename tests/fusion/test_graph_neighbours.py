@@ -209,7 +209,8 @@ class IntoTheShortcut(Activated):
 
 
 LEFT = [
-    *((kind, how, ("", "")) for kind in (Between, OfAView, NormIsReturned) for how in ("traced", "exported")),
+    *((Between, how, ("relu", "")) for how in ("traced", "exported")),
+    *((kind, how, ("", "")) for kind in (OfAView, NormIsReturned) for how in ("traced", "exported")),
     (IntoTheShortcut, "exported", ("", "in place")),  # symbolic_trace makes a plain addition of it
 ]
 

@@ -6,10 +6,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from fusion_testing import counts_calls, randomize, relative
+from fusion_testing import counts_calls, randomize, relative, step
 from lookalikes import CBAMChannel, GateInPlace, OfAnother
 from torch import Tensor, fx, nn
-from zoo import ECA, C, Effective, Helper, LinearExpand, R
+from zoo import ECA, ZOO, C, Effective, Helper, LinearExpand, R
 
 from senet_fast import fuse, unfuse
 
@@ -81,3 +81,62 @@ def test_lookalikes_in_a_graph_are_left_alone(kind: type[nn.Module]) -> None:
     x = torch.randn(2, C, 5, 6)
     program = torch.export.export(randomize(kind()), (x,))
     assert not fuse(program.module()).fused
+
+
+def any_sizes(model: nn.Module, x: Tensor, axes: tuple[int, ...]) -> fx.GraphModule:
+    sizes = {axis: torch.export.Dim(f"axis{axis}", min=2, max=64) for axis in axes}
+    return torch.export.export(model, (x,), dynamic_shapes=(sizes,)).module()  # type: ignore[return-value]
+
+
+ONE_MAP = {"avg_pool_of_size"}  # torch.export takes its kernel's size to be fixed
+SYMBOLIC = [name for name, case in ZOO.items() if case.shape == (2, C, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [(name, axes) for name in SYMBOLIC for axes in ((0,), (0, 2, 3)) if len(axes) == 1 or name not in ONE_MAP],
+)
+def test_exported_with_symbols(name: str, axes: tuple[int, ...]) -> None:
+    """Views by sizes that are symbols, read from the network's input, not from x."""
+    plain = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), randomize(ZOO[name].make()), nn.ReLU()).eval()
+    model = any_sizes(plain, torch.randn(2, 3, 5, 7), axes)
+    (entry,) = fuse(model).fused
+    assert entry.channels in (C, None)
+    x = torch.randn(5, 3, 5, 7) if axes == (0,) else torch.randn(3, 3, 8, 6)
+    with torch.no_grad():
+        assert counts_calls(lambda: model(x)) == 1
+        assert relative(plain(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name, case in ZOO.items() if not case.training])
+def test_norms_between_layers(name: str) -> None:
+    """Folded where the graph has fixed statistics, with gradients; left where it may train them."""
+    plain, x = randomize(ZOO[name].make()).eval(), torch.randn(2, C, 5, 7)
+    (left,) = fuse(fx.symbolic_trace(plain)).skipped
+    assert left.reason == "its norm cannot be folded in a graph that may train it"
+    exported = converted(plain, "exported", x)
+    fused = copy.deepcopy(exported)
+    assert len(fuse(fused).fused) == 1
+    (y, gradients), (fused_y, fused_gradients) = (step(model, x) for model in (exported, fused))
+    assert relative(y, fused_y) < 1e-5
+    assert gradients.keys() == fused_gradients.keys()
+    for key, gradient in gradients.items():
+        assert relative(gradient, fused_gradients[key]) < 1e-4, key
+
+
+class ByBatch(LinearExpand):
+    """A block for two images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c = x.shape[:2]
+        return x * (self.fc(self.avg_pool(x).view(b, c)) * (b / 2)).view(b, c, 1, 1)
+
+
+def test_exported_with_symbols_that_matter() -> None:
+    x = torch.randn(2, C, 5, 7)
+    plain = randomize(ByBatch()).eval()
+    model = any_sizes(plain, x, (0,))
+    report = fuse(model)
+    assert not report.fused
+    assert [entry.reason for entry in report.skipped] == ["the op's numbers differ from its own"]
+    assert len(fuse(torch.export.export(plain, (x,)).module()).fused) == 1

@@ -191,8 +191,8 @@ def test_inference_is_one_op_for_the_tail() -> None:
     ],
     ids=["resnet", "shufflenet", "inception_resnet"],
 )
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_compiles_whole(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
-    torch._dynamo.reset()
     torch.manual_seed(0)
     network = with_statistics(make()).eval()
     x = torch.randn(shape)

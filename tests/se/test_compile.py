@@ -1,6 +1,7 @@
 """The op as seen by compilers: torch.compile, export, jit. It stays one op in their graphs."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,31 @@ def test_inductor(layout: str) -> None:
     results = value_and_grads(run, arguments, grad_y)
     assert results["y"].stride() == x.stride()
     torch.testing.assert_close(results, value_and_grads(surrounded, arguments, grad_y))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("before", [False, True])
+def test_inductor_keeps_the_layout_of_convolutions(layout: str, before: bool) -> None:
+    """It runs them in channels_last, and the op between two of them as well: nothing is transposed."""
+    first, se, last = nn.Conv2d(3, 32, 3), FusedSE(32), nn.Conv2d(32, 4, 3)
+    scale = torch.rand(32) if before else None
+
+    def network(x: Tensor) -> Tensor:
+        y = first(x)
+        weights = [se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias]
+        return last(squeeze_excite(y, *weights, residual=y * 2, pre_scale=scale))
+
+    x = torch.randn(2, 3, 18, 20).contiguous(
+        memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    )
+    with torch.no_grad():
+        y, (code,) = torch._inductor.utils.run_and_get_code(compiled(network, backend="inductor"), x)
+        torch.testing.assert_close(y, network(x))
+    (op,) = [line for line in code.splitlines() if "ops.senet_fast" in line and "=" in line and "assert" not in line]
+    assert "squeeze_excite_prologue" in op if before else "squeeze_excite.default" in op
+    strides = re.search(r"assert_size_stride\(\w+, \(2, 32, 16, 18\), \(([^)]+)\), 'torch.ops.senet_fast", code)
+    assert strides is not None
+    assert strides[1] == "9216, 1, 576, 32"
 
 
 def test_inductor_training_step_of_a_module() -> None:
@@ -226,8 +252,10 @@ def test_export_decomposes_on_request() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_ahead_of_time_inductor(tmp_path: Path) -> None:
-    model, x = Model().eval(), torch.randn(2, 8, 3, 5)
+@pytest.mark.parametrize("dim", [1, -1])
+def test_ahead_of_time_inductor(tmp_path: Path, dim: int) -> None:
+    model, x = Model().eval(), torch.randn(2, 8, 3, 8)
+    model.se.dim = dim
     package = tmp_path / "model.pt2"
     torch._inductor.aoti_compile_and_package(torch.export.export(model, (x,)), package_path=str(package))
     torch.testing.assert_close(torch._inductor.aoti_load_package(str(package))(x), model(x))

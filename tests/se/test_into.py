@@ -133,6 +133,7 @@ def test_registration() -> None:
     tensors = [
         arguments.pop(name, None) for name in ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual")
     ]
+    torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_prologue.default, tensors, {**arguments, **pre})
     out = torch.empty_like(tensors[0])
     torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_into.default, tensors, {**arguments, **pre, "out": out})
 
@@ -212,7 +213,7 @@ def test_errors() -> None:
             "pre_shift is Long; expected a floating-point tensor",
         ),
         ({"pre_activation": "swoosh"}, ValueError, "pre_activation is 'swoosh'; expected one of"),
-        ({"out": x.clone().requires_grad_()}, RuntimeError, "out= has no derivative"),
+        ({"out": x.clone().requires_grad_()}, RuntimeError, "have no derivative"),
     ]
     for change, kind, message in bad:
         before = x.clone()
