@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.report import place, publish
-from benchmarks.rows import row_options, selected, take
+from benchmarks.rows import moved, row_options, selected, take
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import calibrate, relative_difference
 from senet_fast.demo.text import ratio, table
@@ -100,7 +100,7 @@ def measure(mode: Mode, seconds: float, compiled: bool) -> dict[str, Any]:
     for network in made.values():
         network.train(mode.kind == "step")
     calls = {name: contender(network, name, mode.kind, images) for name, network in made.items()}
-    times = interleave(calls, seconds, calls=3 if mode.batch == 1 else 1)
+    times = interleave(calls, seconds, calls=3 if mode.batch == 1 else 1, timed=moved)
     return {"date": surroundings()["date"], "seconds": times, "believable": times.believable, "difference": difference}
 
 

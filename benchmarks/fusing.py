@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import place, publish
-from benchmarks.rows import row_options, selected, take
+from benchmarks.rows import moved, row_options, selected, take
 from benchmarks.shapes import LAYOUTS
 from senet_fast import fuse
 from senet_fast.demo.measure import interleave, surroundings
@@ -128,7 +128,7 @@ def measure(mode: Mode, seconds: float, compiled: bool) -> dict[str, Any]:
         call()
     memory = {name: peak(call) for name, call in calls.items()}
     first = interleave({"eager": calls["eager"]}, 0, rounds=1, calls=1)["eager"]
-    times = interleave(calls, seconds, rounds=5, calls=1 if first > SLOW else None)
+    times = interleave(calls, seconds, rounds=5, calls=1 if first > SLOW else None, timed=moved)
     return {
         **{"batch": mode.batch, "blocks": len(report.fused), "seconds": times, "peak_mb": memory},
         **{"believable": times.believable, "difference": difference},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.report import place, publish
-from benchmarks.rows import row_options, selected, take
+from benchmarks.rows import moved, row_options, selected, take
 from benchmarks.shapes import DTYPES, LAYOUTS
 from benchmarks.swapping import fuse_tails, fused, replace
 from senet_fast.demo.measure import interleave, surroundings
@@ -121,7 +121,8 @@ def measure(mode: Mode, seconds: float) -> dict[str, Any]:
     difference = max(relative_difference(outputs["eager"], output) for output in outputs.values())
     if mode.dtype == "fp32" and not difference <= TOLERANCE:
         raise AssertionError(f"{mode.id}: outputs with FusedSE differ by {difference:.1e}")
-    times = interleave({name: contender(one, mode.kind, images) for name, one in networks.items()}, seconds)
+    calls = {name: contender(one, mode.kind, images) for name, one in networks.items()}
+    times = interleave(calls, seconds, timed=moved)
     return {"seconds": times, "believable": times.believable, "difference": difference}
 
 

@@ -2,13 +2,18 @@
 
 import argparse
 import json
+import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.report import add_options, save
+
+MOST_MOVED = 16 << 20  # bytes
 
 
 class Row(Protocol):
@@ -19,6 +24,20 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+
+
+def moved(call: Callable[[], object]) -> float:
+    """The seconds of one call, whose tensors lie elsewhere than those of the last.
+
+    Each contender finds the memory as the one before left it: the same in every round, and worth 5 % between two copies
+    of one network.
+    """
+    pad = torch.empty(random.randrange(MOST_MOVED), dtype=torch.uint8)
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    del pad
+    return seconds
 
 
 def row_options(parser: argparse.ArgumentParser, name: str, example: str) -> None:
