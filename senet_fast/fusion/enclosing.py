@@ -3,6 +3,7 @@
 The graph of the module's own forward is cut at each excitation; the rest stays as it is and calls the same children.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -91,14 +92,15 @@ def variant_of(
         inlined, opened = inlined | more, opened | more
         sites, reasons = _sites(module, graph, plans, training)
     opened -= {path for site in sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
-    if opened:  # only to see who made x: their calls cost less than what is in them, written out
-        closed = trace_exactly(module, inlined - opened, constants)
-        again, _ = _sites(module, closed, plans, training)
-        if [site.owner for site in again] == [site.owner for site in sites]:
-            for site, seen in zip(again, sites, strict=True):
-                if site.prologue is None and seen.prologue is None:  # of the same tensor
-                    site.maker = seen.maker
-            graph, sites = closed, again
+    with contextlib.suppress(NotTraced):  # then what is in them stays written out
+        if opened:  # only to see who made x: their calls cost less than what is in them
+            closed = trace_exactly(module, inlined - opened, constants)
+            again, _ = _sites(module, closed, plans, training)
+            if [site.owner for site in again] == [site.owner for site in sites]:
+                for site, seen in zip(again, sites, strict=True):
+                    if site.prologue is None and seen.prologue is None:  # of the same tensor
+                        site.maker = seen.maker
+                graph, sites = closed, again
     for path in inlined:
         check_plain(attribute(module, path), path)
     if not any(site.pays for site in sites):
