@@ -98,8 +98,8 @@ void check_underived(SENET_INTO_ARGUMENTS) {
                                                  or_undefined(pre_shift),
                                                  out};
   TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
-              "squeeze_excite: out= and the fused prologue have no "
-              "derivative; expected torch.no_grad() or inputs that require no gradient");
+              "squeeze_excite: out= and the fused prologue have no derivative; "
+              "expected torch.no_grad() or inputs that require no gradient");
   TORCH_CHECK(!any(tensors, transformed),
               "squeeze_excite: out= and the fused prologue take neither tangents nor torch.func's tensors");
 }

@@ -19,7 +19,7 @@ from senet_fast.fusion.excitation import Excitation
 from senet_fast.fusion.graphs import check_rewritable
 from senet_fast.fusion.match import Match, find, verified
 from senet_fast.fusion.sandbox import one_thread
-from senet_fast.fusion.sizes import Number, hint, moved, value_of
+from senet_fast.fusion.sizes import Number, hint, others, value_of
 from senet_fast.fusion.stages import Rejected
 from senet_fast.fusion.trace import ancestors, descendants, writes
 
@@ -84,8 +84,8 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     Numbers: small maps at first, which are faster, then the maps as they are. Symbols: what they were at the first
     call, together with others.
     """
-    other = moved(graph)
-    return [[Sizes(hint, small=True)], [Sizes(hint)]] if other is None else [[Sizes(hint), Sizes(other)]]
+    numbers = others(graph)
+    return [[Sizes(number) for number in (hint, *numbers)]] if numbers else [[Sizes(hint, small=True)], [Sizes(hint)]]
 
 
 def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, dict[fx.Node, fx.Node]]]:
@@ -99,7 +99,7 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
         y = twin[match.y]
         if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
             with contextlib.suppress(Rejected):
-                check_rewritable(module, match, folds=False)
+                check_rewritable(module, match, (), folds=False)
                 if assignment[0].small:
                     match.x.meta["val"] = value_of(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:

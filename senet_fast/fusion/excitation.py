@@ -71,18 +71,22 @@ class Layer:
     before: Norm | None = None
     after: Norm | None = None
 
+    @property
+    def is_folded(self) -> bool:
+        return self.before is not None or self.after is not None
+
     def tensors(self, get: Get) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) with the norms folded in."""
         weight = get(self.weight)
         bias = None if self.bias is None else get(self.bias)
         if self.transposed:
             weight = weight.t()
-        if self.before is None and self.after is None:
+        if not self.is_folded:
             return weight, bias
         weight = weight.flatten(1)
         if self.before is not None:
             scale, shift = self.before.affine(get)
-            moved = weight @ shift
+            moved = (weight * shift).sum(1)  # the norm may be of another type
             weight, bias = weight * scale, moved if bias is None else bias + moved
         if self.after is not None:
             scale, shift = self.after.affine(get)
@@ -125,7 +129,12 @@ class Excitation:
 
     def weights(self, get: Get) -> list[Tensor | None]:
         """[fc1_weight, fc1_bias, fc2_weight, fc2_bias], or the first two."""
-        return [tensor for layer in self.layers for tensor in layer.tensors(get)]
+        made = [layer.tensors(get) for layer in self.layers]
+        folded = [weight for layer, (weight, _) in zip(self.layers, made, strict=True) if layer.is_folded]
+        if folded and len(made) > 1:  # where norms are float32 beside half layers, one type for both
+            kind = folded[0].dtype
+            made = [(weight.to(kind), None if bias is None else bias.to(kind)) for weight, bias in made]
+        return [tensor for layer in made for tensor in layer]
 
     def __call__(self, x: Tensor, get: Get, **options: Any) -> Tensor:
         dim = dict(self.dims)[x.dim()]

@@ -4,7 +4,8 @@ A graph has no place for the code that a module would fall back on, so the call 
 children of the graph module, functions by the name of what they compute.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from senet_fast.fusion.match import (
 from senet_fast.fusion.neighbours import epilogue_of, maker_of, prologue_of
 from senet_fast.fusion.plans import hooks_of_all_modules
 from senet_fast.fusion.sandbox import Sandbox
+from senet_fast.fusion.sizes import Number, hint
 from senet_fast.fusion.stages import Rejected, stage_of
 from senet_fast.fusion.trace import ancestors, descendants, writes
 from senet_fast.se import squeeze_excite
@@ -110,10 +112,13 @@ def _run(part: Part, x: Any, residual: Any) -> Any:
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
-def site_of(module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken: set[fx.Node]) -> Site:
+def site_of(
+    module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken: set[fx.Node], numbers: Sequence[Number]
+) -> Site:
     """``match`` with the neighbours that the op can take over, none of them of ``taken``, which gets them.
 
-    ``module``: with its hooks, which its copy, whose graph the match is of, has not.
+    ``module``: with its hooks, which its copy, whose graph the match is of, has not. ``numbers``: for the graph's
+    symbols, beside what they were.
     """
     between = ancestors(match.y) & descendants(match.x)
     block = [node for node in copied.graph.nodes if node in between]
@@ -133,7 +138,9 @@ def site_of(module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken:
         if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
             site.prologue = None
     for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
-        if tried.has_neighbours and not _overtakes(copied, tried) and (checked := _checked(copied, tried)) is not None:
+        if not tried.has_neighbours or _overtakes(copied, tried):
+            continue
+        if (checked := _checked(copied, tried, (hint, *numbers))) is not None:
             taken.update(absorbed(tried))
             return checked
     return bare
@@ -198,12 +205,13 @@ def _kind(module: nn.Module, path: str) -> str:
     return type(module.get_submodule(path)).__name__
 
 
-def _checked(module: fx.GraphModule, site: Site) -> Site | None:
+def _checked(module: fx.GraphModule, site: Site, numbers: Sequence[Number]) -> Site | None:
     """``site`` for the numbers of axes that its neighbours take; None unless the call computes what the graph does."""
     dims = []
     for rank, dim in site.excitation.dims:
         try:
-            worst = max(_difference(module, site, rank, dim, training) for training in (False, True))
+            ways = itertools.product((False, True), numbers)
+            worst = max(_difference(module, site, rank, dim, training, number) for training, number in ways)
         except Exception:  # the neighbours do not take it
             continue
         if not worst <= 1:
@@ -212,11 +220,11 @@ def _checked(module: fx.GraphModule, site: Site) -> Site | None:
     return replace(site, excitation=replace(site.excitation, dims=tuple(dims))) if dims else None
 
 
-def _difference(module: fx.GraphModule, site: Site, rank: int, dim: int, training: bool) -> float:
+def _difference(module: fx.GraphModule, site: Site, rank: int, dim: int, training: bool, number: Number) -> float:
     """The largest difference in values and gradients, in units of the tolerance."""
     shape = [2, 6, 3, 5, 4][:rank]
     shape[dim] = site.excitation.channels or 11
-    sandbox = Sandbox(module, torch.float32, training, seed=rank)
+    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
     residual = site.epilogue.residual if site.epilogue is not None else None
     inputs = dict.fromkeys([site.source, *([residual] if residual is not None else [])])
     values = [sandbox.random(sandbox.shape_of(site.x) or shape) for _ in inputs]

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.graph_steps import absorbed, arguments, excite
-from senet_fast.fusion.match import Match, verified
-from senet_fast.fusion.sizes import moved
+from senet_fast.fusion.match import Match, holds_in_training, verified
+from senet_fast.fusion.sizes import Number, value_of
 from senet_fast.fusion.stages import Rejected
 from senet_fast.fusion.trace import attribute, writes
 
@@ -19,17 +20,19 @@ _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 
-def check_rewritable(module: nn.Module, match: Match, folds: bool = True) -> None:
+def check_rewritable(module: nn.Module, match: Match, numbers: Iterable[Number], folds: bool = True) -> None:
     """Rejected where a call of the op cannot take the place of the match.
 
-    ``folds``: calls that fold a norm of fixed statistics or transpose a weight may stand in front of it.
+    ``numbers``: for the graph's symbols, beside those that the match was found with. ``folds``: calls that fold a norm
+    of fixed statistics or transpose a weight may stand in front of it.
     """
     excitation = match.excitation
     if not folds and not excitation.is_plain:
         raise Rejected("its norm or transposed weight cannot be folded in this graph")
     if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
         raise Rejected("its norm cannot be folded in a graph that may train it")
-    if excitation.inference_only and not excitation.norms:
+    fixed = bool(excitation.norms) and holds_in_training(module, match.x, match.y, excitation)
+    if excitation.inference_only and not fixed:
         raise Rejected("it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Rejected("its gated axis depends on the number of axes")
@@ -38,9 +41,9 @@ def check_rewritable(module: nn.Module, match: Match, folds: bool = True) -> Non
     for node in match.x.users:
         if node not in (match.product, match.y) and writes(node, module, match.x):
             raise Rejected("x is changed in place beside it")
-    number = moved(match.y.graph)
-    if number is not None and verified(module, match.x, match.y, excitation, number) != excitation:
-        raise Rejected("it is one only for the sizes that it was exported with")
+    for number in numbers:
+        if verified(module, match.x, match.y, excitation, number) != excitation:
+            raise Rejected("it is one only for the sizes that it was exported with")
 
 
 def drop_unused_sizes(graph: fx.Graph) -> None:
@@ -63,7 +66,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
         with graph.inserting_before(site.last):
             made = arguments(module, site, lambda node: replaced.get(node, node), get)
             v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
-            if "val" not in site.x.meta:  # an exported graph has guards of its own
+            if value_of(site.x) is None:  # an exported graph has guards of its own
                 ranks = [rank for rank, _ in site.excitation.dims]
                 axes = graph.call_method("dim", (v,))
                 known = [graph.call_function(operator.eq, (axes, rank)) for rank in ranks]

@@ -263,24 +263,29 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
 
 
 def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> Excitation:
-    """``excitation``, for inference only if it must be; Rejected if the op's results are not those of the graph."""
-
-    def worst_of(training: bool) -> float:
-        return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
-
+    """``excitation``, for inference only if it differs in training or has norms, which may; Rejected if the op's
+    results are not those of the graph.
+    """
     try:
-        worst = worst_of(training=False)
+        worst = _worst(module, x, y, excitation, False, number)
     except Exception as error:
         raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
     if not worst <= 1:
         raise Rejected("the op's numbers differ from its own", near=True)
-    if excitation.norms:
-        return excitation.for_inference()
+    trains = not excitation.norms and holds_in_training(module, x, y, excitation)
+    return excitation if trains else excitation.for_inference()
+
+
+def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation) -> bool:
+    """Whether the op's results are those of the graph where its modules are in training mode."""
     try:
-        worst = worst_of(training=True)
+        return _worst(module, x, y, excitation, True, hint) <= 1
     except Exception:
-        return excitation.for_inference()
-    return excitation if worst <= 1 else excitation.for_inference()
+        return False
+
+
+def _worst(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, training: bool, number: Number) -> float:
+    return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
 
 
 def _difference(

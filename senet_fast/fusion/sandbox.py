@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.sizes import Number, hint
+from senet_fast.fusion.sizes import Number, hint, value_of
 from senet_fast.fusion.trace import NotTraced, ancestors, attribute
 
 
@@ -93,13 +93,13 @@ class Sandbox:
 
     def shape_of(self, node: fx.Node) -> list[int] | None:
         """The shape of ``node`` in the graph of an export, whose code may fit no other."""
-        traced = node.meta.get("val")
+        traced = value_of(node)
         return [self.number(size) for size in traced.shape] if isinstance(traced, Tensor) else None
 
     def run(self, target: fx.Node, known: dict[fx.Node, Any]) -> Any:
         """The value of ``target``, everything computed anew from the ``known`` values and the sizes of an export."""
         if self.sizes is None:
-            symbols = {node: node.meta.get("val") for node in target.graph.nodes}
+            symbols = {node: value_of(node) for node in target.graph.nodes}
             self.sizes = {node: self.number(size) for node, size in symbols.items() if isinstance(size, torch.SymInt)}
         values = self.sizes | known
         for node in _needed(target, values):

@@ -16,6 +16,7 @@ from senet_fast.fusion.match import Match, check_plain, find
 from senet_fast.fusion.plans import BlockPlan, EnclosingPlan
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
 from senet_fast.fusion.sandbox import light_copy
+from senet_fast.fusion.sizes import others
 from senet_fast.fusion.stages import Rejected
 
 
@@ -131,20 +132,21 @@ def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
     """The excitations in a copy of the graph of ``module``, and why others are left."""
     try:
         copied = light_copy(module)
-    except Exception:  # it can not be copied
-        return [], []
+    except Exception as error:
+        return [], [f"it can not be copied: {type(error).__name__}: {error}"]
     assert isinstance(copied, fx.GraphModule)
     graphs.drop_unused_sizes(copied.graph)
     found, rejected = find(copied, copied.graph)
     reasons = [str(reason) for reason in rejected]
     matches: list[Match] = []
+    numbers = others(copied.graph)
     for match in found:
         try:
-            graphs.check_rewritable(module, match)
+            graphs.check_rewritable(module, match, numbers)
             for path in match.modules:
                 check_plain(module.get_submodule(path), path)
             matches.append(match)
         except Rejected as reason:
             reasons.append(str(reason))
     taken: set[fx.Node] = set()
-    return [site_of(module, copied, match, taken) for match in matches], reasons
+    return [site_of(module, copied, match, taken, numbers) for match in matches], reasons

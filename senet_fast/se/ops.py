@@ -67,7 +67,8 @@ def squeeze_excite(
         dim: the gated axis; negative counts from the end, 0 (the batch) is refused.
         add_one: scale by ``1 + gate(z)``: the residual form x + x * gate.
         pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused only without
-            gradients; with them u is made in plain torch in front of the op. No forward mode, no vmap.
+            gradients; with them u is made in plain torch in front of the op. No derivatives by ``torch.func``, none in
+            forward mode.
         pre_activation: as ``activation``.
         out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual`` where there is
             no prologue, but its range of memory overlaps no input otherwise. A layout other than that of ``x`` costs a

@@ -169,3 +169,17 @@ def test_networks(name: str, blocks: int) -> None:
         with torch.set_grad_enabled(training):
             assert relative(plain(x), compiled(x)) < 1e-4
         assert passed.calls == blocks
+
+
+def test_sizes_that_only_the_data_tells() -> None:
+    block, passed = randomize(LinearExpand()).eval(), Passed()
+    x, mask = torch.randn(2, C, 5, 7), torch.tensor([0, 1, 1])
+
+    def run(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return block(x) + 1, mask.nonzero()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        y, places = torch.compile(run, fullgraph=True, backend=passed)(x, mask)
+    assert passed.calls == 1
+    assert relative(block(x) + 1, y) < 1e-5
+    assert torch.equal(places, mask.nonzero())

@@ -193,3 +193,34 @@ def test_quantized_products_with_a_number() -> None:
 
     report = fuse(fx.symbolic_trace(Doubled()))
     assert (report.fused, report.skipped) == ([], [])
+
+
+class HalfBesideNorm(nn.Module):
+    """Layers of half numbers with a norm of float32 behind the first, as for training in mixed precision by hand."""
+
+    def __init__(self, front: bool) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.front = nn.Conv2d(C, R, 1, bias=False), nn.Conv2d(R, C, 1), front
+        self.norm = nn.BatchNorm2d(R)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.fc1(x.mean((2, 3), keepdim=True))
+        z = self.norm(F.relu(z)) if self.front else F.relu(self.norm(z))
+        return x * torch.sigmoid(self.fc2(z))
+
+
+@pytest.mark.parametrize("front", [False, True], ids=["norm behind fc1", "norm in front of fc2"])
+@pytest.mark.parametrize("exported", [False, True])
+def test_half_layers_with_a_norm_of_float32(front: bool, exported: bool, x: Tensor) -> None:
+    model = randomize(HalfBesideNorm(front)).eval()
+    model.fc1.bfloat16()
+    model.fc2.bfloat16()
+    x = x.bfloat16()
+    with torch.no_grad():
+        expected = model(x)
+        given = torch.export.export(model, (x,)).module() if exported else model
+        assert len(fuse(given).fused) == 1
+        y = given(x)
+    assert counts_calls(lambda: given(x)) >= 1
+    assert y.dtype is torch.bfloat16
+    assert float((y - expected).abs().max() / expected.abs().max()) < 2e-2

@@ -3,11 +3,13 @@
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from fusion_testing import assert_same, counts_calls, randomize
+from fusion_testing import assert_same, counts_calls, randomize, relative, step
+from hosts import Bottleneck
 from torch import Tensor, nn
 from zoo import ZOO, C, LinearExpand, Optional, WithNorm
 
@@ -219,3 +221,17 @@ def test_fusing_within_inference_mode_and_without_gradients(x: Tensor) -> None:
         with mode():
             assert len(fuse(model).fused) == 1
         model(x).sum().backward()
+
+
+def test_jit_trace_of_a_fused_model() -> None:
+    """What is traced without gradients is later called with them: nothing for inference only goes into the trace."""
+    plain = randomize(Bottleneck()).eval()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x = torch.randn(2, C, 7, 9)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
+        traced = torch.jit.trace(fused, x)
+    (y, gradients), (traced_y, traced_gradients) = step(plain, x), step(traced, x)
+    assert relative(y, traced_y) < 1e-5
+    assert relative(gradients["x"], traced_gradients["x"]) < 1e-4
