@@ -195,7 +195,8 @@ def only_inference() -> tuple[bool, bool]:
     """Whether no gradients are wanted and neither an exporter, torch.jit.trace, torch.func nor forward mode looks at
     what happens, and whether memory may be written to besides: compilers plan theirs themselves.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    exporting = torch.compiler._is_exporting_flag  # is_exporting() is True in all that Dynamo of torch 2.11 traces
+    if torch.is_grad_enabled() or exporting or torch._C._get_tracing_state() is not None:
         return False, False
     seen = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return not seen, not seen and not torch.compiler.is_compiling()

@@ -69,7 +69,7 @@ def excite(
         norm = _affine(before[0])
         if norm is not None:
             more["pre_scale"], more["pre_shift"] = norm
-    finishes = not seen and bool(after) and all(_is_known(part) for part in after)
+    finishes = not seen and len(after) > 0 and all(_is_known(part) for part in after)
     if finishes and any(part in (ADD, ADD_IN_PLACE) for part in after):
         finishes = fits(residual, x)
         more["residual"] = residual if finishes else None
