@@ -92,8 +92,8 @@ def variant_of(
         inlined, opened = inlined | more, opened | more
         sites, reasons = _sites(module, graph, plans, training)
     opened -= {path for site in sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
-    with contextlib.suppress(NotTraced):  # then what is in them stays written out
-        if opened:  # only to see who made x: their calls cost less than what is in them
+    if opened:  # only to see who made x: their calls cost less than what is in them, written out
+        with contextlib.suppress(NotTraced):
             closed = trace_exactly(module, inlined - opened, constants)
             again, _ = _sites(module, closed, plans, training)
             if [site.owner for site in again] == [site.owner for site in sites]:

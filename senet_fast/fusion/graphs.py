@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.graph_steps import absorbed, arguments, excite
 from senet_fast.fusion.match import Match, holds_in_training, verified
-from senet_fast.fusion.sizes import Number, value_of
+from senet_fast.fusion.sizes import Number, hint, value_of
 from senet_fast.fusion.stages import Rejected
 from senet_fast.fusion.trace import attribute, writes
 
@@ -20,7 +20,7 @@ _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 
-def check_rewritable(module: nn.Module, match: Match, numbers: Iterable[Number], folds: bool = True) -> None:
+def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number], folds: bool = True) -> None:
     """Rejected where a call of the op cannot take the place of the match.
 
     ``numbers``: for the graph's symbols, beside those that the match was found with. ``folds``: calls that fold a norm
@@ -31,7 +31,8 @@ def check_rewritable(module: nn.Module, match: Match, numbers: Iterable[Number],
         raise Rejected("its norm or transposed weight cannot be folded in this graph")
     if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
         raise Rejected("its norm cannot be folded in a graph that may train it")
-    fixed = bool(excitation.norms) and holds_in_training(module, match.x, match.y, excitation)
+    every = (hint, *numbers)
+    fixed = excitation.norms and all(holds_in_training(module, match.x, match.y, excitation, n) for n in every)
     if excitation.inference_only and not fixed:
         raise Rejected("it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:

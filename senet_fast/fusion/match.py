@@ -272,14 +272,14 @@ def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, 
         raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
     if not worst <= 1:
         raise Rejected("the op's numbers differ from its own", near=True)
-    trains = not excitation.norms and holds_in_training(module, x, y, excitation)
+    trains = not excitation.norms and holds_in_training(module, x, y, excitation, number)
     return excitation if trains else excitation.for_inference()
 
 
-def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation) -> bool:
+def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> bool:
     """Whether the op's results are those of the graph where its modules are in training mode."""
     try:
-        return _worst(module, x, y, excitation, True, hint) <= 1
+        return _worst(module, x, y, excitation, True, number) <= 1
     except Exception:
         return False
 
