@@ -57,7 +57,7 @@ def test_only_bindings_include_torch(root: Path) -> None:
     assert all((root / "csrc/bindings") in path.parents for path in everywhere)
 
 
-@pytest.mark.parametrize("name", ["ops", "module", "reference", "activations"])
+@pytest.mark.parametrize("name", ["guards", "ops", "module", "reference", "activations"])
 def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
     text = (root / f"senet_fast/se/{name}.py").read_text()
     imports = re.findall(r"^\s*(?:from|import)\s+(senet_fast[\w.]*)(?:\s+import\s+(.*))?$", text, re.MULTILINE)
@@ -65,7 +65,7 @@ def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
         "ops": {"senet_fast.se.reference"},  # the prologue, where gradients are wanted
         "activations": set(),
         "reference": {"senet_fast.se.activations"},
-        "module": {"senet_fast.se.activations", "senet_fast.se.ops", "senet_fast.se.reference"},
+        "module": {f"senet_fast.se.{name}" for name in ("activations", "guards", "ops", "reference")},
     }
     assert {module for module, _ in imports} <= allowed[name]
     assert not re.search(r"\b(fusion|adapters|models|demo)\b\s*import|import .*\b(fusion|adapters|models|demo)\b", text)

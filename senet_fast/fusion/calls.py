@@ -7,17 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
 
 from senet_fast.fusion.excitation import Excitation, Norm, Path
 from senet_fast.se import squeeze_excite
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` is seen by anybody."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+from senet_fast.se.guards import has_hooks, is_plain, is_replayed, is_untouched, only_inference
 
 
 class Parts:
@@ -29,16 +22,13 @@ class Parts:
         self.modes = tuple(path.submodule(module).training for path in at) if in_mode else None
 
     def plain(self, module: nn.Module) -> bool:
-        """Whether they are what they were, and nobody sees their calls."""
+        """Whether they are what they were, with plain tensors, and nobody sees their calls."""
         modes = self.modes
         for at, (path, kind) in enumerate(self.known):
             part = module
             for name in path:
                 part = part._modules[name]  # type: ignore[assignment]
-            if type(part) is not kind or (modes is not None and part.training is not modes[at]):
-                return False
-            # has_hooks(part), here at every call of every block
-            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            if not is_untouched(part, kind) or (modes is not None and part.training is not modes[at]):
                 return False
         return True
 
@@ -55,10 +45,11 @@ class Op:
         self.norms = tuple({norm.module for norm in excitation.norms})
         self.direct = excitation.is_plain
         self.tensors = tuple(path for layer in excitation.layers for path in (layer.weight, layer.bias))
+        self.own_tensors = [path for path in self.tensors if path is not None and len(path) == 1]  # of no part
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         """Whether it computes what the module would."""
-        if not isinstance(x, Tensor) or x.dim() not in self.options:
+        if not is_plain(x) or x.dim() not in self.options:
             return False
         excitation = self.excitation
         if excitation.inference_only and (module.training or self.parts.any_trains(module)):
@@ -66,6 +57,8 @@ class Op:
         if excitation.shape is not None and x.shape[1:] != excitation.shape:
             return False
         if not self.parts.plain(module):
+            return False
+        if not all(is_plain(path.tensor(module)) for path in self.own_tensors):
             return False
         weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
@@ -160,7 +153,8 @@ class Step:
             finishes = fits(residual, x)
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
-        if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
+        overwrites = overwrites and (absorbs or before is None) and not is_replayed(v)
+        if overwrites and self.fresh is not None and self.fresh.plain(module):
             options["out"] = v
         y = self.op(owner, x, **options)
         return y if finishes else self._rest(module, y, residual)
@@ -189,17 +183,6 @@ class Step:
 
 
 PLAN = "_senet_fast_plan"  # the attribute of a fused module
-
-
-def only_inference() -> tuple[bool, bool]:
-    """Whether no gradients are wanted and neither an exporter, torch.jit.trace, torch.func nor forward mode looks at
-    what happens, and whether memory may be written to besides: compilers plan theirs themselves.
-    """
-    exporting = torch.compiler._is_exporting_flag  # is_exporting() is True in all that Dynamo of torch 2.11 traces
-    if torch.is_grad_enabled() or exporting or torch._C._get_tracing_state() is not None:
-        return False, False
-    seen = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not seen, not seen and not torch.compiler.is_compiling()
 
 
 def fits(residual: Any, x: Tensor) -> bool:

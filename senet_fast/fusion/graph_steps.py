@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.calls import fits, has_hooks, only_inference
+from senet_fast.fusion.calls import fits
 from senet_fast.fusion.enclosing import Site
 from senet_fast.fusion.excitation import Norm, Path
 from senet_fast.fusion.match import (
@@ -27,13 +27,13 @@ from senet_fast.fusion.match import (
     operands,
 )
 from senet_fast.fusion.neighbours import epilogue_of, maker_of, prologue_of
-from senet_fast.fusion.plans import hooks_of_all_modules
 from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.sizes import Number, hint
 from senet_fast.fusion.stages import Rejected, stage_of
 from senet_fast.fusion.trace import ancestors, descendants, writes
 from senet_fast.se import squeeze_excite
 from senet_fast.se.activations import apply
+from senet_fast.se.guards import hooks_of_all_modules, is_replayed, is_untouched, only_inference
 from senet_fast.se.ops import fold_norm
 
 # (child, name of its class), (mean, var, weight, bias, eps) of a norm, the spec of an activation, or an addition.
@@ -75,7 +75,7 @@ def excite(
         more["residual"] = residual if finishes else None
     if finishes:
         more["post_activation"] = post_activation
-    if absorbs and overwrites and makers is not None and all(_is_known(part) for part in makers):
+    if absorbs and overwrites and makers is not None and all(map(_is_known, makers)) and not is_replayed(v):
         more["out"] = v
     y = squeeze_excite(x, *weights, **options, **more)  # type: ignore[arg-type, misc]
     for part in () if finishes else after:
@@ -88,7 +88,8 @@ def _is_known(part: Part, training: bool = True) -> bool:
     if isinstance(part, str) or not isinstance(part[0], nn.Module):
         return True
     module, kind = part
-    return type(module).__name__ == kind and not has_hooks(module) and (training or not module.training)
+    untouched = type(module).__name__ == kind and is_untouched(module, type(module))
+    return untouched and (training or not module.training)
 
 
 def _affine(part: Part) -> tuple[Tensor, Tensor] | None:

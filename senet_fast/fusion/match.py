@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.calls import has_hooks
 from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.probe import probe
 from senet_fast.fusion.sandbox import Sandbox
 from senet_fast.fusion.sizes import Number, hint
 from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
 from senet_fast.fusion.trace import ancestors, descendants, is_quantized
+from senet_fast.se.guards import has_hooks
 
 MULTIPLICATIONS = (
     *(operator.mul, operator.imul, torch.mul, torch.multiply),

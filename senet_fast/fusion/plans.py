@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from senet_fast.fusion.calls import PLAN, Code, Op, Parts, Step
 from senet_fast.fusion.excitation import Excitation
+from senet_fast.se.guards import hooks_of_all_modules
 
 Forward = Callable[..., Any]
 
@@ -64,17 +64,6 @@ class BlockPlan(Plan):
         if values is None or any(values[name] is not value for name, value in self.defaults.items()):
             return None
         return values.get(self.names[0])
-
-
-def hooks_of_all_modules() -> bool:
-    """Whether somebody sees the calls of every module."""
-    m = torch_module
-    return bool(
-        m._global_forward_hooks
-        or m._global_forward_pre_hooks
-        or m._global_backward_hooks
-        or m._global_backward_pre_hooks
-    )
 
 
 Key = tuple[Any, ...]

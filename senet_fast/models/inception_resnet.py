@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from senet_fast.models.layers import SE, Concat, Head, Kernel, apply_se, conv_bn_relu, se_block
 from senet_fast.se import FusedSE
+from senet_fast.se.guards import is_plain, is_untouched, only_inference
 
 
 class Step(NamedTuple):
@@ -70,7 +71,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.projection(self.branches(x))
-        if isinstance(self.se, FusedSE) and not torch.is_grad_enabled():
+        if is_plain(u) and only_inference()[0] and is_untouched(self.se, FusedSE):
             y: Tensor = self.se(u, x, pre_scale=self.scales)
             return y
         return apply_se(self.se, u.mul_(self.scale), x, not self.last)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
+from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_untouched, only_inference
+from senet_fast.se.module import calls_layers
 from senet_fast.se.norm import norm_se_relu, supported
 from senet_fast.se.ops import fold_norm
+from senet_fast.se.reference import gated
 
 # Elements of x from which norm_se_relu pays. Below, its [B, C] numbers take longer than the passes that it saves: with
 # 8 x 2048 x 7 x 7 it took 1.3 times as long as the modules, with 8 x 1024 x 14 x 14 0.7 to 1.0 times.
@@ -64,6 +67,13 @@ class ECA(nn.Module):
         self.post_activation = post_activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if calls_layers(self, x, self.conv, kind=nn.Conv1d):
+            return gated(
+                x,
+                lambda squeezed: self.conv(squeezed[:, None])[:, 0],
+                residual=residual,
+                post_activation=self.post_activation,
+            )
         return squeeze_excite(
             x, self.conv.weight, excitation="channel_conv", residual=residual, post_activation=self.post_activation
         )
@@ -83,18 +93,21 @@ def se_block(
     return se(channels, reduction)
 
 
-def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool) -> Tensor:
+def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inplace: bool = True) -> Tensor:
     """se(x) + residual, with ReLU behind it if ``last``: one op where the block does its neighbours itself.
 
-    Elsewhere se(x) is written over, as networks with ``nn.ReLU(inplace=True)`` do.
+    Elsewhere se(x), which may be x itself, is written over if ``inplace``, as networks with ``nn.ReLU(inplace=True)`` do.
     """
     if isinstance(se, (FusedSE, ECA)) and se.post_activation == ("relu" if last else "identity"):
         y: Tensor = se(x, residual)
         return y
     y = se(x)
     if residual is not None:
-        y = y.add_(residual) if y.dtype == residual.dtype else y + residual
-    return relu(y, inplace=True) if last else y
+        # torch.fx's proxies and tensor subclasses take the plain addition, which asks them nothing.
+        inplace = inplace and type(y) is Tensor and y.dtype == residual.dtype
+        y = y.add_(residual) if inplace else y + residual
+        inplace = True
+    return relu(y, inplace=inplace) if last else y
 
 
 class NormSE(nn.Module):
@@ -115,7 +128,7 @@ class NormSE(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         norm, se = self.norm, self.se
-        if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm):
+        if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm, se, x):
             scale, shift = fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
             first = "relu" if self.relu_first else "identity"
             y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first)
@@ -124,8 +137,8 @@ class NormSE(nn.Module):
             residual is not None
             and not self.relu_first
             and torch.is_grad_enabled()
-            and x.numel() >= LEAST_FUSED
             and supported(x, norm, se, residual)
+            and x.numel() >= LEAST_FUSED  # last: under an exporter it would bind free sizes
         ):
             return norm_se_relu(x, norm, se, residual)  # type: ignore[arg-type]
         u = norm(x)
@@ -135,15 +148,19 @@ class NormSE(nn.Module):
         return "relu" if self.relu_last else "identity"
 
 
-def foldable(norm: nn.Module) -> bool:
-    """Whether ``norm`` is now no more than a scale and a shift: a BatchNorm at inference that nobody listens to."""
+def foldable(norm: nn.Module, se: FusedSE, x: Tensor) -> bool:
+    """Whether ``norm`` in front of ``se`` is now no more than a scale and a shift: a BatchNorm at inference that nobody
+    listens to, in front of a block whose input nobody sees. In exported graphs it stays a BatchNorm.
+    """
     return (
-        type(norm) is nn.BatchNorm2d
-        and not norm.training
+        not norm.training
+        and is_plain(x)
+        and only_inference()[0]
+        and is_untouched(norm, nn.BatchNorm2d)
+        and is_untouched(se, FusedSE)
         and norm.affine
         and norm.track_running_stats
-        and not torch.is_grad_enabled()
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and not hooks_of_all_modules()
     )
 
 

@@ -99,7 +99,8 @@ class Residual(nn.Module):
         elif self.integration == "post":
             y = self.se(self.tail(self.branch(x), self.shortcut(x)))
         elif self.integration == "identity":
-            y = apply_se(self.se, self.shortcut(x), self.tail(self.branch(x)), last=True)
+            own = not isinstance(self.shortcut, nn.Identity)  # else the shortcut is x, which is not ours to write to
+            y = apply_se(self.se, self.shortcut(x), self.tail(self.branch(x)), last=True, inplace=own)
         else:
             y = self.tail(self.branch(x), self.shortcut(x))
         return y
@@ -139,10 +140,12 @@ def basic(
 def stem(config: ResNetConfig) -> list[nn.Module]:
     if config.stem == "digits":
         return conv_bn_relu(1, config.base, 3)
-    pool = nn.MaxPool2d(3, 2, padding=1) if config.padded_pool else nn.MaxPool2d(3, 2, ceil_mode=True)
+    # Rounding up is a row and a column of zeros behind the ReLU's output. nn.MaxPool2d(ceil_mode=True) does it without the
+    # copy, but torch.export can not leave its sizes open.
+    pool = [nn.MaxPool2d(3, 2, padding=1)] if config.padded_pool else [nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2)]
     if config.stem == "7x7":
-        return [*conv_bn_relu(3, 64, 7, 2), pool]
-    return [*conv_bn_relu(3, 64, 3, 2), *conv_bn_relu(64, 64, 3), *conv_bn_relu(64, 128, 3), pool]
+        return [*conv_bn_relu(3, 64, 7, 2), *pool]
+    return [*conv_bn_relu(3, 64, 3, 2), *conv_bn_relu(64, 64, 3), *conv_bn_relu(64, 128, 3), *pool]
 
 
 class ResNet(nn.Module):

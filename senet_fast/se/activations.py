@@ -4,6 +4,7 @@ The C++ table is csrc/se/activations.h; tests/test_boundaries.py fails while the
 such as ``"relu"``, ``"leaky_relu(0.2)"`` or ``"affine_clamp(0.2, 0.5, 0, 1)"``.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -45,6 +46,9 @@ ACTIVATIONS = {
     ]
 }
 
+# An activation as people hand it over: a spec, a function, a module, its class, or a partial of one of the latter.
+ActivationLike = str | nn.Module | Callable[..., Any]
+
 # What a module stands for, so that FusedSE(activation=nn.SiLU) and FusedSE(gate=nn.Hardsigmoid()) work.
 _MODULE_SPECS: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.Identity: lambda m: "identity",
@@ -58,6 +62,14 @@ _MODULE_SPECS: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.Hardswish: lambda m: "hardswish",
     nn.GELU: lambda m: "gelu" if m.approximate == "none" else "gelu_tanh",
     nn.Mish: lambda m: "mish",
+}
+
+# The modules of functions, whose other arguments have the same names.
+_MODULES: dict[Any, type[nn.Module]] = {
+    **{F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.leaky_relu: nn.LeakyReLU},
+    **{F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, F.hardsigmoid: nn.Hardsigmoid},
+    **{F.tanh: nn.Tanh, torch.tanh: nn.Tanh, F.silu: nn.SiLU, F.hardswish: nn.Hardswish},
+    **{F.gelu: nn.GELU, F.mish: nn.Mish},
 }
 
 _SPEC = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?")
@@ -93,19 +105,24 @@ def apply(spec: str, z: Tensor, argument: str = "activation") -> Tensor:
     return row.function(z, *arguments)
 
 
-def spec_of(value: "str | nn.Module | type[nn.Module]", argument: str) -> str:
-    """The spec of a string, an activation module or its class.
+def spec_of(value: ActivationLike, argument: str) -> str:
+    """The spec of a string, an activation function or module, its class, or a ``functools.partial`` of one.
 
-    Raises ValueError for an unknown spec, TypeError for a module that no row stands for.
+    Raises ValueError for an unknown spec, TypeError for anything that no row stands for.
     """
     if isinstance(value, str):
         parse(value, argument)
         return value
-    kind = value if isinstance(value, type) else type(value)
-    describe = _MODULE_SPECS.get(kind)
-    if describe is None:
+    given = value if isinstance(value, functools.partial) else functools.partial(value)
+    kind = _MODULES.get(given.func, given.func) if not isinstance(value, nn.Module) else type(value)
+    describe = _MODULE_SPECS.get(kind) if isinstance(kind, type) else None
+    of_function = given.func in _MODULES and given.args  # their first argument is z
+    if describe is None or of_function:
         known = ", ".join(sorted(module.__name__ for module in _MODULE_SPECS))
-        raise TypeError(f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}) or one of nn.{known}")
-    spec = describe(value() if isinstance(value, type) else value)
+        raise TypeError(
+            f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}), one of nn.{known}, or the function "
+            "of one"
+        )
+    spec = describe(value if isinstance(value, nn.Module) else kind(*given.args, **given.keywords))
     parse(spec, argument)
     return spec

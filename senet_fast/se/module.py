@@ -1,13 +1,16 @@
 """FusedSE: the SE block as a module over the fused op."""
 
+import logging
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from senet_fast.se.activations import spec_of
+from senet_fast.se.activations import ActivationLike, apply, spec_of
+from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_replayed, is_untouched, only_inference, what_changed
 from senet_fast.se.ops import squeeze_excite
-from senet_fast.se.reference import SEBlock, hidden_size
+from senet_fast.se.reference import SEBlock, gated, hidden_size, prologue
 
 # Names of the two layers in other blocks' state dicts -> ours.
 _LAYER_ALIASES = {
@@ -15,13 +18,39 @@ _LAYER_ALIASES = {
     **{"excitation.0": "fc1", "excitation.2": "fc2"},
 }
 
+_log = logging.getLogger("senet_fast.se")
+_said: WeakSet[nn.Module] = WeakSet()  # modules that have told the log why they call their layers
 
-def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
+fx.wrap("squeeze_excite")  # torch.fx records the op as one call
+
+
+def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
     """``layer.weight`` and ``layer.bias``; plain parameters past ``Module.__getattr__``, which takes 0.5 us for one."""
     parameters = layer._parameters
     if "weight" in parameters and "bias" in parameters:
         return parameters["weight"], parameters["bias"]
     return layer.weight, layer.bias
+
+
+def calls_layers(module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
+    """Whether ``module`` must call its ``layers`` because the op, which only reads their tensors, would not do the same.
+
+    True where one of them is no longer an untouched ``kind``, where somebody watches all modules, and for an ``x`` with
+    code of its own. Says so once for each module, at DEBUG.
+    """
+    touched = hooks_of_all_modules()
+    for layer in layers:
+        touched = touched or not is_untouched(layer, kind)
+    if not touched and (is_plain(x) or isinstance(x, fx.Proxy)):
+        return False
+    if not torch.compiler.is_compiling() and module not in _said and _log.isEnabledFor(logging.DEBUG):
+        _said.add(module)
+        names = {part: name for name, part in module.named_children()}
+        reasons = [f"{names[layer]} {why}" for layer in layers if (why := what_changed(layer, kind))]
+        reasons += ["hooks of all modules are registered"] if hooks_of_all_modules() else []
+        reasons += [] if is_plain(x) else [f"x is a {type(x).__qualname__}"]
+        _log.debug("%s calls its layers instead of the fused op: %s", type(module).__name__, "; ".join(reasons))
+    return True
 
 
 class FusedSE(nn.Module):
@@ -37,12 +66,20 @@ class FusedSE(nn.Module):
         reduction: C / R.
         hidden_channels: R; overrides ``reduction``.
         bias: whether both layers have a bias.
-        activation, gate: a name, an ``nn.Module`` or its class; see :func:`squeeze_excite` for the names.
+        activation, gate: a name, a function of ``torch.nn.functional``, an ``nn.Module``, its class or a
+            ``functools.partial`` of one; see :func:`squeeze_excite` for the names.
         dim: the gated axis of x: 1 for [B, C, ...], -1 for [B, T, C].
         add_one: scale by 1 + gate.
         post_activation: applied to ``x * scale (+ residual)``.
-        inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. Otherwise,
-            and beside a residual of another dtype, y is a new tensor.
+        inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. y is a new
+            tensor otherwise, in graphs of compilers and exporters, beside a residual of another dtype, and where x
+            requires a gradient or is a view of what does: a reentrant checkpoint, whose first pass has grad mode off,
+            wants x again.
+        device, dtype: of the parameters.
+
+    Where ``fc1`` or ``fc2`` is not what it was built as (another class, hooks, parametrizations, a tensor subclass as
+    weight: pruning, adapters, quantization, sharding) or x is a tensor subclass, forward calls the two layers, with the
+    results of :class:`SEBlock`; the logger ``senet_fast.se`` says so once, at DEBUG.
 
     Raises:
         ValueError: sizes below 1, an unknown activation name. TypeError: an activation of an unknown kind.
@@ -54,6 +91,7 @@ class FusedSE(nn.Module):
     add_one = False
     post_activation = "identity"
     inplace = False
+    __constants__ = ("activation", "gate", "dim", "add_one", "post_activation")  # for TorchScript
 
     def __init__(
         self,
@@ -62,17 +100,19 @@ class FusedSE(nn.Module):
         *,
         hidden_channels: int | None = None,
         bias: bool = True,
-        activation: str | nn.Module | type[nn.Module] = "relu",
-        gate: str | nn.Module | type[nn.Module] = "sigmoid",
+        activation: ActivationLike = "relu",
+        gate: ActivationLike = "sigmoid",
         dim: int = 1,
         add_one: bool = False,
-        post_activation: str | nn.Module | type[nn.Module] = "identity",
+        post_activation: ActivationLike = "identity",
         inplace: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden_size(channels, reduction, hidden_channels)
-        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
-        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias, device=device, dtype=dtype)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias, device=device, dtype=dtype)
         if dim == 0:
             raise ValueError("dim is 0, the batch; expected the gated axis of x")
         self.activation = spec_of(activation, "activation")
@@ -97,7 +137,6 @@ class FusedSE(nn.Module):
         self,
         x: Tensor,
         residual: Tensor | None = None,
-        *,
         pre_scale: Tensor | None = None,
         pre_shift: Tensor | None = None,
         pre_activation: str = "identity",
@@ -107,24 +146,66 @@ class FusedSE(nn.Module):
         u = pre_activation(x * pre_scale + pre_shift), a folded BatchNorm [K], is x by default; see
         :func:`squeeze_excite` for where it is fused.
         """
-        modules = self._modules
-        in_place = self.inplace and not self.training and not torch.is_grad_enabled()
-        if residual is not None and residual.dtype != x.dtype:
-            in_place = False
-        return squeeze_excite(
+        if torch.jit.is_scripting():  # a constant there: TorchScript compiles this branch alone
+            no_prologue = pre_scale is None and pre_shift is None and pre_activation == "identity"
+            assert no_prologue, "pre_scale, pre_shift or pre_activation was given; expected none in TorchScript"
+            return torch.ops.senet_fast.squeeze_excite(  # type: ignore[no-any-return]
+                x,
+                self.fc1.weight,
+                self.fc1.bias,
+                self.fc2.weight,
+                self.fc2.bias,
+                residual,
+                activation=self.activation,
+                gate=self.gate,
+                dim=self.dim,
+                add_one=self.add_one,
+                post_activation=self.post_activation,
+            )
+        else:
+            modules: Any = self._modules
+            fc1, fc2 = modules["fc1"], modules["fc2"]
+            if calls_layers(self, x, fc1, fc2):
+                return self._call_layers(prologue(x, pre_scale, pre_shift, pre_activation, self.dim), residual)
+            in_place = self.inplace and not self.training and is_plain(x) and only_inference()[1] and not is_replayed(x)
+            in_place = in_place and (residual is None or residual.dtype == x.dtype)
+            return squeeze_excite(
+                x,
+                *weight_and_bias(fc1),
+                *weight_and_bias(fc2),
+                residual=residual,
+                activation=self.activation,
+                gate=self.gate,
+                dim=self.dim,
+                add_one=self.add_one,
+                post_activation=self.post_activation,
+                pre_scale=pre_scale,
+                pre_shift=pre_shift,
+                pre_activation=pre_activation,
+                out=x if in_place else None,
+            )
+
+    def _call_layers(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """What the op computes, one layer after the other, as :class:`SEBlock` does."""
+        weight = next(self.fc1.parameters(), None)
+
+        def excite(squeezed: Tensor) -> Tensor:
+            dtype = squeezed.dtype
+            # As in the op, float32 layers take a half x.
+            if weight is not None and weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+                squeezed = squeezed.to(weight.dtype)
+            hidden = apply(self.activation, self.fc1(squeezed[:, :, None, None]))
+            z: Tensor = self.fc2(hidden)
+            return z.flatten(1).to(dtype) if squeezed.dtype != dtype else z.flatten(1)
+
+        return gated(
             x,
-            *_weight_and_bias(modules["fc1"]),
-            *_weight_and_bias(modules["fc2"]),
+            excite,
             residual=residual,
-            activation=self.activation,
             gate=self.gate,
             dim=self.dim,
             add_one=self.add_one,
             post_activation=self.post_activation,
-            pre_scale=pre_scale,
-            pre_shift=pre_shift,
-            pre_activation=pre_activation,
-            out=x if in_place else None,
         )
 
     def extra_repr(self) -> str:

@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from torch.nn.functional import batch_norm, linear
 
 from senet_fast.se.activations import apply
-from senet_fast.se.module import FusedSE
+from senet_fast.se.guards import is_untouched
+from senet_fast.se.module import FusedSE, calls_layers
 
 _moments = torch.ops.senet_fast.norm_moments.default
 _apply = torch.ops.senet_fast.norm_apply.default
@@ -118,14 +119,17 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> 
 def supported(x: Tensor, norm: nn.Module, se: nn.Module, residual: Tensor) -> bool:
     """Whether :func:`norm_se_relu` does this block; where not, its modules one after the other do the same."""
     return (
-        type(norm) is nn.BatchNorm2d
-        and type(se) is FusedSE
-        and type(x) in (Tensor, nn.Parameter)  # not FakeTensor, DTensor and the like
+        type(x) in (Tensor, nn.Parameter)  # not FakeTensor, DTensor and the like
+        and type(residual) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
         and norm.training
+        and is_untouched(norm, nn.BatchNorm2d)
+        and is_untouched(se, FusedSE)
         and norm.affine
         and se.post_activation == "relu"
         and se.dim == 1
         and not se.add_one
+        and not calls_layers(se, x, se.fc1, se.fc2)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == residual.dtype == norm.weight.dtype == se.fc1.weight.dtype
@@ -133,10 +137,8 @@ def supported(x: Tensor, norm: nn.Module, se: nn.Module, residual: Tensor) -> bo
         and x.shape == residual.shape
         and x.numel() > x.shape[1]
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and not (norm._forward_hooks or norm._forward_pre_hooks or se._forward_hooks or se._forward_pre_hooks)
     )
 
 

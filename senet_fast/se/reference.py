@@ -4,15 +4,24 @@ Tests and benchmarks compare the compiled op with these. The package uses one of
 gradients are wanted.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from senet_fast.se.activations import apply, spec_of
 
 
+def rank_of(x: Tensor) -> int:
+    """The number of axes of x; symbolic tracing does not know it and gets that of maps, [B, K, H, W]."""
+    return 4 if type(x) is fx.Proxy else x.dim()
+
+
 def prologue(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, dim: int) -> Tensor:
     """activation(x * scale + shift) along ``dim``, in float32 (float64 for float64), rounded to the dtype of ``x``."""
+    if scale is None and shift is None and activation == "identity":
+        return x
     axis = dim + x.dim() if dim < 0 else dim
     shape = [x.shape[d] if d == axis else 1 for d in range(x.dim())]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -22,6 +31,27 @@ def prologue(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: 
     if shift is not None:
         u = u + shift.to(wide).view(shape)
     return apply(activation, u, "pre_activation").to(x.dtype)
+
+
+def gated(
+    x: Tensor,
+    excite: Callable[[Tensor], Tensor],
+    *,
+    residual: Tensor | None = None,
+    gate: str = "sigmoid",
+    dim: int = 1,
+    add_one: bool = False,
+    post_activation: str = "identity",
+) -> Tensor:
+    """post_activation(x * scale + residual), where ``excite`` makes the gate's inputs [B, K] of the squeeze [B, K]."""
+    rank = rank_of(x)
+    axis = dim + rank if dim < 0 else dim
+    if not 1 <= axis < rank:
+        raise ValueError(f"dim is {dim}; expected an axis of x ({rank}-D) other than 0, the batch")
+    squeezed = x.mean([d for d in range(1, rank) if d != axis]) if rank > 2 else x
+    scale = apply(gate, excite(squeezed), "gate") + add_one
+    y = x * scale.view([x.shape[d] if d in (0, axis) else 1 for d in range(rank)])
+    return apply(post_activation, y if residual is None else y + residual, "post_activation")
 
 
 def squeeze_excite(
@@ -43,25 +73,22 @@ def squeeze_excite(
     pre_activation: str = "identity",
 ) -> Tensor:
     """What :func:`senet_fast.squeeze_excite` computes, for every shape it accepts, differentiable to any order."""
-    axis = dim + x.dim() if dim < 0 else dim
-    if not 1 <= axis < x.dim():
-        raise ValueError(f"dim is {dim}; expected an axis of x ({x.dim()}-D) other than 0, the batch")
-    dim = axis
-    x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
-    squeezed = x.mean([d for d in range(1, x.dim()) if d != dim]) if x.dim() > 2 else x  # [B, K]
-    if excitation == "two_fc":
-        assert fc2_weight is not None
-        hidden = apply(activation, F.linear(squeezed, fc1_weight.flatten(1), fc1_bias))  # [B, R]
-        z = F.linear(hidden, fc2_weight.flatten(1), fc2_bias)  # [B, K]
-    elif excitation == "one_fc":
-        z = F.linear(squeezed, fc1_weight.flatten(1), fc1_bias)
-    elif excitation == "channel_conv":
-        z = F.conv1d(squeezed[:, None], fc1_weight.reshape(1, 1, -1), fc1_bias, padding="same")[:, 0]
-    else:
+
+    def excite(squeezed: Tensor) -> Tensor:
+        if excitation == "two_fc":
+            assert fc2_weight is not None
+            hidden = apply(activation, F.linear(squeezed, fc1_weight.flatten(1), fc1_bias))  # [B, R]
+            return F.linear(hidden, fc2_weight.flatten(1), fc2_bias)  # [B, K]
+        if excitation == "one_fc":
+            return F.linear(squeezed, fc1_weight.flatten(1), fc1_bias)
+        if excitation == "channel_conv":
+            return F.conv1d(squeezed[:, None], fc1_weight.reshape(1, 1, -1), fc1_bias, padding="same")[:, 0]
         raise ValueError(f"excitation is {excitation!r}; expected two_fc, one_fc or channel_conv")
-    scale = apply(gate, z, "gate") + add_one
-    y = x * scale.view([x.shape[d] if d in (0, dim) else 1 for d in range(x.dim())])
-    return apply(post_activation, y if residual is None else y + residual, "post_activation")
+
+    x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
+    return gated(
+        x, excite, residual=residual, gate=gate, dim=dim, add_one=add_one, post_activation=post_activation
+    )
 
 
 def hidden_size(channels: int, reduction: int, hidden_channels: int | None) -> int:
@@ -101,7 +128,7 @@ class SEBlock(nn.Module):
         self.gate = spec_of(gate, "gate")
 
     def forward(self, x: Tensor) -> Tensor:
-        squeezed = x.mean(list(range(2, x.dim())), keepdim=True)  # [B, C, 1, ...]
-        hidden = apply(self.activation, self.fc1(squeezed.view(*squeezed.shape[:2], 1, 1)))
+        squeezed = x.mean(list(range(2, rank_of(x))), keepdim=True)  # [B, C, 1, ...]
+        hidden = apply(self.activation, self.fc1(squeezed.flatten(1)[:, :, None, None]))
         scale = apply(self.gate, self.fc2(hidden), "gate")
         return x * scale.view_as(squeezed)

@@ -1,0 +1,81 @@
+"""When the op may take the place of other modules' calls, and write over their tensors.
+
+The op reads the tensors of layers that it never calls. Hooks, pruning, adapters, parametrizations, quantization and
+sharding change what such a call does, or watch it, and they come from outside at any time: so this is asked at every
+call, in a fraction of a microsecond.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether it is a tensor without code of its own, or what stands for one while a graph is made."""
+    kind = type(tensor)
+    return kind is nn.Parameter or kind is Tensor or kind.__module__.startswith("torch._subclasses.")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is seen by anybody."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def hooks_of_all_modules() -> bool:
+    """Whether somebody sees the calls of every module."""
+    m = torch_module
+    return bool(
+        m._global_forward_hooks
+        or m._global_forward_pre_hooks
+        or m._global_backward_hooks
+        or m._global_backward_pre_hooks
+    )
+
+
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` does what ``kind`` does with plain tensors of its own, seen by nobody."""
+    # has_hooks(module), written out: this is asked of every layer at every call
+    if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
+        return False
+    for tensor in module._parameters.values():
+        kind_of_tensor = type(tensor)
+        if kind_of_tensor is not nn.Parameter and tensor is not None and not is_plain(tensor):
+            return False
+    return True
+
+
+def what_changed(module: nn.Module, kind: type[nn.Module]) -> str:
+    """For a log: why :func:`is_untouched` says no."""
+    if type(module) is not kind:
+        return f"is a {type(module).__qualname__}, no {kind.__qualname__}"
+    if has_hooks(module):
+        return "has hooks"
+    if "forward" in module.__dict__:
+        return "has a forward of its own"
+    kinds = {name: type(t).__qualname__ for name, t in module._parameters.items() if t is not None and not is_plain(t)}
+    return " and ".join(f"has a {name} that is a {name_of_kind}" for name, name_of_kind in kinds.items())
+
+
+def only_inference() -> tuple[bool, bool]:
+    """Whether no gradients are wanted and neither an exporter, torch.jit.trace, torch.func nor forward mode looks at
+    what happens, and whether memory may be written to besides: compilers plan theirs themselves.
+    """
+    exporting = torch.compiler._is_exporting_flag  # is_exporting() is True in all that Dynamo of torch 2.11 traces
+    if torch.is_grad_enabled() or exporting or torch._C._get_tracing_state() is not None:
+        return False, False
+    seen = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not seen, not seen and not torch.compiler.is_compiling()
+
+
+def is_replayed(x: Tensor) -> bool:
+    """Whether somebody may want ``x`` again although grad mode is off.
+
+    A reentrant checkpoint, a reversible network or another autograd function runs its body once without gradients,
+    keeps the inputs, and runs it again in backward. What it keeps requires a gradient, or is seen through a view.
+    """
+    return x.requires_grad or (x._base is not None and x._base.requires_grad)
