@@ -96,7 +96,7 @@ def se_block(
 def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inplace: bool = True) -> Tensor:
     """se(x) + residual, with ReLU behind it if ``last``: one op where the block does its neighbours itself.
 
-    Elsewhere se(x), which may be x itself, is written over if ``inplace``, as networks with ``nn.ReLU(inplace=True)`` do.
+    Elsewhere se(x), which may be x itself, is written over if ``inplace``, as by ``nn.ReLU(inplace=True)``.
     """
     if isinstance(se, (FusedSE, ECA)) and se.post_activation == ("relu" if last else "identity"):
         y: Tensor = se(x, residual)

@@ -140,8 +140,8 @@ def basic(
 def stem(config: ResNetConfig) -> list[nn.Module]:
     if config.stem == "digits":
         return conv_bn_relu(1, config.base, 3)
-    # Rounding up is a row and a column of zeros behind the ReLU's output. nn.MaxPool2d(ceil_mode=True) does it without the
-    # copy, but torch.export can not leave its sizes open.
+    # Rounding up is a row and a column of zeros beside the ReLU's output. nn.MaxPool2d(ceil_mode=True) does it without
+    # the copy, but torch.export can not leave its sizes open.
     pool = [nn.MaxPool2d(3, 2, padding=1)] if config.padded_pool else [nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2)]
     if config.stem == "7x7":
         return [*conv_bn_relu(3, 64, 7, 2), *pool]

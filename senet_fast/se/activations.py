@@ -113,16 +113,16 @@ def spec_of(value: ActivationLike, argument: str) -> str:
     if isinstance(value, str):
         parse(value, argument)
         return value
-    given = value if isinstance(value, functools.partial) else functools.partial(value)
-    kind = _MODULES.get(given.func, given.func) if not isinstance(value, nn.Module) else type(value)
+    made_by = value.func if isinstance(value, functools.partial) else value
+    args, keywords = (value.args, value.keywords) if isinstance(value, functools.partial) else ((), {})
+    kind = type(value) if isinstance(value, nn.Module) else _MODULES.get(made_by, made_by)
     describe = _MODULE_SPECS.get(kind) if isinstance(kind, type) else None
-    of_function = given.func in _MODULES and given.args  # their first argument is z
-    if describe is None or of_function:
+    if describe is None or (made_by in _MODULES and args):  # a function's first argument is z
         known = ", ".join(sorted(module.__name__ for module in _MODULE_SPECS))
         raise TypeError(
             f"{argument} is {value!r}; expected a name ({', '.join(ACTIVATIONS)}), one of nn.{known}, or the function "
             "of one"
         )
-    spec = describe(value if isinstance(value, nn.Module) else kind(*given.args, **given.keywords))
+    spec = describe(value if isinstance(value, nn.Module) else kind(*args, **keywords))
     parse(spec, argument)
     return spec

@@ -33,7 +33,7 @@ def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def calls_layers(module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
-    """Whether ``module`` must call its ``layers`` because the op, which only reads their tensors, would not do the same.
+    """Whether ``module`` must call its ``layers``: the op, which only reads their tensors, would not do the same.
 
     True where one of them is no longer an untouched ``kind``, where somebody watches all modules, and for an ``x`` with
     code of its own. Says so once for each module, at DEBUG.
@@ -188,15 +188,14 @@ class FusedSE(nn.Module):
     def _call_layers(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """What the op computes, one layer after the other, as :class:`SEBlock` does."""
         weight = next(self.fc1.parameters(), None)
+        # As in the op, float32 layers take an x of another type. Autocast sees to that by itself.
+        wide = isinstance(x, Tensor) and weight is not None and x.dtype != weight.dtype == torch.float32
+        wide = wide and not torch.is_autocast_enabled(x.device.type)
 
         def excite(squeezed: Tensor) -> Tensor:
-            dtype = squeezed.dtype
-            # As in the op, float32 layers take a half x.
-            if weight is not None and weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
-                squeezed = squeezed.to(weight.dtype)
-            hidden = apply(self.activation, self.fc1(squeezed[:, :, None, None]))
-            z: Tensor = self.fc2(hidden)
-            return z.flatten(1).to(dtype) if squeezed.dtype != dtype else z.flatten(1)
+            given = squeezed.float() if wide else squeezed
+            z: Tensor = self.fc2(apply(self.activation, self.fc1(given[:, :, None, None]))).flatten(1)
+            return z.to(squeezed.dtype) if wide else z
 
         return gated(
             x,

@@ -86,9 +86,7 @@ def squeeze_excite(
         raise ValueError(f"excitation is {excitation!r}; expected two_fc, one_fc or channel_conv")
 
     x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
-    return gated(
-        x, excite, residual=residual, gate=gate, dim=dim, add_one=add_one, post_activation=post_activation
-    )
+    return gated(x, excite, residual=residual, gate=gate, dim=dim, add_one=add_one, post_activation=post_activation)
 
 
 def hidden_size(channels: int, reduction: int, hidden_channels: int | None) -> int:

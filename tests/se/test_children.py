@@ -1,9 +1,9 @@
-"""Blocks whose layers somebody changed: pruning, adapters, hooks, quantization. SEBlock, changed alike, is the reference."""
+"""Blocks whose layers somebody changed: pruning, adapters, hooks, quantization; beside SEBlock, changed alike."""
 
 import logging
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -167,8 +167,7 @@ def test_inference_follows_a_pruned_parameter() -> None:
 
 
 def test_hooks_fire_as_often_as_in_the_readable_block() -> None:
-    calls = []
-    for block in pair():
+    def watch(block: nn.Module) -> list[str]:
         seen: list[str] = []
         for name, layer in block.named_children():
             layer.register_forward_pre_hook(lambda *_, name=name: seen.append(f"{name} pre"))
@@ -176,7 +175,9 @@ def test_hooks_fire_as_often_as_in_the_readable_block() -> None:
             layer.register_full_backward_pre_hook(lambda *_, name=name: seen.append(f"{name} backward pre"))
             layer.register_full_backward_hook(lambda *_, name=name: seen.append(f"{name} backward"))
         block(torch.randn(2, C, 3, 3, requires_grad=True)).sum().backward()
-        calls.append(seen)
+        return seen
+
+    calls = [watch(block) for block in pair()]
     assert calls[0] == calls[1]
     assert len(calls[1]) == 8
 
@@ -279,16 +280,16 @@ def test_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
+def called(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One entry for each time that a FusedSE called its layers."""
     calls: list[None] = []
     original = FusedSE._call_layers
     monkeypatch.setattr(FusedSE, "_call_layers", lambda *args: calls.append(None) or original(*args))
-    yield calls
+    return calls
 
 
 def test_what_is_plain_stays_one_op(called: list[None]) -> None:
-    """Copies of parameters that are no nn.Parameter are plain: functional calls, replicas of DataParallel, torch.func."""
+    """Copies of parameters that are no nn.Parameter are plain: of functional calls, of DataParallel's replicas."""
     _, block = pair()
     x = torch.randn(2, C, 3, 3)
     expected = block(x)

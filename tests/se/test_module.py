@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
@@ -164,6 +166,13 @@ def test_from_block_shares_parameters(training: bool) -> None:
         (nn.LeakyReLU(0.2), "leaky_relu(0.2)"),
         (nn.GELU(approximate="tanh"), "gelu_tanh"),
         (nn.Hardsigmoid(inplace=True), "hardsigmoid"),
+        (F.silu, "silu"),
+        (torch.sigmoid, "sigmoid"),
+        (F.leaky_relu, "leaky_relu(0.01)"),
+        (partial(F.leaky_relu, negative_slope=0.3), "leaky_relu(0.3)"),
+        (partial(F.gelu, approximate="tanh"), "gelu_tanh"),
+        (partial(nn.SiLU, inplace=True), "silu"),
+        (partial(nn.LeakyReLU, 0.2, inplace=True), "leaky_relu(0.2)"),
     ],
     ids=str,
 )
@@ -222,6 +231,51 @@ def test_to_meta_and_back() -> None:
     module.load_state_dict(source.state_dict(), assign=True)
     x = torch.randn(2, C, 3, 3)
     torch.testing.assert_close(module(x), source(x))
+
+
+@pytest.mark.parametrize("given", [F.elu, partial(F.relu, torch.ones(1)), partial(nn.ELU), nn.PReLU, lambda z: z, 3])
+def test_other_activations_are_refused(given: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"activation is .*; expected a name \(identity, relu, .*or the function of one"
+    ):
+        FusedSE(C, 4, activation=given)
+
+
+def test_device_and_dtype() -> None:
+    """As torch's own layers take them, so that skip_init and deferred initialization work."""
+    module = FusedSE(C, 4, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}
+    skipped = nn.utils.skip_init(FusedSE, C, 4, gate="hardsigmoid", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in skipped.parameters()} == {("cpu", torch.bfloat16)}
+    assert skipped.gate == "hardsigmoid"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [lambda **o: FusedSE(C, 4, **o), lambda **o: FusedSE.from_block(SEBlock(C, 4))])
+@pytest.mark.parametrize("bias", [True, False])
+def test_torchscript(make: Callable[..., FusedSE], bias: bool, tmp_path: Any) -> None:
+    """A scripted block, alone and in a host, saved and loaded: values, gradients, and the parameters are shared."""
+    module = make(bias=bias, activation="silu", post_activation="relu", add_one=True, inplace=True)
+    host = nn.Sequential(nn.Conv2d(3, C, 1), module)
+    scripted = torch.jit.script(host)
+    assert host[1] is module
+    torch.jit.save(scripted, str(tmp_path / "host.pt"))
+    loaded = torch.jit.load(str(tmp_path / "host.pt"))
+    x = torch.randn(2, 3, 5, 5)
+    residual = torch.randn(2, C, 5, 5)
+    alone = torch.jit.script(module)
+    for mode in (True, False):
+        host.train(mode), scripted.train(mode), loaded.train(mode), alone.train(mode)
+        expected = host(x)
+        torch.testing.assert_close(scripted(x), expected)
+        torch.testing.assert_close(loaded(x), expected)
+        torch.testing.assert_close(alone(host[0](x), residual), module(host[0](x), residual))
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), expected)
+    grads = torch.autograd.grad(host(x).square().sum(), list(host.parameters()))
+    torch.testing.assert_close(torch.autograd.grad(scripted(x).square().sum(), list(host.parameters())), grads)
+    with pytest.raises(Exception, match="expected none in TorchScript"):
+        alone(host[0](x), None, torch.ones(C))
 
 
 def small_network(block: Block) -> nn.Sequential:
