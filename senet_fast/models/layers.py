@@ -152,16 +152,10 @@ def foldable(norm: nn.Module, se: FusedSE, x: Tensor) -> bool:
     """Whether ``norm`` in front of ``se`` is now no more than a scale and a shift: a BatchNorm at inference that nobody
     listens to, in front of a block whose input nobody sees. In exported graphs it stays a BatchNorm.
     """
-    return (
-        not norm.training
-        and is_plain(x)
-        and only_inference()[0]
-        and is_untouched(norm, nn.BatchNorm2d)
-        and is_untouched(se, FusedSE)
-        and norm.affine
-        and norm.track_running_stats
-        and not hooks_of_all_modules()
-    )
+    if not is_untouched(norm, nn.BatchNorm2d) or not is_untouched(se, FusedSE) or hooks_of_all_modules():
+        return False
+    statistics = bool(norm.affine and norm.track_running_stats and not norm.training)
+    return statistics and is_plain(x) and only_inference()[0]
 
 
 class Concat(nn.Module):

@@ -43,6 +43,10 @@ def calls_layers(module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Mo
         touched = touched or not is_untouched(layer, kind)
     if not touched and (is_plain(x) or isinstance(x, fx.Proxy)):
         return False
+    if not hasattr(x, "__torch_function__"):
+        raise TypeError(f"x is a {type(x).__qualname__}; expected a torch.Tensor")
+    if isinstance(x, Tensor) and x.is_nested:
+        raise TypeError("x is a nested tensor; expected a dense tensor: pad it, or call the block for each part")
     if not torch.compiler.is_compiling() and module not in _said and _log.isEnabledFor(logging.DEBUG):
         _said.add(module)
         names = {part: name for name, part in module.named_children()}
@@ -146,7 +150,7 @@ class FusedSE(nn.Module):
         u = pre_activation(x * pre_scale + pre_shift), a folded BatchNorm [K], is x by default; see
         :func:`squeeze_excite` for where it is fused.
         """
-        if torch.jit.is_scripting():  # a constant there: TorchScript compiles this branch alone
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # a constant there: TorchScript compiles this alone
             no_prologue = pre_scale is None and pre_shift is None and pre_activation == "identity"
             assert no_prologue, "pre_scale, pre_shift or pre_activation was given; expected none in TorchScript"
             return torch.ops.senet_fast.squeeze_excite(  # type: ignore[no-any-return]

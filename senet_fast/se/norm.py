@@ -118,18 +118,20 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> 
 
 def supported(x: Tensor, norm: nn.Module, se: nn.Module, residual: Tensor) -> bool:
     """Whether :func:`norm_se_relu` does this block; where not, its modules one after the other do the same."""
+    if type(norm) is not nn.BatchNorm2d or type(se) is not FusedSE:
+        return False
     return (
         type(x) in (Tensor, nn.Parameter)  # not FakeTensor, DTensor and the like
         and type(residual) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and norm.training
+        and norm.affine
         and is_untouched(norm, nn.BatchNorm2d)
         and is_untouched(se, FusedSE)
-        and norm.affine
+        and not calls_layers(se, x, se.fc1, se.fc2)
         and se.post_activation == "relu"
         and se.dim == 1
         and not se.add_one
-        and not calls_layers(se, x, se.fc1, se.fc2)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == residual.dtype == norm.weight.dtype == se.fc1.weight.dtype

@@ -15,7 +15,7 @@ from senet_fast.se.activations import apply, spec_of
 
 def rank_of(x: Tensor) -> int:
     """The number of axes of x; symbolic tracing does not know it and gets that of maps, [B, K, H, W]."""
-    return 4 if type(x) is fx.Proxy else x.dim()
+    return 4 if type(x) is fx.Proxy else x.dim()  # type: ignore[comparison-overlap]
 
 
 def prologue(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, dim: int) -> Tensor:
