@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.excitation import Excitation, Norm, Path
 from senet_fast.se import squeeze_excite
-from senet_fast.se.guards import has_hooks, is_plain, is_replayed, is_untouched, only_inference
+from senet_fast.se.guards import has_hooks, has_plain_tensors, is_plain, is_replayed, is_untouched, only_inference
 
 
 class Parts:
@@ -28,7 +28,9 @@ class Parts:
             part = module
             for name in path:
                 part = part._modules[name]  # type: ignore[assignment]
-            if not is_untouched(part, kind) or (modes is not None and part.training is not modes[at]):
+            if not is_untouched(part, kind) or not has_plain_tensors(part):
+                return False
+            if modes is not None and part.training is not modes[at]:
                 return False
         return True
 

@@ -13,7 +13,7 @@ from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
 from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_untouched, only_inference
-from senet_fast.se.module import calls_layers
+from senet_fast.se.module import weights_for_op
 from senet_fast.se.norm import norm_se_relu, supported
 from senet_fast.se.ops import fold_norm
 from senet_fast.se.reference import gated
@@ -67,7 +67,8 @@ class ECA(nn.Module):
         self.post_activation = post_activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if calls_layers(self, x, self.conv, kind=nn.Conv1d):
+        weights = weights_for_op(self, x, self.conv, kind=nn.Conv1d)
+        if weights is None:
             return gated(
                 x,
                 lambda squeezed: self.conv(squeezed[:, None])[:, 0],
@@ -75,7 +76,11 @@ class ECA(nn.Module):
                 post_activation=self.post_activation,
             )
         return squeeze_excite(
-            x, self.conv.weight, excitation="channel_conv", residual=residual, post_activation=self.post_activation
+            x,
+            *weights,  # type: ignore[arg-type]
+            excitation="channel_conv",
+            residual=residual,
+            post_activation=self.post_activation,
         )
 
 

@@ -5,6 +5,8 @@ sharding change what such a call does, or watch it, and they come from outside a
 call, in a fraction of a microsecond.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -36,21 +38,44 @@ def hooks_of_all_modules() -> bool:
 
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of ``module`` does what ``kind`` does with plain tensors of its own, seen by nobody."""
-    # has_hooks(module), written out: this is asked of every layer at every call
-    if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    if module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
-        return False
+    """Whether a call of ``module`` does what ``kind`` does, seen by nobody."""
+    state = module.__dict__
+    return not (
+        type(module) is not kind
+        # has_hooks(module), written out: this is asked of every layer at every call
+        or state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    )
+
+
+def has_plain_tensors(module: nn.Module) -> bool:
+    """Whether no parameter of ``module`` itself has code of its own."""
     for tensor in module._parameters.values():
-        kind_of_tensor = type(tensor)
-        if kind_of_tensor is not nn.Parameter and tensor is not None and not is_plain(tensor):
+        if type(tensor) is not nn.Parameter and tensor is not None and not is_plain(tensor):
             return False
     return True
 
 
+def plain_weights(layer: nn.Module, kind: type[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
+    """``layer.weight`` and ``layer.bias`` for the op to read; None where ``layer`` must be called."""
+    if not is_untouched(layer, kind):
+        return None
+    # Past Module.__getattr__, which takes half a microsecond. DataParallel's replicas have plain attributes instead.
+    parameters = layer._parameters
+    owner: Any = parameters if "weight" in parameters else layer.__dict__
+    weight, bias = owner["weight"], owner["bias"]
+    if type(weight) is not nn.Parameter and not is_plain(weight):
+        return None
+    if type(bias) is not nn.Parameter and bias is not None and not is_plain(bias):
+        return None
+    return weight, bias
+
+
 def what_changed(module: nn.Module, kind: type[nn.Module]) -> str:
-    """For a log: why :func:`is_untouched` says no."""
+    """For a log: why ``module`` must be called."""
     if type(module) is not kind:
         return f"is a {type(module).__qualname__}, no {kind.__qualname__}"
     if has_hooks(module):

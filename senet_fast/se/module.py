@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.se.activations import ActivationLike, apply, spec_of
-from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_replayed, is_untouched, only_inference, what_changed
+from senet_fast.se.guards import (
+    hooks_of_all_modules,
+    is_plain,
+    is_replayed,
+    only_inference,
+    plain_weights,
+    what_changed,
+)
 from senet_fast.se.ops import squeeze_excite
 from senet_fast.se.reference import SEBlock, gated, hidden_size, prologue
 
@@ -24,25 +31,26 @@ _said: WeakSet[nn.Module] = WeakSet()  # modules that have told the log why they
 fx.wrap("squeeze_excite")  # torch.fx records the op as one call
 
 
-def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """``layer.weight`` and ``layer.bias``; plain parameters past ``Module.__getattr__``, which takes 0.5 us for one."""
-    parameters = layer._parameters
-    if "weight" in parameters and "bias" in parameters:
-        return parameters["weight"], parameters["bias"]
-    return layer.weight, layer.bias
+def weights_for_op(
+    module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Module] = nn.Conv2d
+) -> tuple[Tensor | None, ...] | None:
+    """Weight and bias of each of the ``layers``, of which the op does the work; None where ``module`` must call them.
 
+    That is where one of them is no longer an untouched ``kind``, where somebody watches all modules, and for an ``x``
+    with code of its own. ``module`` says so once, at DEBUG.
 
-def calls_layers(module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
-    """Whether ``module`` must call its ``layers``: the op, which only reads their tensors, would not do the same.
-
-    True where one of them is no longer an untouched ``kind``, where somebody watches all modules, and for an ``x`` with
-    code of its own. Says so once for each module, at DEBUG.
+    Raises:
+        TypeError: x is no tensor, or a nested one.
     """
-    touched = hooks_of_all_modules()
-    for layer in layers:
-        touched = touched or not is_untouched(layer, kind)
-    if not touched and (is_plain(x) or isinstance(x, fx.Proxy)):
-        return False
+    found: tuple[Tensor | None, ...] = ()
+    if (type(x) is Tensor or is_plain(x) or isinstance(x, fx.Proxy)) and not hooks_of_all_modules():
+        for layer in layers:
+            pair = plain_weights(layer, kind)
+            if pair is None:
+                break
+            found += pair
+        else:
+            return found
     if not hasattr(x, "__torch_function__"):
         raise TypeError(f"x is a {type(x).__qualname__}; expected a torch.Tensor")
     if isinstance(x, Tensor) and x.is_nested:
@@ -54,7 +62,7 @@ def calls_layers(module: nn.Module, x: Any, *layers: nn.Module, kind: type[nn.Mo
         reasons += ["hooks of all modules are registered"] if hooks_of_all_modules() else []
         reasons += [] if is_plain(x) else [f"x is a {type(x).__qualname__}"]
         _log.debug("%s calls its layers instead of the fused op: %s", type(module).__name__, "; ".join(reasons))
-    return True
+    return None
 
 
 class FusedSE(nn.Module):
@@ -168,15 +176,14 @@ class FusedSE(nn.Module):
             )
         else:
             modules: Any = self._modules
-            fc1, fc2 = modules["fc1"], modules["fc2"]
-            if calls_layers(self, x, fc1, fc2):
+            weights = weights_for_op(self, x, modules["fc1"], modules["fc2"])
+            if weights is None:
                 return self._call_layers(prologue(x, pre_scale, pre_shift, pre_activation, self.dim), residual)
             in_place = self.inplace and not self.training and is_plain(x) and only_inference()[1] and not is_replayed(x)
             in_place = in_place and (residual is None or residual.dtype == x.dtype)
             return squeeze_excite(
                 x,
-                *weight_and_bias(fc1),
-                *weight_and_bias(fc2),
+                *weights,  # type: ignore[arg-type]
                 residual=residual,
                 activation=self.activation,
                 gate=self.gate,

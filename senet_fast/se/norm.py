@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 from torch.nn.functional import batch_norm, linear
 
 from senet_fast.se.activations import apply
-from senet_fast.se.guards import is_untouched
-from senet_fast.se.module import FusedSE, calls_layers
+from senet_fast.se.guards import has_plain_tensors, is_untouched
+from senet_fast.se.module import FusedSE, weights_for_op
 
 _moments = torch.ops.senet_fast.norm_moments.default
 _apply = torch.ops.senet_fast.norm_apply.default
@@ -127,8 +127,9 @@ def supported(x: Tensor, norm: nn.Module, se: nn.Module, residual: Tensor) -> bo
         and norm.training
         and norm.affine
         and is_untouched(norm, nn.BatchNorm2d)
+        and has_plain_tensors(norm)
         and is_untouched(se, FusedSE)
-        and not calls_layers(se, x, se.fc1, se.fc2)
+        and weights_for_op(se, x, se.fc1, se.fc2) is not None
         and se.post_activation == "relu"
         and se.dim == 1
         and not se.add_one
