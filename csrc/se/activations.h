@@ -37,6 +37,12 @@ struct Activation {
   double arguments[4] = {};
 
   bool is_identity() const { return kind == ActivationKind::identity; }
+  // Whether gradient(value(z), g) is gradient(z, g) for every z: those that pass z on or are flat, and keep its sign. Backward
+  // then reads y in the place of z. In half types y is z rounded once, as is what eager's own activation sees.
+  bool gradient_follows_from_value() const {
+    return kind == ActivationKind::relu || kind == ActivationKind::relu6 ||
+           (kind == ActivationKind::leaky_relu && arguments[0] >= 0);
+  }
 };
 
 }  // namespace senet
