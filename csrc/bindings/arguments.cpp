@@ -174,9 +174,9 @@ void check_backward(const Arguments& a, const OptionalTensor& y) {
   if (!or_undefined(y).defined()) return;
   TORCH_CHECK_VALUE(!or_undefined(a.residual).defined(),
                     "squeeze_excite_backward: y was given beside a residual; expected it in the residual's place");
-  TORCH_CHECK_VALUE(parse_activation(a.post_activation, "post_activation").gradient_follows_from_value(),
+  TORCH_CHECK_VALUE(parse_activation(a.post_activation, "post_activation").backward_reads_value(),
                     "squeeze_excite_backward: y was given with post_activation '", a.post_activation,
-                    "'; expected an activation whose gradient follows from its value, as relu's does");
+                    "'; expected 'relu', whose gradient follows from its value");
 }
 
 void check_prologue(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,

@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/alias.h>
+#include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -54,11 +55,10 @@ void check_unchanged(AutogradContext* ctx, const char* name, const OptionalTenso
 struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
   static constexpr bool is_traceable = true;
 
-  // What backward needs beside x where there is a residual and an activation: y, if the gradient follows from it. The next
-  // layer keeps y anyway, and torch's own relu keeps it too. Elsewhere it is never y: hosts change it in place (`out +=
-  // shortcut`).
+  // With a residual and ReLU, y is kept and not the residual: the next layer keeps y anyway, as torch's own relu does.
+  // Elsewhere it is never y: hosts change it in place (`out += shortcut`).
   static bool keeps_y(bool has_residual, c10::string_view post_activation) {
-    return has_residual && parse_activation(post_activation, "post_activation").gradient_follows_from_value();
+    return has_residual && parse_activation(post_activation, "post_activation").backward_reads_value();
   }
 
   static Tensor forward(AutogradContext* ctx, SENET_ARGUMENTS) {
@@ -181,9 +181,10 @@ class WithoutPythonLock {
   PyThreadState* state_;
 };
 
-// The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond. From y, the
-// activation's part is done at y, whose second derivative is zero, and what is left to derive is x * s.
+// The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond. From y,
+// relu's part is done there, as in torch, and what is left to derive is x * s.
 Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
+  check_backward({SENET_PASS}, y);
   at::AutoGradMode enable(true);
   const bool from_y = or_undefined(y).defined();
   const std::string_view post = from_y ? "identity" : std::string_view(post_activation);
@@ -199,7 +200,7 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS, c
   }
   const Tensor made = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate,
                                 dim, add_one, post);
-  const Tensor grad = from_y ? gradient_at_value(post_activation, grad_y, *y) : grad_y;
+  const Tensor grad = from_y ? at::threshold_backward(grad_y, *y, 0) : grad_y;
   variable_list wanted;
   for (int i = 0; i < kGradients; ++i) {
     if (wants(i, inputs[i])) wanted.push_back(inputs[i]);

@@ -6,9 +6,7 @@
 #include <ATen/ops/hardsigmoid.h>
 #include <ATen/ops/hardswish.h>
 #include <ATen/ops/hardtanh.h>
-#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mish.h>
@@ -16,7 +14,6 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
-#include <ATen/ops/threshold_backward.h>
 
 #include "bindings/ops.h"
 
@@ -93,20 +90,6 @@ Tensor composite(SENET_ARGUMENTS) {
   Tensor y = u * scale;
   if (residual.has_value() && residual->defined()) y = y + *residual;
   return activate(post_activation, "post_activation", y).to(x.scalar_type());
-}
-
-Tensor gradient_at_value(std::string_view post_activation, const Tensor& grad_y, const Tensor& y) {
-  const Activation activation = parse_activation(post_activation, "post_activation");
-  switch (activation.kind) {
-    case ActivationKind::relu:
-      return at::threshold_backward(grad_y, y, 0);
-    case ActivationKind::relu6:
-      return at::hardtanh_backward(grad_y, y, 0, 6);
-    case ActivationKind::leaky_relu:
-      return at::leaky_relu_backward(grad_y, y, activation.arguments[0], /*self_is_result=*/true);
-    default:
-      TORCH_INTERNAL_ASSERT(false, "an activation without a gradient at its value");
-  }
 }
 
 }  // namespace senet::bindings

@@ -31,8 +31,7 @@ using Op = Tensor(SENET_ARGUMENTS);
 using PrologueOp = Tensor(SENET_PROLOGUE_ARGUMENTS);
 using IntoOp = void(SENET_INTO_ARGUMENTS);
 using ForwardOp = std::tuple<Tensor, Tensor>(SENET_ARGUMENTS);
-// y: in the place of the residual, where post_activation's gradient follows from y; mask[5] is then of the residual all the
-// same.
+// y: in the place of the residual, where post_activation is relu; mask[5] asks for the residual's gradient all the same.
 using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y);
 
 // Through the dispatcher, from the first key that is not excluded.
@@ -44,8 +43,6 @@ Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 
 // The same result in plain ATen ops, for what the fused kernels do not do: higher derivatives, forward mode, functorch.
 Tensor composite(SENET_ARGUMENTS);
-// The gradient of what y is the activation of, for those whose gradient follows from y; differentiable.
-Tensor gradient_at_value(std::string_view post_activation, const Tensor& grad_y, const Tensor& y);
 
 // Uninitialised gradients of the right shapes, on any device.
 Gradients empty_gradients(const Arguments& arguments, const OptionalTensor& y, Mask mask);

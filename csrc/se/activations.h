@@ -37,12 +37,10 @@ struct Activation {
   double arguments[4] = {};
 
   bool is_identity() const { return kind == ActivationKind::identity; }
-  // Whether gradient(value(z), g) is gradient(z, g) for every z: those that pass z on or are flat, and keep its sign. Backward
-  // then reads y in the place of z. In half types y is z rounded once, as is what eager's own activation sees.
-  bool gradient_follows_from_value() const {
-    return kind == ActivationKind::relu || kind == ActivationKind::relu6 ||
-           (kind == ActivationKind::leaky_relu && arguments[0] >= 0);
-  }
+  // Whether backward may read the value in the place of z: gradient(value(z), g) is gradient(z, g), and torch's own activation
+  // keeps its value too, rounded to its type, so that nobody writes to it before backward. relu6 and leaky_relu also have the
+  // first, but of those torch keeps z, and what they return may be written to.
+  bool backward_reads_value() const { return kind == ActivationKind::relu; }
 };
 
 }  // namespace senet

@@ -36,7 +36,7 @@ void test_activation(const char* isa, int kind, const ActivationKernels<A>& kern
     check(std::isnan(want) ? std::isnan(pieces[i]) : pieces[i] == values[i],
           "%s %s(%g), %zu bytes: alone %.17g, in a row %.17g", isa, r.name, double(z[i]), sizeof(A), double(pieces[i]),
           double(values[i]));
-    if (row(kind).gradient_follows_from_value()) {
+    if (row(kind).backward_reads_value()) {
       check(std::memcmp(&slopes[i], &of_value[i], sizeof(A)) == 0, "%s %s'(%g) is %.17g, at its value %.17g", isa, r.name,
             double(z[i]), double(slopes[i]), double(of_value[i]));
     }
@@ -213,12 +213,14 @@ std::vector<Case> cases() {
         const int n = static_cast<int>(all.size());
         c.activation = row(n / 3 % kRowCount);
         c.gate = row(one_in(2) ? int(ActivationKind::sigmoid) : n % kRowCount);
-        c.post = row(one_in(2) ? int(ActivationKind::identity) : int(random() % kRowCount));
+        c.post = row(one_in(2)   ? int(ActivationKind::identity)
+                     : one_in(2) ? int(ActivationKind::relu)
+                                 : int(random() % kRowCount));
         c.add_one = one_in(2), c.residual = one_in(2), c.bias1 = !one_in(3), c.bias2 = !one_in(3);
         c.gap = one_in(2) ? 0 : 1 + random() % 9;
         c.gradients = one_in(2) ? ~0u : unsigned(random());
         c.rows_per_block = one_in(3) ? 7 : 0;
-        c.from_y = c.residual && c.post.gradient_follows_from_value() && n % 4;
+        c.from_y = c.residual && c.post.backward_reads_value() && n % 4;
         all.push_back(c);
       }
     }

@@ -81,7 +81,7 @@ std::vector<TestCase> cases() {
                      : one_in(2) ? int(ActivationKind::relu)
                                  : int(random() % kRowCount));
         c.add_one = one_in(2), c.residual = one_in(2), c.bias1 = !one_in(3), c.bias2 = !one_in(3);
-        c.from_y = c.residual && c.post.gradient_follows_from_value() && n % 4;
+        c.from_y = c.residual && c.post.backward_reads_value() && n % 4;
         c.gap = one_in(2) ? 0 : 1 + random() % 9;
         c.gradients = one_in(2) ? ~0u : unsigned(random());
         Setting s{0, 0, 0, 1 << (7 + random() % 5), one_in(2) ? 0 : 1 + int(random() % 3), one_in(3)};
