@@ -71,13 +71,13 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def check_known() -> None:
-    """A case whose answer is known: squares, their sums, sums + 1 and its double are there together."""
+    """A case whose answer is known: squares, their sums, and of these a sum and then its product are there together."""
     vector = torch.ones(1 << 20)
 
     def call() -> None:
         squares = vector * vector
         sums = squares + squares
-        (sums + 1) * 2
+        (sums + vector) * squares
 
     found = peak(call)
     if found != 4 * vector.nbytes:
