@@ -102,9 +102,8 @@ TORCH_LIBRARY(senet_fast, m) {
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");
   define("squeeze_excite_backward(Tensor grad_y, Tensor saved, bool[6] mask, " + arguments +
-         ", Tensor? y=None) -> (Tensor grad_x, Tensor grad_fc1_weight, Tensor grad_fc1_bias, Tensor grad_fc2_weight, Tensor "
-         "grad_fc2_bias, "
-         "Tensor grad_residual)");
+         ", Tensor? y=None) -> (Tensor grad_x, Tensor grad_fc1_weight, Tensor grad_fc1_bias, Tensor grad_fc2_weight, "
+         "Tensor grad_fc2_bias, Tensor grad_residual)");
 }
 
 TORCH_LIBRARY_IMPL(senet_fast, Meta, m) {
