@@ -52,6 +52,16 @@ void check_weight(const Arguments& a, const OptionalTensor& t, const char* name,
   if (t.has_value() && t->defined()) check_weight(a, *t, name, expected);
 }
 
+// t, where there is one, is of the shape, type and device of x.
+void check_map(const Arguments& a, const char* name, const Tensor& t) {
+  if (!t.defined()) return;
+  TORCH_CHECK_VALUE(t.sym_sizes() == a.x.sym_sizes(), name, " has shape ", t.sym_sizes(), "; expected the shape of x ",
+                    a.x.sym_sizes());
+  TORCH_CHECK_TYPE(t.scalar_type() == a.x.scalar_type(), name, " is ", t.scalar_type(), "; expected the dtype of x (",
+                   a.x.scalar_type(), ")");
+  TORCH_CHECK_VALUE(t.device() == a.x.device(), name, " is on ", t.device(), "; expected the device of x (", a.x.device(), ")");
+}
+
 }  // namespace
 
 std::int64_t gated_axis(const Tensor& x, OptionalDim given) {
@@ -152,18 +162,21 @@ void check(const Arguments& a) {
                         " was given; expected None for excitation '", a.excitation, "'");
     }
   }
-  if (a.residual.has_value() && a.residual->defined()) {
-    const Tensor& r = *a.residual;
-    TORCH_CHECK_VALUE(r.sym_sizes() == a.x.sym_sizes(), "squeeze_excite: residual has shape ", r.sym_sizes(),
-                      "; expected the shape of x ", a.x.sym_sizes());
-    TORCH_CHECK_TYPE(r.scalar_type() == type, "squeeze_excite: residual is ", r.scalar_type(), "; expected the dtype of x (",
-                     type, ")");
-    TORCH_CHECK_VALUE(r.device() == a.x.device(), "squeeze_excite: residual is on ", r.device(), "; expected the device of x (",
-                      a.x.device(), ")");
-  }
+  check_map(a, "squeeze_excite: residual", or_undefined(a.residual));
   parse_activation(a.activation, "activation");
   parse_activation(a.gate, "gate");
   parse_activation(a.post_activation, "post_activation");
+}
+
+void check_backward(const Arguments& a, const OptionalTensor& y) {
+  check(a);
+  check_map(a, "squeeze_excite_backward: y", or_undefined(y));
+  if (!or_undefined(y).defined()) return;
+  TORCH_CHECK_VALUE(!or_undefined(a.residual).defined(),
+                    "squeeze_excite_backward: y was given beside a residual; expected it in the residual's place");
+  TORCH_CHECK_VALUE(parse_activation(a.post_activation, "post_activation").backward_reads_value(),
+                    "squeeze_excite_backward: y was given with post_activation '", a.post_activation,
+                    "'; expected 'relu', whose gradient follows from its value");
 }
 
 void check_prologue(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,

@@ -42,6 +42,8 @@ void check(const Arguments& arguments);
 // The same, and for what stands in front.
 void check_prologue(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
                     std::string_view pre_activation);
+// The same for backward, with y in the place of the residual or None.
+void check_backward(const Arguments& arguments, const OptionalTensor& y);
 // Whether `out` overlaps another tensor is not checked: fake tensors have no memory.
 void check_out(const Arguments& arguments, const Tensor& out);
 

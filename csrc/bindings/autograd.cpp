@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/alias.h>
+#include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -28,18 +29,50 @@ bool any(std::initializer_list<Tensor> tensors, bool (*holds)(const Tensor&)) {
 bool transformed(const Tensor& t) { return t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) || t._fw_grad(0).defined(); }
 bool requires_grad(const Tensor& t) { return t.requires_grad(); }
 
+// Whether the op's derivative is wanted in a way that the fused kernels do not know.
+bool composes(std::initializer_list<Tensor> tensors) {
+  return any(tensors, transformed) || (at::GradMode::is_enabled() && any(tensors, requires_grad));
+}
+
+// Biases are kept without autograd's check of their version, as eager keeps none of them: a first derivative reads only what
+// forward made of them (`saved`), and they may have changed meanwhile. A second derivative reads them.
+void keep_bias(AutogradContext* ctx, const char* name, const OptionalTensor& bias) {
+  if (!or_undefined(bias).defined()) return;
+  ctx->saved_data[name] = *bias;
+  ctx->saved_data[std::string(name) + "'s version"] = bias->is_inference() ? 0 : std::int64_t(bias->_version());
+}
+OptionalTensor kept_bias(AutogradContext* ctx, const char* name) {
+  const auto found = ctx->saved_data.find(name);
+  return found == ctx->saved_data.end() ? OptionalTensor() : OptionalTensor(found->second.toTensor());
+}
+void check_unchanged(AutogradContext* ctx, const char* name, const OptionalTensor& bias) {
+  if (!bias.has_value() || bias->is_inference()) return;
+  const std::int64_t before = ctx->saved_data[std::string(name) + "'s version"].toInt(), now = bias->_version();
+  TORCH_CHECK(now == before, "squeeze_excite: ", name, " was changed in place after the forward pass (it is at version ", now,
+              "; expected version ", before, "), and second derivatives need its value");
+}
+
 struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
   static constexpr bool is_traceable = true;
+
+  // With a residual and ReLU, y is kept and not the residual: the next layer keeps y anyway, as torch's own relu does.
+  // Elsewhere it is never y: hosts change it in place (`out += shortcut`).
+  static bool keeps_y(bool has_residual, c10::string_view post_activation) {
+    return has_residual && parse_activation(post_activation, "post_activation").backward_reads_value();
+  }
 
   static Tensor forward(AutogradContext* ctx, SENET_ARGUMENTS) {
     ctx->set_materialize_grads(false);
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, saved] = call_forward(SENET_PASS);
-    // never y: hosts change it in place (`out += shortcut`). The residual only where an activation follows it.
-    const bool activated = post_activation != "identity";
-    ctx->save_for_backward({x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias),
-                            activated ? or_undefined(residual) : Tensor(), saved});
-    ctx->saved_data["residual"] = or_undefined(residual).defined();
+    const bool activated = post_activation != "identity", has_residual = or_undefined(residual).defined();
+    ctx->save_for_backward({x, fc1_weight, or_undefined(fc2_weight), saved,
+                            keeps_y(has_residual, post_activation) ? y
+                            : activated                            ? or_undefined(residual)
+                                                                   : Tensor()});
+    keep_bias(ctx, "fc1_bias", fc1_bias);
+    keep_bias(ctx, "fc2_bias", fc2_bias);
+    ctx->saved_data["residual"] = has_residual;
     ctx->saved_data["excitation"] = std::string(excitation);
     ctx->saved_data["activation"] = std::string(activation);
     ctx->saved_data["gate"] = std::string(gate);
@@ -53,18 +86,28 @@ struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
     variable_list results(kGradients + 6);  // six tensors and six that are not
     const Tensor& grad_y = grads[0];
     if (!grad_y.defined()) return results;
-    const auto saved = ctx->get_saved_variables();
+    const auto kept = ctx->get_saved_variables();
     const auto text = [&](const char* key) { return ctx->saved_data[key].toStringRef(); };
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
-    const bool given[kGradients] = {
-        true, true, saved[2].defined(), saved[3].defined(), saved[4].defined(), ctx->saved_data["residual"].toBool()};
+    const Tensor &x = kept[0], &fc1_weight = kept[1], &saved = kept[3];
+    const OptionalTensor fc2_weight = optional(kept[2]), fc1_bias = kept_bias(ctx, "fc1_bias"),
+                         fc2_bias = kept_bias(ctx, "fc2_bias");
+    const bool has_residual = ctx->saved_data["residual"].toBool();
+    const std::string post_activation = text("post_activation");
+    const bool from_y = keeps_y(has_residual, post_activation);
+    const OptionalTensor y = optional(from_y ? kept[4] : Tensor()), residual = optional(from_y ? Tensor() : kept[4]);
+    if (composes({grad_y, x, fc1_weight, or_undefined(fc1_bias), kept[2], or_undefined(fc2_bias), kept[4]})) {
+      check_unchanged(ctx, "fc1_bias", fc1_bias);
+      check_unchanged(ctx, "fc2_bias", fc2_bias);
+    }
+    const bool given[kGradients] = {true,        true, fc1_bias.has_value(), fc2_weight.has_value(), fc2_bias.has_value(),
+                                    has_residual};
     Mask mask;
     for (int i = 0, edge = 0; i < kGradients; ++i) mask[i] = given[i] && ctx->needs_input_grad(edge++);  // edges: given only
-    const std::string post_activation = text("post_activation");
     const Gradients gradients =
-        call_backward(grad_y, saved[6], mask, saved[0], saved[1], optional(saved[2]), optional(saved[3]), optional(saved[4]),
-                      optional(saved[5]), text("excitation"), text("activation"), text("gate"),
-                      ctx->saved_data["dim"].toOptional<std::int64_t>(), ctx->saved_data["add_one"].toBool(), post_activation);
+        call_backward(grad_y, saved, mask, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, text("excitation"),
+                      text("activation"), text("gate"), ctx->saved_data["dim"].toOptional<std::int64_t>(),
+                      ctx->saved_data["add_one"].toBool(), post_activation, y);
     const Tensor tensors[] = {std::get<0>(gradients), std::get<1>(gradients), std::get<2>(gradients),
                               std::get<3>(gradients), std::get<4>(gradients), std::get<5>(gradients)};
     for (int i = 0; i < kGradients; ++i) {
@@ -138,11 +181,14 @@ class WithoutPythonLock {
   PyThreadState* state_;
 };
 
-// The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond.
-Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
-  const bool identity = post_activation == "identity";
-  const auto wants = [&](int i, const Tensor& t) { return mask[i] && t.defined() && !(i == 5 && identity); };
+// The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond. From y,
+// relu's part is done there, as in torch, and what is left to derive is x * s.
+Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
+  check_backward({SENET_PASS}, y);
   at::AutoGradMode enable(true);
+  const bool from_y = or_undefined(y).defined();
+  const std::string_view post = from_y ? "identity" : std::string_view(post_activation);
+  const auto wants = [&](int i, const Tensor& t) { return mask[i] && t.defined() && !(i == 5 && post == "identity"); };
   Tensor inputs[] = {
       x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
   for (Tensor& input : inputs) {
@@ -152,8 +198,9 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
     input = at::alias(input);
     if (!input.requires_grad()) input.requires_grad_();
   }
-  const Tensor y = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate,
-                             dim, add_one, post_activation);
+  const Tensor made = composite(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5], excitation, activation, gate,
+                                dim, add_one, post);
+  const Tensor grad = from_y ? at::threshold_backward(grad_y, *y, 0) : grad_y;
   variable_list wanted;
   for (int i = 0; i < kGradients; ++i) {
     if (wants(i, inputs[i])) wanted.push_back(inputs[i]);
@@ -161,24 +208,24 @@ Gradients composite_backward(const Tensor& grad_y, Mask mask, SENET_ARGUMENTS) {
   variable_list found;
   if (!wanted.empty()) {
     const WithoutPythonLock unlocked;
-    found = torch::autograd::grad({y}, wanted, {grad_y}, /*retain_graph=*/true, /*create_graph=*/true);
+    found = torch::autograd::grad({made}, wanted, {grad}, /*retain_graph=*/true, /*create_graph=*/true);
   }
   Tensor results[kGradients];
   auto next = found.begin();
   for (int i = 0; i < kGradients; ++i) {
     results[i] = wants(i, inputs[i]) ? *next++ : at::empty({0}, x.options());
   }
+  if (from_y && mask[5]) results[5] = grad;
   return {results[0], results[1], results[2], results[3], results[4], results[5]};
 }
 
-Gradients backward_autograd(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {
-      grad_y, x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
-  if (any(tensors, transformed) || (at::GradMode::is_enabled() && any(tensors, requires_grad))) {
-    return composite_backward(grad_y, mask, SENET_PASS);
+Gradients backward_autograd(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
+  if (composes({grad_y, x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias),
+                or_undefined(residual), or_undefined(y)})) {
+    return composite_backward(grad_y, mask, SENET_PASS, y);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call_backward(grad_y, saved, mask, SENET_PASS);
+  return call_backward(grad_y, saved, mask, SENET_PASS, y);
 }
 
 // Under autocast the op needs no casts: it takes a half x beside float32 weights as they are. Weights of another half type

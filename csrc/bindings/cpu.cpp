@@ -131,10 +131,8 @@ std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
   return {forward_new(a, {}, saved.mutable_data_ptr(), Run()), saved};
 }
 
-Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
-  const Arguments a{SENET_PASS};
-  check(a);
-  return gradients(grad_y, saved, mask, a, Run());
+Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run());
 }
 
 }  // namespace

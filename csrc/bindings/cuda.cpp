@@ -112,10 +112,8 @@ std::tuple<Tensor, Tensor> forward_cuda(SENET_ARGUMENTS) {
   return {forward_new(a, {}, saved.mutable_data_ptr(), Run(x)), saved};
 }
 
-Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
-  const Arguments a{SENET_PASS};
-  check(a);
-  return gradients(grad_y, saved, mask, a, Run(x));
+Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run(x));
 }
 
 }  // namespace

@@ -31,19 +31,20 @@ using Op = Tensor(SENET_ARGUMENTS);
 using PrologueOp = Tensor(SENET_PROLOGUE_ARGUMENTS);
 using IntoOp = void(SENET_INTO_ARGUMENTS);
 using ForwardOp = std::tuple<Tensor, Tensor>(SENET_ARGUMENTS);
-using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
+// y: in the place of the residual, where post_activation is relu; mask[5] asks for the residual's gradient all the same.
+using BackwardOp = Gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y);
 
 // Through the dispatcher, from the first key that is not excluded.
 Tensor call_op(SENET_ARGUMENTS);
 Tensor call_prologue(SENET_PROLOGUE_ARGUMENTS);
 void call_into(SENET_INTO_ARGUMENTS);
 std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS);
-Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS);
+Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y);
 
 // The same result in plain ATen ops, for what the fused kernels do not do: higher derivatives, forward mode, functorch.
 Tensor composite(SENET_ARGUMENTS);
 
 // Uninitialised gradients of the right shapes, on any device.
-Gradients empty_gradients(const Arguments& arguments, Mask mask);
+Gradients empty_gradients(const Arguments& arguments, const OptionalTensor& y, Mask mask);
 
 }  // namespace senet::bindings

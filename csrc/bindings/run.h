@@ -11,10 +11,10 @@
 
 namespace senet::bindings {
 
-// The residual as the kernels read it; the tensor must outlive p.
-inline Tensor set_residual(const Arguments& a, const View& x, Params& p) {
-  if (!a.residual.has_value() || !a.residual->defined()) return {};
-  Tensor residual = matching(*a.residual, x, false);
+// The residual, or y in its place, as the kernels read it; the tensor must outlive p.
+inline Tensor set_residual(const OptionalTensor& given, const View& x, Params& p) {
+  if (!given.has_value() || !given->defined()) return {};
+  Tensor residual = matching(*given, x, false);
   p.epilogue.residual = residual.const_data_ptr();
   p.epilogue.residual_batch_stride = residual.stride(0);
   return residual;
@@ -46,7 +46,7 @@ void forward_into(const Arguments& a, const View& x, const Tensor& out, void* sa
   ForwardParams p;
   static_cast<Params&>(p) = params_of(a, x, weights);
   p.prologue = prologue;
-  const Tensor residual = set_residual(a, x, p);
+  const Tensor residual = set_residual(a.residual, x, p);
   p.saved = saved;
   p.fc1_bias = pointer_of(weights.fc1_bias);
   p.fc2_bias = pointer_of(weights.fc2_bias);
@@ -104,8 +104,10 @@ void forward_given(const Arguments& a, const Prologue& prologue, const Tensor& o
 }
 
 template <class Run>
-Gradients gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, const Arguments& a, const Run& run) {
+Gradients gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, const Arguments& a, const OptionalTensor& y,
+                    const Run& run) {
   const Tensor& x = a.x;
+  check_backward(a, y);
   TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes() && grad_y.scalar_type() == x.scalar_type() && grad_y.device() == x.device(),
                     "squeeze_excite_backward: grad_y is ", grad_y.scalar_type(), " of shape ", grad_y.sizes(), " on ",
                     grad_y.device(), "; expected ", x.scalar_type(), " of ", x.sizes(), " on ", x.device());
@@ -115,14 +117,15 @@ Gradients gradients(const Tensor& grad_y, const Tensor& saved, Mask mask, const 
                     saved.device(), "; expected what squeeze_excite_forward returned for these arguments");
   const View v = view(x, gated_axis(x, a.dim));
   const Weights weights = contiguous_weights(a);
-  Gradients gradients = empty_gradients(a, mask);
+  Gradients gradients = empty_gradients(a, y, mask);
   auto& [grad_x, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight, grad_fc2_bias, grad_residual] = gradients;
   BackwardParams p;
   static_cast<Params&>(p) = params_of(a, v, weights);
   const Tensor dy = matching(grad_y, v, true), states = saved.contiguous();
   p.saved = const_cast<void*>(states.const_data_ptr());  // read only in backward
   p.grad_y = dy.const_data_ptr();
-  const Tensor residual = set_residual(a, v, p);
+  p.from_y = or_undefined(y).defined();
+  const Tensor residual = set_residual(p.from_y ? y : a.residual, v, p);
   const bool activated = !p.epilogue.activation.is_identity();
   // the gradient as the kernels write it: `to` where that lies in memory as x does
   const auto laid_out = [&](bool wanted, const Tensor& to) {

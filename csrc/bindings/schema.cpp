@@ -36,10 +36,10 @@ std::tuple<Tensor, Tensor> forward_meta(SENET_ARGUMENTS) {
   return {at::empty_like(x), at::empty_symint({x.sym_size(0), saved_width(arguments)}, x.options().dtype(accumulate_type(x)))};
 }
 
-Gradients backward_meta(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
+Gradients backward_meta(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
   const Arguments arguments{SENET_PASS};
-  check(arguments);
-  return empty_gradients(arguments, mask);
+  check_backward(arguments, y);
+  return empty_gradients(arguments, y, mask);
 }
 
 }  // namespace
@@ -60,21 +60,24 @@ std::tuple<Tensor, Tensor> call_forward(SENET_ARGUMENTS) {
   static const auto op = find<ForwardOp>("senet_fast::squeeze_excite_forward");
   return op.call(SENET_PASS);
 }
-Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS) {
+Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
   static const auto op = find<BackwardOp>("senet_fast::squeeze_excite_backward");
-  return op.call(grad_y, saved, mask, SENET_PASS);
+  return op.call(grad_y, saved, mask, SENET_PASS, y);
 }
 
-Gradients empty_gradients(const Arguments& a, Mask mask) {
+Gradients empty_gradients(const Arguments& a, const OptionalTensor& y, Mask mask) {
   const auto like = [&](bool wanted, const OptionalTensor& t, at::MemoryFormat format) {
     return wanted && t.has_value() && t->defined() ? at::empty_like(*t, t->options(), format) : at::empty({0}, a.x.options());
   };
   constexpr auto kPreserve = at::MemoryFormat::Preserve, kContiguous = at::MemoryFormat::Contiguous;
   // with an activation the residual's gradient is what grad_x is made of: it is there whenever there is a residual
   const bool activated = a.post_activation != "identity";
-  return {like(mask[0], a.x, kPreserve),          like(mask[1], a.fc1_weight, kContiguous),
-          like(mask[2], a.fc1_bias, kContiguous), like(mask[3], a.fc2_weight, kContiguous),
-          like(mask[4], a.fc2_bias, kContiguous), like(mask[5] && activated, a.residual, kPreserve)};
+  return {like(mask[0], a.x, kPreserve),
+          like(mask[1], a.fc1_weight, kContiguous),
+          like(mask[2], a.fc1_bias, kContiguous),
+          like(mask[3], a.fc2_weight, kContiguous),
+          like(mask[4], a.fc2_bias, kContiguous),
+          like(mask[5] && activated, or_undefined(y).defined() ? y : a.residual, kPreserve)};
 }
 
 }  // namespace senet::bindings
@@ -99,8 +102,8 @@ TORCH_LIBRARY(senet_fast, m) {
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");
   define("squeeze_excite_backward(Tensor grad_y, Tensor saved, bool[6] mask, " + arguments +
-         ") -> (Tensor grad_x, Tensor grad_fc1_weight, Tensor grad_fc1_bias, Tensor grad_fc2_weight, Tensor grad_fc2_bias, "
-         "Tensor grad_residual)");
+         ", Tensor? y=None) -> (Tensor grad_x, Tensor grad_fc1_weight, Tensor grad_fc1_bias, Tensor grad_fc2_weight, "
+         "Tensor grad_fc2_bias, Tensor grad_residual)");
 }
 
 TORCH_LIBRARY_IMPL(senet_fast, Meta, m) {

@@ -37,6 +37,10 @@ struct Activation {
   double arguments[4] = {};
 
   bool is_identity() const { return kind == ActivationKind::identity; }
+  // Whether backward may read the value in the place of z: gradient(value(z), g) is gradient(z, g), and torch's own activation
+  // keeps its value too, rounded to its type, so that nobody writes to it before backward. relu6 and leaky_relu also have the
+  // first, but of those torch keeps z, and what they return may be written to.
+  bool backward_reads_value() const { return kind == ActivationKind::relu; }
 };
 
 }  // namespace senet

@@ -69,6 +69,8 @@ struct BackwardParams : Params {
   const void* grad_y = nullptr;  // [B, O, K, I], dense
   void* grad_x = nullptr;        // [B, O, K, I], dense
   void* grad_residual = nullptr;
+  // epilogue.residual is y itself, and the activation's gradient is taken there, not at x * s + residual
+  bool from_y = false;
   void *grad_fc1_weight = nullptr, *grad_fc1_bias = nullptr, *grad_fc2_weight = nullptr, *grad_fc2_bias = nullptr;
 };
 

@@ -125,22 +125,37 @@ def epilogue_of(module: nn.Module, y: fx.Node, rank: int, training: bool) -> Epi
         nodes.append(user)
         node = user
         if residual is not None or activation != "identity":
-            found = Epilogue(user, tuple(nodes), residual, activation)
-    if found is not None and found.residual is not None and not _keeps(module, found.residual, found.activation):
-        return None
+            more = Epilogue(user, tuple(nodes), residual, activation)
+            found = more if _keeps(module, more) else found
     return found
 
 
-def _keeps(module: nn.Module, residual: fx.Node, activation: str) -> bool:
-    """Whether the op may save ``residual`` for its backward, as it does where an activation follows.
+def _keeps(module: nn.Module, found: Epilogue) -> bool:
+    """Whether the op may keep for its backward what it does of an addition with an activation: y behind relu, else the
+    residual.
 
-    Nothing in this graph may write to it; and if it comes from or goes to the caller, who could, then eager must save
-    it as well.
+    Nothing in this graph may write to that; and if it comes from or goes to the caller, who could, then eager must keep
+    it as well. Until the op has read it nothing may write to the residual in any case.
     """
-    if any(writes(user, module, residual) for user in residual.users):
-        return False
+    residual, last, activation = found.residual, found.last, found.activation
+    if residual is None:
+        return True
+    writers = [user for user in residual.users if writes(user, module, residual)]
+    if activation in ("identity", "relu"):
+        if any(user < last for user in writers):
+            return False
+        # relu by its values may be clamp(z, min=0), of which eager keeps z and leaves y to be written to
+        written = any(user.op == "output" or writes(user, module, last) for user in last.users)
+        return activation == "identity" or not written or _is_relu(module, last)
     shared = residual.op == "placeholder" or any(user.op == "output" for user in residual.users)
-    return not shared or activation == "identity" or any(_saves_input(module, user) for user in residual.users)
+    return not writers and (not shared or any(_saves_input(module, user) for user in residual.users))
+
+
+def _is_relu(module: nn.Module, node: fx.Node) -> bool:
+    """Whether it is torch's own relu, which keeps its result."""
+    if node.op == "call_module":
+        return type(attribute(module, str(node.target))) is nn.ReLU
+    return node.target in ("relu", "relu_", F.relu, torch.relu, torch.relu_, ATEN.relu.default, ATEN.relu_.default)
 
 
 def _saves_input(module: nn.Module, node: fx.Node) -> bool:

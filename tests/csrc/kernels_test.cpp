@@ -17,11 +17,12 @@ void test_activation(const char* isa, int kind, const ActivationKernels<A>& kern
   const Row& r = kRows[kind];
   const auto n = static_cast<int64_t>(grid.size());
   const double epsilon = Limits::epsilon(), tiny = 100 * Limits::min();
-  std::vector<A> z(grid.begin(), grid.end()), values(z), pieces(z), grads(z), slopes(z), slopes_over_z(z);
+  std::vector<A> z(grid.begin(), grid.end()), values(z), pieces(z), grads(z), slopes(z), slopes_over_z(z), of_value(z);
   for (std::size_t i = 0; i < z.size(); ++i) slopes[i] = grads[i] = A(1 + 0.25 * double(i % 5));
   kernel.value(row(kind), values.data(), values.data(), n);  // in place, in each of the ways the kernels do that
   kernel.grad(row(kind), z.data(), slopes.data(), slopes.data(), n);
   kernel.grad(row(kind), slopes_over_z.data(), grads.data(), slopes_over_z.data(), n);
+  kernel.grad(row(kind), values.data(), grads.data(), of_value.data(), n);
   for (int64_t i = 0; i < n; i += 7) kernel.value(row(kind), &z[size_t(i)], &pieces[size_t(i)], std::min<int64_t>(7, n - i));
   check(std::memcmp(slopes.data(), slopes_over_z.data(), sizeof(A) * z.size()) == 0, "%s %s': written over z it differs", isa,
         r.name);
@@ -35,6 +36,10 @@ void test_activation(const char* isa, int kind, const ActivationKernels<A>& kern
     check(std::isnan(want) ? std::isnan(pieces[i]) : pieces[i] == values[i],
           "%s %s(%g), %zu bytes: alone %.17g, in a row %.17g", isa, r.name, double(z[i]), sizeof(A), double(pieces[i]),
           double(values[i]));
+    if (row(kind).backward_reads_value()) {
+      check(std::memcmp(&slopes[i], &of_value[i], sizeof(A)) == 0, "%s %s'(%g) is %.17g, at its value %.17g", isa, r.name,
+            double(z[i]), double(slopes[i]), double(of_value[i]));
+    }
     if (std::isnan(want_slope) || std::isnan(z[i])) continue;  // 0 * Inf at an end
     check(std::abs(want_slope - slopes[i]) <= 6 * epsilon * (1 + std::min(size, 20.0)),
           "%s %s'(%g) * %g, %zu bytes: %.17g, expected %.17g", isa, r.name, double(z[i]), double(grads[i]), sizeof(A),
@@ -135,6 +140,7 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
     return all;
   };
   const Input x(spread(in[X]), c.dtype), residual(spread(in[RESIDUAL]), c.dtype), grad_y(in[GRAD_Y], c.dtype);
+  const Input y(spread(want[Y]), c.dtype);
   const Input w1(in[W1], c.weight_dtype), b1(in[B1], c.weight_dtype), w2(in[W2], c.weight_dtype), b2(in[B2], c.weight_dtype);
   std::vector<Output> out;
   for (int t = 0; t < kTensors; ++t) {
@@ -175,7 +181,8 @@ std::vector<Output> run(const Case& c, const Inputs& in, const Results& want, co
   static_cast<Params&>(g) = f;
   g.x = x.data;
   g.x_batch_stride = g.epilogue.residual_batch_stride = image + c.gap;
-  g.epilogue.residual = c.residual ? residual.data : nullptr;
+  g.epilogue.residual = c.from_y ? y.data : c.residual ? residual.data : nullptr;
+  g.from_y = c.from_y;
   g.saved = saved.data;
   g.grad_y = grad_y.data;
   g.grad_x = asked(DX);
@@ -207,10 +214,12 @@ std::vector<Case> cases() {
         c.activation = row(n / 3 % kRowCount);
         c.gate = row(one_in(2) ? int(ActivationKind::sigmoid) : n % kRowCount);
         c.post = row(one_in(2) ? int(ActivationKind::identity) : int(random() % kRowCount));
+        if (!c.post.is_identity() && n % 3 == 0) c.post = row(int(ActivationKind::relu));  // often: two ways in backward
         c.add_one = one_in(2), c.residual = one_in(2), c.bias1 = !one_in(3), c.bias2 = !one_in(3);
         c.gap = one_in(2) ? 0 : 1 + random() % 9;
         c.gradients = one_in(2) ? ~0u : unsigned(random());
         c.rows_per_block = one_in(3) ? 7 : 0;
+        c.from_y = c.residual && c.post.backward_reads_value() && n % 4;
         all.push_back(c);
       }
     }

@@ -82,6 +82,7 @@ struct Case {
   Dtype dtype = Dtype::f64, weight_dtype = Dtype::f64;
   Activation activation, gate, post;
   bool add_one = false, residual = false, bias1 = true, bias2 = true;
+  bool from_y = false;         // backward is given y, not the residual
   int64_t gap = 0;             // elements between two images
   unsigned gradients = ~0u;    // bit t: gradient t of Tensor is asked for
   int64_t rows_per_block = 0;  // 0: the plan's
@@ -93,10 +94,10 @@ struct Case {
     char line[300];
     std::snprintf(
         line, sizeof line,
-        "%s [B %d O %d K %d I %d R %d] %s/%s act %s gate %s post %s add_one %d residual %d biases %d%d gap %d grads %x",
+        "%s [B %d O %d K %d I %d R %d] %s/%s act %s gate %s post %s add_one %d residual %d%s biases %d%d gap %d grads %x",
         excitations[int(excitation)], int(shape.B), int(shape.O), int(shape.K), int(shape.I), int(shape.R), dtypes[int(dtype)],
         dtypes[int(weight_dtype)], kRows[int(activation.kind)].name, kRows[int(gate.kind)].name, kRows[int(post.kind)].name,
-        add_one, residual, bias1, bias2, int(gap), gradients);
+        add_one, residual, from_y ? " from y" : "", bias1, bias2, int(gap), gradients);
     return line;
   }
 };
@@ -108,16 +109,18 @@ constexpr const char* kTensorNames[] = {
 using Inputs = std::array<Doubles, kInputs>;
 using Results = std::array<Doubles, kTensors>;
 
+double rounded(double v, Dtype dtype) {
+  char item[8];
+  put(v, dtype, item);
+  return get(item, dtype);
+}
+
 Inputs random_inputs(const Case& c, unsigned seed) {
   std::mt19937 random(seed);
   const auto& [B, O, K, I, R] = c.shape;
   const auto fill = [&](int64_t n, double lo, double hi, Dtype dtype) {
     Doubles values(static_cast<std::size_t>(n));
-    for (double& v : values) {
-      char item[8];
-      put(lo + (hi - lo) * (random() / 4294967296.0), dtype, item);
-      v = get(item, dtype);  // what the kernels will see
-    }
+    for (double& v : values) v = rounded(lo + (hi - lo) * (random() / 4294967296.0), dtype);  // what the kernels will see
     return values;
   };
   const int64_t n = B * O * K * I, fan_in = c.excitation == Excitation::channel_conv ? R : K;
@@ -144,9 +147,7 @@ Doubles behind(const PrologueNumbers& pre, const Case& c, const Doubles& x) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     const std::size_t k = int64_t(i) / c.shape.I % c.shape.K;
     double v = x[i] * (pre.scale.empty() ? 1 : pre.scale[k]) + (pre.shift.empty() ? 0 : pre.shift[k]);
-    char item[8];
-    put(value(pre.activation, v), c.dtype, item);
-    u[i] = get(item, c.dtype);
+    u[i] = rounded(value(pre.activation, v), c.dtype);
   }
   return u;
 }
@@ -210,7 +211,7 @@ Results naive(const Case& c, const Inputs& in) {
     each([&](int64_t k, int64_t i) {
       const double v = in[X][i] * (value(c.gate, z2[k]) + c.add_one) + (c.residual ? in[RESIDUAL][i] : 0);
       out[Y][i] = value(c.post, v);
-      out[DRESIDUAL][i] = in[GRAD_Y][i] * slope(c.post, v);
+      out[DRESIDUAL][i] = in[GRAD_Y][i] * slope(c.post, c.from_y ? rounded(out[Y][i], c.dtype) : v);
       dz2[k] += out[DRESIDUAL][i] * in[X][i] * slope(c.gate, z2[k]);
     });
     if (!c.two_fc()) dz1 = dz2;

@@ -20,6 +20,10 @@ def _weights(generator: torch.Generator) -> tuple[Tensor, ...]:
     return tuple(torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes)
 
 
+def _residual_is_x_behind_relu(se: Function, x: Tensor, w: tuple[Tensor, ...]) -> Tensor:
+    return se(x, *w, residual=x, post_activation="relu")
+
+
 def _residual_is_x(se: Function, x: Tensor, w: tuple[Tensor, ...]) -> Tensor:
     return se(x, *w, residual=x, post_activation="silu")
 
@@ -36,8 +40,11 @@ def _tied_weights(se: Function, x: Tensor, w: tuple[Tensor, ...]) -> Tensor:
     return se(x, w[0], w[1], w[0], w[3])
 
 
+BUILDS = [_residual_is_x, _residual_is_x_behind_relu, _x_from_residual, _weight_from_x, _tied_weights]
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("build", [_residual_is_x, _x_from_residual, _weight_from_x, _tied_weights])
+@pytest.mark.parametrize("build", BUILDS)
 def test_inputs_that_depend_on_each_other(build: Function, create_graph: bool) -> None:
     found = []
     for se in (squeeze_excite, reference.squeeze_excite):

@@ -16,6 +16,7 @@ Call = Callable[..., Tensor]
 EPILOGUES: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"residual": True, "add_one": True, "post_activation": "silu"},
+    "from_y": {"residual": True, "add_one": True, "post_activation": "relu"},
 }
 LAYOUTS = ["nchw", "channels_last", "btc"]
 
@@ -71,6 +72,13 @@ def test_numerical_second_order(excitation: str, epilogue: str) -> None:
     assert torch.autograd.gradgradcheck(op, tracked(tensors), fast_mode=fast)
 
 
+@pytest.mark.parametrize("post_activation", ["relu6", "leaky_relu(0.25)"])
+def test_numerical_with_other_kinks(post_activation: str) -> None:
+    tensors, op, _ = small(residual=True, post_activation=post_activation)
+    assert torch.autograd.gradcheck(op, tracked(tensors))
+    assert torch.autograd.gradgradcheck(op, tracked(tensors))
+
+
 @pytest.mark.parametrize("excitation", EXCITATIONS)
 def test_numerical_forward_mode(excitation: str) -> None:
     tensors, op, _ = small(excitation=excitation, **EPILOGUES["all"])
@@ -80,9 +88,10 @@ def test_numerical_forward_mode(excitation: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 2, 5], ids=["x", "fc1_weight", "fc1_bias", "residual"])
-def test_second_order_of_one_input(wanted: int) -> None:
+@pytest.mark.parametrize("epilogue", ["all", "from_y"])
+def test_second_order_of_one_input(wanted: int, epilogue: str) -> None:
     """Only one input wants gradients, twice: the other inputs' first gradients are still part of the graph."""
-    tensors, op, ref = small(**EPILOGUES["all"])
+    tensors, op, ref = small(**EPILOGUES[epilogue])
     results = []
     for function in (op, ref):
         inputs = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
@@ -156,9 +165,10 @@ def test_transforms_check_arguments_too() -> None:
             transform(lambda x: squeeze_excite(x, fc1, None, fc2))
 
 
-def test_batched_grads() -> None:
+@pytest.mark.parametrize("epilogue", ["all", "from_y"])
+def test_batched_grads(epilogue: str) -> None:
     """Many grad_y at once (is_grads_batched), and with them the whole Jacobian."""
-    tensors, op, ref = small(**EPILOGUES["all"])
+    tensors, op, ref = small(**EPILOGUES[epilogue])
     inputs = tracked(tensors)
     rows = torch.randn(4, *tensors[0].shape, dtype=torch.float64)
     torch.testing.assert_close(

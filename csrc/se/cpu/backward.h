@@ -23,7 +23,7 @@ class Backward : Call<A> {
     Base::for_items(member, shape_.B, K, kGrain, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
       Base::gate(gate_input(b) + begin, scale_.get() + b * K + begin, end - begin);
     });
-    if (activated) member.wait();
+    if (activated && !p_.from_y) member.wait();  // for the gates: from y they are first read behind the sums
     Base::for_tiles([&](std::int64_t b, std::int64_t B) {
       A* dz = grad_gate_.get() + b * K;
       Base::sums(
@@ -31,7 +31,8 @@ class Backward : Call<A> {
           [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) {
             const std::int64_t image = b + i, first = image * elements();
             data_->grad_scale(image_, at(p_.grad_y, first), Base::x(image), scale_.get() + image * K, Base::residual(image),
-                              p_.epilogue.activation, activated ? at(p_.grad_residual, first) : nullptr, begin, end, sums);
+                              p_.from_y, p_.epilogue.activation, activated ? at(p_.grad_residual, first) : nullptr, begin, end,
+                              sums);
           },
           [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
             A* grad = dz + i * K + begin;

@@ -33,15 +33,16 @@ SENET_INLINE void activate_segment(const Activation& activation, T* y, int64_t n
 
 // grad_v of up to kChunk elements, as A; v has room for a vector more
 template <class A, class T, bool kRow>
-SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const T* residual, const Activation& activation,
-                             T* grad_v, A* v, int64_t n) {
+SENET_INLINE void grad_chunk(const T* grad_y, const T* x, const A* scale, const T* residual, bool from_y,
+                             const Activation& activation, T* grad_v, A* v, int64_t n) {
   if (n <= 0) return;
   A dy[kChunk + Vec<A>::kLanes];
+  map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(grad_y + i), dy + i); });
   map_vectors<A>(n, [&](int64_t i, auto load, auto store) {
+    if (from_y) return store(load(residual + i), v + i);
     Vec<A> scaled = load(x + i) * scale_at<A, kRow>(scale, i, load);
     if (residual != nullptr) scaled = scaled + load(residual + i);
     store(scaled, v + i);
-    store(load(grad_y + i), dy + i);
   });
   whole_vectors<A>(n, dy);
   activation_grad(activation, v, dy, v, whole_vectors<A>(n, v));
@@ -109,7 +110,7 @@ struct Data {
   }
 
   static void grad_scale(const Image& image, const void* grad_y_, const void* x_, const A* scale, const void* residual_,
-                         const Activation& activation, void* grad_v_, int64_t begin, int64_t end, A* sums) {
+                         bool from_y, const Activation& activation, void* grad_v_, int64_t begin, int64_t end, A* sums) {
     const T *dy = static_cast<const T*>(grad_y_), *x = static_cast<const T*>(x_), *residual = static_cast<const T*>(residual_);
     T* dv = static_cast<T*>(grad_v_);
     const int64_t K = image.K;
@@ -120,9 +121,9 @@ struct Data {
       }
       for (int64_t k = 0; k < K; ++k) sums[k] = 0;
       for (int64_t o = begin; o < end; ++o) {
-        activated_segment<true>(dy, x, scale, residual, activation, dv, o * K, K, [&](int64_t from, int64_t count, auto term) {
-          add_terms<A, InOrder>(count, sums + from, term);
-        });
+        activated_segment<true>(
+            dy, x, scale, residual, from_y, activation, dv, o * K, K,
+            [&](int64_t from, int64_t count, auto term) { add_terms<A, InOrder>(count, sums + from, term); });
       }
       return;
     }
@@ -134,7 +135,8 @@ struct Data {
         }
         A spread_scale[kChunk + kFew], v[kChunk + kFew];
         spread(scale + k, count, image.I, spread_scale);
-        grad_chunk<A, T, true>(dy + at, x + at, spread_scale, residual ? residual + at : nullptr, activation, dv + at, v, n);
+        grad_chunk<A, T, true>(dy + at, x + at, spread_scale, residual ? residual + at : nullptr, from_y, activation, dv + at,
+                               v, n);
         map_vectors<A>(n, [&](int64_t i, auto load, auto store) { store(load(v + i) * load(x + at + i), terms + i); });
       });
       return;
@@ -148,7 +150,7 @@ struct Data {
     for (int64_t k = begin; k < end; ++k) {
       double total = 0;
       for (int64_t o = 0; o < image.O; ++o) {
-        activated_segment<false>(dy, x, scale + k, residual, activation, dv, (o * K + k) * image.I, image.I,
+        activated_segment<false>(dy, x, scale + k, residual, from_y, activation, dv, (o * K + k) * image.I, image.I,
                                  [&](int64_t, int64_t count, auto term) { total += sum(lane_sums<A, InOrder>(count, term)); });
       }
       sums[k] = A(total);
@@ -191,14 +193,14 @@ struct Data {
 
   // grad_v of the n elements from `at` on, in chunks, each then given to add(from, count, term) as terms grad_v * x.
   template <bool kRow, class Add>
-  static SENET_INLINE void activated_segment(const T* dy, const T* x, const A* scale, const T* residual,
+  static SENET_INLINE void activated_segment(const T* dy, const T* x, const A* scale, const T* residual, bool from_y,
                                              const Activation& activation, T* dv, int64_t at, int64_t n, Add add) {
     for (int64_t from = 0; from < n; from += kChunk) {
       const int64_t count = n - from < kChunk ? n - from : kChunk;
       const T* x_at = x + at + from;
       A v[kChunk + kFew];
       grad_chunk<A, T, kRow>(dy + at + from, x_at, kRow ? scale + from : scale, residual ? residual + at + from : nullptr,
-                             activation, dv + at + from, v, count);
+                             from_y, activation, dv + at + from, v, count);
       add(from, count, [&](int64_t i, auto load) { return load(v + i) * load(x_at + i); });
     }
   }

@@ -36,10 +36,10 @@ struct DataKernels {
   // Both: scale of an image, and squeeze of the same units of `next`, whose reads run beside the writes.
   void (*scale_squeeze)(const Image&, const void* x, const A* scale, const void* residual, const Activation&, void* y,
                         bool stream, const void* next, std::int64_t begin, std::int64_t end, A* sums);
-  // sums as in squeeze, of grad_v * x, with grad_v = grad_y * activation'(x * scale[k] + residual).
-  // grad_v is written where the activation is not the identity, else it may be null.
-  void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual, const Activation&,
-                     void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
+  // sums as in squeeze, of grad_v * x, with grad_v = grad_y * activation'(x * scale[k] + residual), or from_y
+  // grad_y * activation'(residual). grad_v is written where the activation is not the identity, else it may be null.
+  void (*grad_scale)(const Image&, const void* grad_y, const void* x, const A* scale, const void* residual, bool from_y,
+                     const Activation&, void* grad_v, std::int64_t begin, std::int64_t end, A* sums);
   // grad_x = grad_v * scale[k] + shift[k]. stream: grad_x goes past the caches.
   void (*grad_x)(const Image&, const void* grad_v, const A* scale, const A* shift, void* grad_x, bool stream,
                  std::int64_t begin, std::int64_t end);

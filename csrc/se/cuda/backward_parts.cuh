@@ -1,7 +1,7 @@
 // What is the same in the ticket and in the cluster kernel's backward.
 //
-// With v = x * s + residual, y = activation(v) and grad_v the gradient of v: everything that gate and layers pass back is
-// linear in the sums of grad_v * x, so tiles pass on shares of it, as in forward.
+// With v = x * s + residual, y = activation(v) and grad_v the gradient of v (with from_y taken at y): everything that gate and
+// layers pass back is linear in the sums of grad_v * x, so tiles pass on shares of it, as in forward.
 #pragma once
 #include "se/cuda/tile.cuh"
 
@@ -112,8 +112,8 @@ struct BackwardParts {
 #pragma unroll
       for (int j = 0; j < n; ++j) {
         const A u = widen(vx.items[j]);
-        A v = u * gates[c + j * step];
-        if (residual) v += A(widen(r[j]));
+        A v = p.from_y ? A(0) : u * gates[c + j * step];
+        if (residual) v += A(widen(r[j]));  // from y: this is y
         const A grad = grad_v(v, A(widen(vy.items[j])));
         narrow(grad, stored.items[j]);
         out[j] = u * grad;

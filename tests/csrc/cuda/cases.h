@@ -81,6 +81,7 @@ std::vector<TestCase> cases() {
                      : one_in(2) ? int(ActivationKind::relu)
                                  : int(random() % kRowCount));
         c.add_one = one_in(2), c.residual = one_in(2), c.bias1 = !one_in(3), c.bias2 = !one_in(3);
+        c.from_y = c.residual && c.post.backward_reads_value() && n % 4;
         c.gap = one_in(2) ? 0 : 1 + random() % 9;
         c.gradients = one_in(2) ? ~0u : unsigned(random());
         Setting s{0, 0, 0, 1 << (7 + random() % 5), one_in(2) ? 0 : 1 + int(random() % 3), one_in(3)};
@@ -132,7 +133,7 @@ struct BackwardCall {
   BackwardCall(const Case& c, const Setting& setting, const Inputs& in, const Results& want)
       : x(spread(c, in[X]), c.dtype, setting.x_offset),
         grad_y(in[GRAD_Y], c.dtype, setting.y_offset),
-        residual(spread(c, in[RESIDUAL]), c.dtype, setting.residual_offset),
+        residual(spread(c, c.from_y ? want[Y] : in[RESIDUAL]), c.dtype, setting.residual_offset),
         w1(in[W1], c.weight_dtype, 0),
         w2(in[W2], c.weight_dtype, 0),
         saved(want[SAVED], c.sum_dtype()) {
@@ -144,6 +145,7 @@ struct BackwardCall {
     static_cast<Params&>(p) = params_of(c, x, residual, w1, w2, saved.data);
     p.grad_y = grad_y.data;
     p.grad_x = asked(DX);
+    p.from_y = c.from_y;
     p.grad_residual = c.post.is_identity() ? nullptr : gradients[DRESIDUAL].data();
     p.grad_fc1_weight = asked(DW1), p.grad_fc1_bias = asked(DB1);
     if (c.two_fc()) p.grad_fc2_weight = asked(DW2), p.grad_fc2_bias = asked(DB2);

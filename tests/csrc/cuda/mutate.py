@@ -74,6 +74,8 @@ MUTATIONS = [
     Mutation("no barrier between gradients of gates and fc2", "backward.cuh", "two_fc) return;\n    __syncthreads();", "two_fc) return;"),
     Mutation("gates without a barrier", "backward.cuh", "      parts.compute_gates(job.image, tile, gates);\n      __syncthreads();", "      parts.compute_gates(job.image, tile, gates);"),
     Mutation("taps reach past the last channel", "backward_parts.cuh", "int t = last < K ? 0 : last - K + 1;", "int t = last < K ? 0 : last - K;"),
+    Mutation("y is added to x * s", "backward_parts.cuh", "p.from_y ? A(0) : u * gates[c + j * step]", "u * gates[c + j * step]"),
+    Mutation("y is left out", "backward_parts.cuh", "if (residual) v += A(widen(r[j]));", "if (residual && !p.from_y) v += A(widen(r[j]));"),
     Mutation("a row of weights too many", "weights.cuh", "i < kWeightRows && first + i < M; ++i", "i < kWeightRows && first + i <= M; ++i"),
     # the cluster kernels
     Mutation("barriers are not initialised before copies count on them", "cluster.cuh", "      publish_barriers();\n    }\n    __syncthreads();\n    cluster_arrive();", "      publish_barriers();\n    }\n    cluster_arrive();"),
