@@ -103,20 +103,17 @@ def test_the_library_may_be_preloaded(saved: Path) -> None:
 
 
 def test_higher_derivatives_with_the_library_alone(tmp_path: Path) -> None:
-    """Their engine refuses to run under Python's lock, which a dispatch mode holds, and the library knows no Python."""
+    """Torch's engine refuses to run under Python's lock, which tracing holds, and the library is linked to no Python."""
     program = f"""
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 {LINES["library"]}
-
-class Mode(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {{}}))
-
-x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-weights = torch.randn(2, 4, dtype=torch.float64), None, torch.randn(4, 2, dtype=torch.float64)
-with Mode():
-    assert torch.autograd.gradgradcheck(lambda x: torch.ops.senet_fast.squeeze_excite(x, *weights), x)
+ops, x, weight = torch.ops.senet_fast, torch.randn(2, 4, 3, requires_grad=True), torch.randn(4, 4)
+y, saved = ops.squeeze_excite_forward(x.detach(), weight, excitation="one_fc")
+arguments = y, saved, [True] + 5 * [False], x, weight
+options = {{"excitation": "one_fc"}}
+torch.library.opcheck(
+    ops.squeeze_excite_backward.default, arguments, options, test_utils="test_aot_dispatch_dynamic"
+)
 """
     done = python(program, tmp_path)
     assert done.returncode == 0, done.stderr
