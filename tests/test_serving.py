@@ -103,7 +103,7 @@ def test_the_library_may_be_preloaded(saved: Path) -> None:
 
 
 def test_higher_derivatives_with_the_library_alone(tmp_path: Path) -> None:
-    """Torch's engine refuses to run under Python's lock, which tracing holds, and the library is linked to no Python."""
+    """Torch's engine refuses to run under Python's lock, which tracing holds; the library knows no Python."""
     program = f"""
 import torch
 {LINES["library"]}
