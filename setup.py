@@ -118,7 +118,7 @@ class Nvcc:
         """
         folder.mkdir(parents=True, exist_ok=True)
         jobs = int(os.environ["MAX_JOBS"])
-        flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
+        flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
         flags += ["--threads", str(max(1, jobs // len(sources))), *self.arch_flags()]
         newest = max(path.stat().st_mtime for path in (ROOT / "csrc/se").rglob("*"))
 

@@ -159,6 +159,8 @@ def example(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=280
         )
+        if "uses CUDA but I cannot find the CUDA" in done.stderr:
+            pytest.skip("torch's CMake files ask for CUDA's toolkit")
         assert done.returncode == 0, done.stdout + done.stderr
     return SimpleNamespace(program=folder / "build/serve", package=folder / "network.pt2", images=folder / "images.pt")
 

@@ -32,7 +32,7 @@ BUILD_SETTINGS = (
     *("SENET_FAST_SE", "SENET_FAST_CUDA", "SENET_FAST_NVCC", "SENET_FAST_SANITIZE"),
     *("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "CC", "CXXFLAGS", "CFLAGS"),
 )
-CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
+CLANG_FORMAT_FOLDERS = ("csrc", "examples", "tests/csrc")
 CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 
 
