@@ -3,13 +3,14 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem networks interop demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
 	@echo "make test      all tests"
 	@echo "make ecosystem install the libraries that IDs meet (Redis, SQLAlchemy, ...); make test skips them where they are not"
 	@echo "make networks  install the libraries whose networks are fused (timm, torchvision, ...); make test skips likewise"
+	@echo "make interop   install other tools for models (peft, ONNX Runtime, cmake, ...); make test skips likewise"
 	@echo "make bench     pytest-benchmark over the shapes of real networks"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format"
 	@echo "make stubs     the type stubs against the compiled modules"
@@ -23,7 +24,7 @@ help:
 	@echo "make gates     make cuda, then what its kernels must be: registers, spills, instructions; ARGS=--plant shows bugs noticed"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem networks toolkit:
+demo test bench lint stubs format build ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:

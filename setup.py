@@ -1,4 +1,7 @@
-"""Build both halves: the torch op `senet_fast.se._C` (C++, CUDA where asked) and Cython's `senet_fast.ids._snowflake`.
+"""Build both halves: the torch op (C++, CUDA where asked) and Cython's `senet_fast.ids._snowflake`.
+
+The op is a shared object without Python, `senet_fast/se/libsenet_fast.so`, which C++ programs can load too. The Python
+module beside it, `senet_fast.se._C`, is linked to it and only tells about it.
 
 Switches, all of them environment variables:
   SENET_FAST_SE=0          build the ID generator only; torch is not needed
@@ -23,6 +26,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
+LIBRARY = "libsenet_fast"  # the op library, beside the Python module
 CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
 PTXAS_INFO = re.compile(r"ptxas info|\s+\d+ bytes stack frame|\s*$")  # what -Xptxas=-v says of a kernel
 NO_BUILD = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
@@ -114,7 +118,7 @@ class Nvcc:
         """
         folder.mkdir(parents=True, exist_ok=True)
         jobs = int(os.environ["MAX_JOBS"])
-        flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
+        flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
         flags += ["--threads", str(max(1, jobs // len(sources))), *self.arch_flags()]
         newest = max(path.stat().st_mtime for path in (ROOT / "csrc/se").rglob("*"))
 
@@ -171,45 +175,60 @@ def ids_extension() -> list[Extension]:
     return cythonize([extension])
 
 
-def se_extension(torch) -> tuple[Extension, type]:
+def se_extensions(torch) -> tuple[list[Extension], type]:
+    """The op library and the module that tells about it, and the command that builds them in this order."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     # Without -fopenmp at::parallel_for compiles to a serial loop and says nothing.
     openmp = [] if "OpenMP not found" in torch.__config__.parallel_info() else ["-fopenmp"]
-    extension = CppExtension(
-        "senet_fast.se._C",
-        sources("csrc/bindings") + sources("csrc/se") + sources("csrc/se/cpu"),
-        include_dirs=[str(ROOT / "csrc")],
-        depends=[
-            path
-            for folder in ("csrc/se", "csrc/se/cpu", "csrc/se/cuda", "csrc/bindings")
-            for path in sources(folder, "*.[hi]*")
-        ],
-        # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf stay.
-        extra_compile_args=[
-            *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],
-            *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *openmp, *sanitizer_flags()],
-        ],
-        extra_link_args=[*openmp, *sanitizer_flags()],
-    )
-    extension.libraries = [name for name in extension.libraries if name != "torch_python"]
-    extension.define_macros.append(("SENET_FAST_TORCH", f'"{torch.__version__}"'))
+
+    def extension(name: str, sources: list[str], libraries: list[str], *link_args: str) -> Extension:
+        made = CppExtension(
+            f"senet_fast.se.{name}",
+            sources,
+            include_dirs=[str(ROOT / "csrc")],
+            depends=headers,
+            # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf stay.
+            extra_compile_args=[
+                *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],
+                *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *openmp, *sanitizer_flags()],
+            ],
+            extra_link_args=[*openmp, *sanitizer_flags(), *link_args],
+        )
+        made.libraries = libraries  # in the place of torch's, among them torch_python
+        made.define_macros.append(("SENET_FAST_TORCH", f'"{torch.__version__}"'))
+        return made
+
+    folders = ("csrc/bindings", "csrc/se", "csrc/se/cpu", "csrc/se/cuda")
+    headers = [path for folder in folders for path in sources(folder, "*.[hi]*")]
+    files = [path for folder in folders for path in sources(folder)]
+    module = "csrc/bindings/module.cpp"
+    # The soname is what the module asks for; it finds it where it lies itself. -z defs: a symbol of Python is an error.
+    library_args = (f"-Wl,-soname,{LIBRARY}.so", "-Wl,-z,defs")
+    library = extension(LIBRARY, [path for path in files if path != module], ["torch_cpu", "c10"], *library_args)
+    told = extension("_C", [module], [], "-Wl,-rpath,$ORIGIN")
 
     class Build(BuildExtension):
+        def get_ext_filename(self, name: str) -> str:
+            *folders, last = name.split(".")
+            return os.path.join(*folders, f"{LIBRARY}.so") if last == LIBRARY else super().get_ext_filename(name)
+
         def build_extensions(self) -> None:
             folder = Path(self.build_temp).resolve()
             settings = ""
             if nvcc := choose_nvcc(torch.version.cuda):
                 settings = f'#define SENET_FAST_CUDA "{nvcc.release}"\n'
-                extension.extra_objects += nvcc.compile(sources("csrc/se/cuda", "*.cu"), folder)
-                extension.library_dirs += nvcc.library_dirs()
-                extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+                library.extra_objects += nvcc.compile(sources("csrc/se/cuda", "*.cu"), folder)
+                library.library_dirs += nvcc.library_dirs()
+                library.libraries += ["cudart_static", "rt", "dl", "pthread"]
             # A header, not a macro on the command line: with and without CUDA only what includes it is compiled again.
             write_if_changed(folder / "senet_fast_build.h", settings)
-            extension.include_dirs.append(str(folder))
+            for made in (library, told):
+                made.include_dirs.append(str(folder))
+            told.extra_objects.append(self.get_ext_fullpath(library.name))
             super().build_extensions()
 
-    return extension, Build
+    return [library, told], Build
 
 
 def main() -> None:
@@ -227,8 +246,8 @@ def main() -> None:
             "    pip install --no-build-isolation .\n"
             "For the ID generator alone, without torch, set SENET_FAST_SE=0."
         ) from None
-    extension, build = se_extension(torch)
-    setup(ext_modules=[extension, *ids_extension()], cmdclass={"build_ext": build})
+    extensions, build = se_extensions(torch)
+    setup(ext_modules=[*extensions, *ids_extension()], cmdclass={"build_ext": build})
 
 
 main()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from setuptools import Distribution, Extension
 
+LIBRARY = "senet_fast.se.libsenet_fast"
 Load = Callable[..., tuple[ModuleType, dict[str, Any]]]
 
 
@@ -46,9 +47,10 @@ def named(keywords: dict[str, Any]) -> dict[str, Extension]:
 
 def test_both_halves(load: Load, root: Path) -> None:
     extensions = named(load()[1])
-    assert set(extensions) == {"senet_fast.se._C", "senet_fast.ids._snowflake"}
-    assert all((root / source).is_file() for extension in extensions.values() for source in extension.sources)
-    assert "csrc/se/cpu/avx2.cpp" in extensions["senet_fast.se._C"].sources
+    assert list(extensions) == [LIBRARY, "senet_fast.se._C", "senet_fast.ids._snowflake"]  # the second needs the first
+    compiled = [source for extension in extensions.values() for source in extension.sources if "csrc" in source]
+    assert sorted(compiled) == sorted(str(path.relative_to(root)) for path in (root / "csrc").rglob("*.cpp"))
+    assert extensions["senet_fast.se._C"].sources == ["csrc/bindings/module.cpp"]
 
 
 def test_without_torch(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,7 @@ def test_bad_settings(load: Load, setting: str, value: str, message: str) -> Non
 )
 def test_openmp_as_in_torch(load: Load, monkeypatch: pytest.MonkeyPatch, info: str, expected: bool) -> None:
     monkeypatch.setattr(torch.__config__, "parallel_info", lambda: info)
-    op = named(load()[1])["senet_fast.se._C"]
+    op = named(load()[1])[LIBRARY]
     assert ("-fopenmp" in op.extra_compile_args) == ("-fopenmp" in op.extra_link_args) == expected
 
 
@@ -262,12 +264,15 @@ def test_cuda_files_join_the_op(
     monkeypatch.setattr(command.__base__, "build_extensions", lambda self: None)
     build = command(Distribution())
     build.build_temp = str(tmp_path)
+    build.build_lib = "lib"
     build.build_extensions()
-    op = named(keywords)["senet_fast.se._C"]
+    op, told = named(keywords)[LIBRARY], named(keywords)["senet_fast.se._C"]
+    assert told.extra_objects == ["lib/senet_fast/se/libsenet_fast.so"]
     files = sorted(path.stem for path in (root / "csrc/se/cuda").glob("*.cu"))
     assert {"backward", "forward"} <= set(files)
     assert op.extra_objects == ([f"{name}.o" for name in files] if with_cuda else [])
     settings = '#define SENET_FAST_CUDA "13.0"\n' if with_cuda else ""
     assert (tmp_path / "senet_fast_build.h").read_text() == settings
     assert str(tmp_path) in op.include_dirs
+    assert str(tmp_path) in told.include_dirs
     assert ("cudart_static" in op.libraries) == with_cuda

@@ -32,7 +32,7 @@ BUILD_SETTINGS = (
     *("SENET_FAST_SE", "SENET_FAST_CUDA", "SENET_FAST_NVCC", "SENET_FAST_SANITIZE"),
     *("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "CC", "CXXFLAGS", "CFLAGS"),
 )
-CLANG_FORMAT_FOLDERS = ("csrc", "tests/csrc")
+CLANG_FORMAT_FOLDERS = ("csrc", "examples", "tests/csrc")
 CLANG_FORMAT_SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu"}
 
 
@@ -57,6 +57,7 @@ VERBS = {
     "gates": Verb("ids nvcc gates", True, (("{python}", "tests/csrc/cuda/gates.py"),)),
     "ecosystem": Verb("ecosystem", False, ()),
     "networks": Verb("networks-base", False, (), alone="networks"),
+    "interop": Verb("interop", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
     "bench": Verb(
@@ -155,10 +156,10 @@ def fingerprint(root: Path, torch_version: "str | None", environment: "Mapping[s
 
 
 def modules(root: Path, environment: "Mapping[str, str]") -> "list[Path]":
-    """The compiled modules that a build leaves in the tree."""
+    """The compiled modules, and the op library, that a build leaves in the tree."""
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
-    names = ["ids/_snowflake"] if environment.get("SENET_FAST_SE") == "0" else ["ids/_snowflake", "se/_C"]
-    return [root / "senet_fast" / (name + suffix) for name in names]
+    op = [] if environment.get("SENET_FAST_SE") == "0" else ["se/libsenet_fast.so", f"se/_C{suffix}"]
+    return [root / "senet_fast" / name for name in (f"ids/_snowflake{suffix}", *op)]
 
 
 def must_build(root: Path, stamp: Path, wanted: str, environment: "Mapping[str, str]") -> bool:

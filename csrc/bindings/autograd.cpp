@@ -1,11 +1,10 @@
 // Autograd, forward mode, functorch and autocast. The fused kernels give the first derivative; whatever needs more gets the
 // composite, whose derivatives of every order torch knows.
-#include <Python.h>
-
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/threshold_backward.h>
+#include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -168,17 +167,33 @@ void into_inplace(SENET_INTO_ARGUMENTS) {
   if (!out.is_inference()) out.unsafeGetTensorImpl()->bump_version();
 }
 
+// The three functions of Python that WithoutPythonLock needs. They are looked up in the process, because this library is not
+// linked to Python; in a process without Python they are null, and there is no lock.
+struct PythonLock {
+  template <class Function>
+  static Function* find(const char* name) {
+    return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
+  }
+  int (*held)() = find<int()>("PyGILState_Check");
+  void* (*release)() = find<void*()>("PyEval_SaveThread");
+  void (*take)(void* state) = find<void(void*)>("PyEval_RestoreThread");
+};
+
 // The autograd engine refuses to start under Python's lock, which dispatch modes written in Python hold.
 class WithoutPythonLock {
  public:
-  WithoutPythonLock() : state_(PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+  WithoutPythonLock() : state_(lock().held && lock().held() ? lock().release() : nullptr) {}
   ~WithoutPythonLock() {
-    if (state_) PyEval_RestoreThread(state_);
+    if (state_) lock().take(state_);
   }
   WithoutPythonLock(const WithoutPythonLock&) = delete;
 
  private:
-  PyThreadState* state_;
+  static const PythonLock& lock() {
+    static const PythonLock lock;
+    return lock;
+  }
+  void* state_;
 };
 
 // The gradients as torch derives them from the composite, with a graph of their own: second derivatives and beyond. From y,

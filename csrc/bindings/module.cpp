@@ -1,4 +1,4 @@
-// The Python module that carries the op library, and what can be asked of it. No torch here.
+// The Python module: what can be asked of the op library, to which it is linked. No torch here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,7 +6,6 @@
 #include <string>
 
 #include "bindings/cpu.h"
-#include "se/cpu/drive.h"
 #include "se/cuda/cluster_plan.h"
 #include "senet_fast_build.h"  // made by setup.py
 #if defined(SENET_FAST_CUDA)
@@ -122,7 +121,7 @@ void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t>
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled op library of senet_fast; the ops are torch.ops.senet_fast.";
+  m.doc() = "What can be asked of the op library beside this module, which is loaded with it: libsenet_fast.so.";
   m.def("build_info", &build_info, "What this library was built with: torch, compiler, openmp, cuda (None, or a dict).");
   m.def("isas", &senet::isas, "The instruction sets built in and supported by this processor, best last.");
   m.def("isa", [] { return senet::kernels().name; }, "The instruction set in use.");

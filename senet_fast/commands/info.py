@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet_fast._version import __version__
@@ -14,8 +15,18 @@ if TYPE_CHECKING:
 
 def add(commands: "Subparsers") -> None:
     parser = commands.add_parser("info", help="show versions, build, ISA, threads, CUDA", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--library", action="store_true", help="print the path of the op library alone; loads no torch")
     parser.set_defaults(run=run)
+
+
+def library() -> Path:
+    """The shared object that registers the ops in a process, of Python or not, when it is loaded behind torch."""
+    path = Path(__file__).resolve().parents[1] / "se" / "libsenet_fast.so"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: this senet_fast was built without its op (SENET_FAST_SE=0), or not yet")
+    return path
 
 
 def collect() -> dict[str, Any]:
@@ -46,6 +57,9 @@ def collect() -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.library:
+        print(library())
+        return 0
     facts = collect()
     if options.json:
         print(json.dumps(facts, indent=2, default=str))

@@ -1,6 +1,7 @@
 """Fused Squeeze-and-Excitation: the op, the module, and their readable twins.
 
-Importing this package imports torch and loads the compiled op library ``senet_fast.se._C``.
+Importing this package imports torch and registers the ops: the module ``senet_fast.se._C`` is linked to the op library
+``libsenet_fast.so`` beside it, which other programs may load without Python.
 """
 
 import torch  # noqa: F401  (its libraries must be loaded before ours)

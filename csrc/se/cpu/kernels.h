@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "se/export.h"
 #include "se/params.h"
 
 namespace senet {
@@ -89,8 +90,8 @@ struct RegisterIsa {
   explicit RegisterIsa(const Isa&);
 };
 
-std::vector<std::string> isas();           // supported here, by rank
-const Kernels& kernels();                  // in use: the last of isas(), or SENET_FAST_ISA, or what select_isa() chose
-void select_isa(const std::string& name);  // std::invalid_argument for one that is not supported here
+SENET_EXPORT std::vector<std::string> isas();  // supported here, by rank
+SENET_EXPORT const Kernels& kernels();         // in use: the last of isas(), or SENET_FAST_ISA, or what select_isa() chose
+SENET_EXPORT void select_isa(const std::string& name);  // std::invalid_argument for one that is not supported here
 
 }  // namespace senet

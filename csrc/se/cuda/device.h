@@ -1,5 +1,6 @@
 // What the CUDA runtime says of this machine. No CUDA header here: the binding includes this.
 #pragma once
+#include "se/export.h"
 
 namespace senet::cuda {
 
@@ -8,6 +9,6 @@ struct Device {
   int driver;   // 0 without a driver
   int count;    // GPUs, 0 without a driver
 };
-Device device();
+SENET_EXPORT Device device();
 
 }  // namespace senet::cuda
