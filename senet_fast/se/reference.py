@@ -59,7 +59,8 @@ def squeeze_excite(
         z = F.conv1d(squeezed[:, None], fc1_weight.reshape(1, 1, -1), fc1_bias, padding="same")[:, 0]
     else:
         raise ValueError(f"excitation is {excitation!r}; expected two_fc, one_fc or channel_conv")
-    scale = apply(gate, z, "gate") + add_one
+    scale = apply(gate, z, "gate")
+    scale = 1 + scale if add_one else scale
     y = x * scale.view([x.shape[d] if d in (0, dim) else 1 for d in range(x.dim())])
     return apply(post_activation, y if residual is None else y + residual, "post_activation")
 
