@@ -1,10 +1,14 @@
 """The public function over the registered op. Shapes and types are checked in C++ (csrc/bindings/arguments.h)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from senet_fast.se.decomposition import fold_norm as plain_fold_norm
+from senet_fast.se.decomposition import onnx_by_torchscript
+from senet_fast.se.decomposition import squeeze_excite as plain_squeeze_excite
 from senet_fast.se.reference import prologue
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
@@ -19,6 +23,8 @@ def fold_norm(
 
     Differentiable; without gradients one loop over float32 on the CPU.
     """
+    if onnx_by_torchscript():
+        return plain_fold_norm(mean, var, weight, bias, eps)
     return torch.ops.senet_fast.fold_norm.default(mean, var, weight, bias, eps)  # type: ignore[no-any-return]
 
 
@@ -108,8 +114,12 @@ def squeeze_excite(
         else:
             before = {"pre_scale": pre_scale, "pre_shift": pre_shift, "pre_activation": pre_activation}
     tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual)
-    if out is not None:
+    op: Callable[..., Tensor] = _squeeze_excite_prologue if before else _squeeze_excite
+    if onnx_by_torchscript():
+        op = plain_squeeze_excite
+    elif out is not None and not torch.compiler._is_exporting_flag:
         _squeeze_excite_into(*tensors, **options, **before, out=out)
         return out
-    op = _squeeze_excite_prologue if before else _squeeze_excite
-    return op(*tensors, **options, **before)  # type: ignore[no-any-return]
+    y = op(*tensors, **options, **before)
+    # an export gets no op that writes to its arguments: torch wraps those, and the exporter to ONNX knows no wrapper
+    return y if out is None else out.copy_(y)

@@ -49,7 +49,8 @@ def gated(
     if not 1 <= axis < rank:
         raise ValueError(f"dim is {dim}; expected an axis of x ({rank}-D) other than 0, the batch")
     squeezed = x.mean([d for d in range(1, rank) if d != axis]) if rank > 2 else x
-    scale = apply(gate, excite(squeezed), "gate") + add_one
+    scale = apply(gate, excite(squeezed), "gate")
+    scale = 1 + scale if add_one else scale
     y = x * scale.view([x.shape[d] if d in (0, axis) else 1 for d in range(rank)])
     return apply(post_activation, y if residual is None else y + residual, "post_activation")
 

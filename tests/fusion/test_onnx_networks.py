@@ -1,0 +1,95 @@
+"""Fused networks and those of senet_fast.models in ONNX Runtime: the numbers of eager, one squeeze for each block."""
+
+import copy
+import io
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from fusion_testing import randomize, relative
+from hosts import HOSTS
+from torch import Tensor, fx, nn
+
+from senet_fast import fuse
+from senet_fast.models import create
+from senet_fast.se import FusedSE, SEBlock
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+Export = Callable[..., bytes]
+X = torch.randn(HOSTS["bottleneck"].shape)
+
+
+def by_dynamo(network: nn.Module, x: Tensor, free: bool) -> bytes:
+    sizes = ({0: torch.export.Dim("batch")},) if free else None
+    program = torch.onnx.export(network, (x,), dynamo=True, verbose=False, dynamic_shapes=sizes)
+    return program.model_proto.SerializeToString()
+
+
+def by_torchscript(network: nn.Module, x: Tensor, free: bool) -> bytes:
+    file = io.BytesIO()
+    axes = {"x": {0: "batch"}} if free else None
+    torch.onnx.export(network, (x,), file, dynamo=False, opset_version=18, input_names=["x"], dynamic_axes=axes)
+    return file.getvalue()
+
+
+def same(plain: nn.Module, fused: nn.Module, x: Tensor, export: Export, free: bool) -> Counter[str]:
+    """The fused network's graph computes what the plain one does in eager; its operators."""
+    model = export(fused, x, free)
+    x = torch.cat([x, x.cos(), x.sin()]) if free else x
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert relative(plain(x), torch.from_numpy(y)) < 1e-4
+    nodes = onnx.load_model_from_string(model).graph.node
+    assert {node.domain for node in nodes} == {""}
+    return Counter(node.op_type for node in nodes)
+
+
+@pytest.mark.parametrize("export", [by_dynamo, by_torchscript])
+@pytest.mark.parametrize("grad", [False, True])
+def test_hosts(export: Export, grad: bool) -> None:
+    """Blocks with every kind of neighbour."""
+    chosen = [HOSTS[name].make() for name in ("mbconv", "bottleneck", "silu_at_the_end", "inverted_residual")]
+    plain = randomize(nn.Sequential(*chosen)).eval()
+    fused = copy.deepcopy(plain)
+    assert len(fuse(fused).fused) == len(chosen)
+    with torch.set_grad_enabled(grad):
+        found = same(plain, fused, X, export, free=True)
+    assert found["ReduceMean"] + found["GlobalAveragePool"] == len(chosen)
+
+
+@pytest.mark.parametrize("how", [fx.symbolic_trace, lambda model: torch.export.export(model, (X,)).module()])
+def test_graph_modules(how: Callable[[nn.Module], nn.Module]) -> None:
+    plain = randomize(HOSTS["bottleneck"].make()).eval()
+    fused = how(copy.deepcopy(plain))
+    assert len(fuse(fused).fused) == 1
+    with torch.no_grad():
+        assert same(plain, fused, X, by_dynamo, free=False)["ReduceMean"] == 1
+
+
+@pytest.mark.parametrize("export", [by_dynamo, by_torchscript])
+@pytest.mark.parametrize("grad", [False, True])
+def test_networks_of_the_paper(export: Export, grad: bool) -> None:
+    """Without gradients BatchNorm is in the op as well: it becomes a multiplication and an addition."""
+    plain = randomize(create("resnet_digits", se=SEBlock)).eval()
+    fused = create("resnet_digits", se=True).eval()
+    fused.load_state_dict(plain.state_dict())
+    with torch.set_grad_enabled(grad):
+        found = same(plain, fused, torch.randn(2, 1, 8, 8), export, free=True)
+    blocks = sum(isinstance(module, FusedSE) for module in fused.modules())
+    assert found["ReduceMean"] == blocks + 1  # the head's
+
+
+def test_timm() -> None:
+    timm = pytest.importorskip("timm")
+    plain = randomize(timm.create_model("mobilenetv3_small_050")).eval()
+    fused = copy.deepcopy(plain)
+    blocks = len(fuse(fused).fused)
+    assert blocks == 9
+    found = same(plain, fused, torch.randn(2, 3, 64, 64), by_dynamo, free=True)
+    assert found["ReduceMean"] + found["GlobalAveragePool"] == blocks + 1
