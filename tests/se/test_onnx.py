@@ -162,15 +162,14 @@ def test_exported_program(strict: bool) -> None:
 
 
 class Into(nn.Module):
-    """The op writes over what a convolution made, and over an input."""
+    """A block that may write over what a convolution made, and the op that writes over an input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.se = nn.Conv2d(8, 8, 1), FusedSE(8, 2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        self.se(y)
+        y = self.se(self.conv(x))
         fc1, fc2 = self.se.fc1, self.se.fc2
         squeeze_excite(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, pre_activation="relu", out=x)
         return y - x
