@@ -158,7 +158,8 @@ class FusedSE(nn.Module):
         u = pre_activation(x * pre_scale + pre_shift), a folded BatchNorm [K], is x by default; see
         :func:`squeeze_excite` for where it is fused.
         """
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # a constant there: TorchScript compiles this alone
+        # A constant for TorchScript, which compiles this branch alone.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             no_prologue = pre_scale is None and pre_shift is None and pre_activation == "identity"
             assert no_prologue, "pre_scale, pre_shift or pre_activation was given; expected none in TorchScript"
             return torch.ops.senet_fast.squeeze_excite(  # type: ignore[no-any-return]

@@ -83,6 +83,9 @@ def squeeze_excite(
     Returns:
         y: shape, dtype and memory layout of ``x``; ``out`` if given, else it never aliases ``x``.
 
+    Between forward and backward y must not be changed in place where a residual and ReLU made it, as with torch's own
+    ReLU; the residual may be then, and biases always (not under torch.compile; second derivatives then raise).
+
     Sums and the excitation are float32 for half types (float64 for float64), rounded once at the store; results are
     bitwise equal from run to run and for any number of threads.
 

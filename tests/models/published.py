@@ -86,9 +86,12 @@ def multiply_adds(network: nn.Module, pixels: int) -> int:
         nonlocal total
         total += output.numel() if len(inputs) == 2 or isinstance(module, inception_resnet.Residual) else 0
 
+    inside = {layer for module in network.modules() if isinstance(module, FusedSE) for layer in module.children()}
     for module in network.modules():
         if isinstance(module, FusedSE):
             module.register_forward_hook(excitation)
+        elif module in inside:
+            continue
         elif isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(layer)
         elif isinstance(module, NormSE | inception_resnet.Residual):
