@@ -35,10 +35,14 @@ bool composes(std::initializer_list<Tensor> tensors) {
 
 // Biases are kept without autograd's check of their version, as eager keeps none of them: a first derivative reads only what
 // forward made of them (`saved`), and they may have changed meanwhile. A second derivative reads them.
+std::int64_t memory_of(const Tensor& t) {  // another one where somebody has set t.data
+  return t.has_storage() ? reinterpret_cast<std::int64_t>(t.storage().unsafeGetStorageImpl()) : 0;
+}
 void keep_bias(AutogradContext* ctx, const char* name, const OptionalTensor& bias) {
   if (!or_undefined(bias).defined()) return;
   ctx->saved_data[name] = *bias;
   ctx->saved_data[std::string(name) + "'s version"] = bias->is_inference() ? 0 : std::int64_t(bias->_version());
+  ctx->saved_data[std::string(name) + "'s memory"] = memory_of(*bias);
 }
 OptionalTensor kept_bias(AutogradContext* ctx, const char* name) {
   const auto found = ctx->saved_data.find(name);
@@ -49,6 +53,8 @@ void check_unchanged(AutogradContext* ctx, const char* name, const OptionalTenso
   const std::int64_t before = ctx->saved_data[std::string(name) + "'s version"].toInt(), now = bias->_version();
   TORCH_CHECK(now == before, "squeeze_excite: ", name, " was changed in place after the forward pass (it is at version ", now,
               "; expected version ", before, "), and second derivatives need its value");
+  TORCH_CHECK(ctx->saved_data[std::string(name) + "'s memory"].toInt() == memory_of(*bias), "squeeze_excite: ", name,
+              ".data was set after the forward pass, and second derivatives need its value");
 }
 
 struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {

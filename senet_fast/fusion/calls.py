@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.excitation import Excitation, Norm, Path
 from senet_fast.se import squeeze_excite
-from senet_fast.se.guards import has_hooks, has_plain_tensors, is_plain, is_replayed, is_untouched, only_inference
+from senet_fast.se.guards import has_hooks, has_plain_tensors, is_plain, is_untouched, only_inference
 
 
 class Parts:
@@ -23,12 +23,12 @@ class Parts:
 
     def plain(self, module: nn.Module) -> bool:
         """Whether they are what they were, with plain tensors, and nobody sees their calls."""
-        modes = self.modes
+        modes, compiling = self.modes, torch.compiler.is_compiling()
         for at, (path, kind) in enumerate(self.known):
             part = module
             for name in path:
                 part = part._modules[name]  # type: ignore[assignment]
-            if not is_untouched(part, kind) or not has_plain_tensors(part):
+            if not is_untouched(part, kind, compiling) or not has_plain_tensors(part):
                 return False
             if modes is not None and part.training is not modes[at]:
                 return False
@@ -155,8 +155,7 @@ class Step:
             finishes = fits(residual, x)
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
-        overwrites = overwrites and (absorbs or before is None) and not is_replayed(v)
-        if overwrites and self.fresh is not None and self.fresh.plain(module):
+        if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
             options["out"] = v
         y = self.op(owner, x, **options)
         return y if finishes else self._rest(module, y, residual)

@@ -33,7 +33,7 @@ from senet_fast.fusion.stages import Rejected, stage_of
 from senet_fast.fusion.trace import ancestors, descendants, writes
 from senet_fast.se import squeeze_excite
 from senet_fast.se.activations import apply
-from senet_fast.se.guards import hooks_of_all_modules, is_replayed, is_untouched, only_inference
+from senet_fast.se.guards import has_plain_tensors, hooks_of_all_modules, is_untouched, only_inference
 from senet_fast.se.ops import fold_norm
 
 # (child, name of its class), (mean, var, weight, bias, eps) of a norm, the spec of an activation, or an addition.
@@ -75,7 +75,7 @@ def excite(
         more["residual"] = residual if finishes else None
     if finishes:
         more["post_activation"] = post_activation
-    if absorbs and overwrites and makers is not None and all(map(_is_known, makers)) and not is_replayed(v):
+    if absorbs and overwrites and makers is not None and all(map(_is_known, makers)):
         more["out"] = v
     y = squeeze_excite(x, *weights, **options, **more)  # type: ignore[arg-type, misc]
     for part in () if finishes else after:
@@ -88,8 +88,8 @@ def _is_known(part: Part, training: bool = True) -> bool:
     if isinstance(part, str) or not isinstance(part[0], nn.Module):
         return True
     module, kind = part
-    untouched = type(module).__name__ == kind and is_untouched(module, type(module))
-    return untouched and (training or not module.training)
+    untouched = is_untouched(module, type(module), torch.compiler.is_compiling()) and has_plain_tensors(module)
+    return type(module).__name__ == kind and untouched and (training or not module.training)
 
 
 def _affine(part: Part) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from senet_fast.models.layers import SE, Concat, Head, conv_bn_relu, se_block
+from senet_fast.models.layers import SE, Chain, Concat, Head, conv_bn_relu, se_block
 
 
 class Module(NamedTuple):
@@ -71,7 +71,7 @@ class BNInception(nn.Module):
         for module in config:
             concat, channels = inception(channels, module)
             layers += [concat, se_block(se, channels, reduction)]
-        self.features = nn.Sequential(*layers)
+        self.features = Chain(*layers)
         self.head = Head(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

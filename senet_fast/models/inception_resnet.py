@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from senet_fast.models.layers import SE, Concat, Head, Kernel, apply_se, conv_bn_relu, se_block
+from senet_fast.models.layers import SE, Chain, Concat, Head, Kernel, apply_se, conv_bn_relu, is_unseen, se_block
 from senet_fast.se import FusedSE
-from senet_fast.se.guards import is_plain, is_untouched, only_inference
+from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_untouched, only_inference
 
 
 class Step(NamedTuple):
@@ -71,10 +71,16 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.projection(self.branches(x))
-        if is_plain(u) and only_inference()[0] and is_untouched(self.se, FusedSE):
-            y: Tensor = self.se(u, x, pre_scale=self.scales)
+        own, compiling = is_unseen(self.projection), torch.compiler.is_compiling()
+        if (
+            is_plain(u)
+            and only_inference()[0]
+            and is_untouched(self.se, FusedSE, compiling)
+            and not hooks_of_all_modules()
+        ):
+            y: Tensor = self.se(u, x, pre_scale=self.scales, inplace=own)
             return y
-        return apply_se(self.se, u.mul_(self.scale), x, not self.last)
+        return apply_se(self.se, u.mul_(self.scale) if own else u * self.scale, x, not self.last)
 
 
 class InceptionResNet(nn.Module):
@@ -102,7 +108,7 @@ class InceptionResNet(nn.Module):
             for norm in layer.modules():
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.eps = 1e-3
-        self.features = nn.Sequential(*layers)
+        self.features = Chain(*layers)
         self.head = Head(1536, num_classes, dropout=0.2)
 
     def forward(self, x: Tensor) -> Tensor:

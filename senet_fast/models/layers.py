@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
-from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_untouched, only_inference
+from senet_fast.se.guards import (
+    has_hooks,
+    has_plain_tensors,
+    hooks_of_all_modules,
+    is_plain,
+    is_untouched,
+    only_inference,
+)
 from senet_fast.se.module import weights_for_op
 from senet_fast.se.norm import norm_se_relu, supported
 from senet_fast.se.ops import fold_norm
@@ -67,8 +74,9 @@ class ECA(nn.Module):
         self.post_activation = post_activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        weights = weights_for_op(self, x, self.conv, kind=nn.Conv1d)
-        if weights is None:
+        conv = self.conv
+        weights = weights_for_op(self, x, conv, kind=nn.Conv1d)
+        if weights is None or conv.dilation != (1,) or conv.padding_mode != "zeros":
             return gated(
                 x,
                 lambda squeezed: self.conv(squeezed[:, None])[:, 0],
@@ -101,12 +109,16 @@ def se_block(
 def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inplace: bool = True) -> Tensor:
     """se(x) + residual, with ReLU behind it if ``last``: one op where the block does its neighbours itself.
 
-    Elsewhere se(x), which may be x itself, is written over if ``inplace``, as by ``nn.ReLU(inplace=True)``.
+    ``inplace``: whether x may be written over. Elsewhere so is se(x), which may be x itself, as by
+    ``nn.ReLU(inplace=True)``.
     """
-    if isinstance(se, (FusedSE, ECA)) and se.post_activation == ("relu" if last else "identity"):
-        y: Tensor = se(x, residual)
+    if isinstance(se, FusedSE) and se.post_activation == ("relu" if last else "identity"):
+        y: Tensor = se(x, residual, inplace=inplace)
         return y
-    y = se(x)
+    if isinstance(se, ECA) and se.post_activation == ("relu" if last else "identity"):
+        y = se(x, residual)
+        return y
+    y = se(x, inplace=inplace) if isinstance(se, FusedSE) else se(x)
     if residual is not None:
         # torch.fx's proxies and tensor subclasses take the plain addition, which asks them nothing.
         inplace = inplace and type(y) is Tensor and y.dtype == residual.dtype
@@ -115,14 +127,30 @@ def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inpl
     return relu(y, inplace=inplace) if last else y
 
 
+def is_unseen(maker: nn.Module) -> bool:
+    """Whether what ``maker`` returned is new memory that nobody else holds, so that it may be written over."""
+    return is_untouched(maker, nn.Conv2d) or is_untouched(maker, Concat)
+
+
+class Chain(nn.Sequential):
+    """nn.Sequential that tells the blocks in it whether they may write over what the module in front of them made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before: nn.Module = self
+        for module in self:
+            x = module(x, inplace=is_unseen(before)) if isinstance(module, (NormSE, FusedSE)) else module(x)
+            before = module
+        return x
+
+
 class NormSE(nn.Module):
     """BatchNorm, SE, residual and ReLU behind a convolution; the places of ReLU are fixed when it is made::
 
         y = [relu](se([relu](norm(x))) + residual)
 
     x, residual, y: [B, channels, H, W]. With ``se=True`` this is one op in eval mode while grad mode is off, which
-    takes the place of x. In training a residual block's tail is fused by :func:`norm_se_relu` where that is supported
-    and pays; elsewhere BatchNorm is an op of its own and the rest one more.
+    takes the place of x if ``inplace`` says that nobody else needs x. In training a residual block's tail is fused by
+    :func:`norm_se_relu` where that is supported and pays; elsewhere BatchNorm is an op of its own, the rest one more.
     """
 
     def __init__(self, channels: int, se: SE, reduction: int, *, relu_first: bool = False, relu_last: bool) -> None:
@@ -131,12 +159,13 @@ class NormSE(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.se = se_block(se, channels, reduction, "relu" if relu_last else "identity")
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, inplace: bool = False) -> Tensor:
         norm, se = self.norm, self.se
+        inplace = inplace and not has_hooks(self)
         if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm, se, x):
             scale, shift = fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
             first = "relu" if self.relu_first else "identity"
-            y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first)
+            y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first, inplace=inplace)
             return y
         if (
             residual is not None
@@ -147,7 +176,8 @@ class NormSE(nn.Module):
         ):
             return norm_se_relu(x, norm, se, residual)  # type: ignore[arg-type]
         u = norm(x)
-        return apply_se(se, relu(u, inplace=True) if self.relu_first else u, residual, self.relu_last)
+        own = is_untouched(norm, nn.BatchNorm2d)  # then u is new, and no hook has kept it
+        return apply_se(se, relu(u, inplace=True) if self.relu_first else u, residual, self.relu_last, own)
 
     def _post(self) -> str:
         return "relu" if self.relu_last else "identity"
@@ -157,10 +187,12 @@ def foldable(norm: nn.Module, se: FusedSE, x: Tensor) -> bool:
     """Whether ``norm`` in front of ``se`` is now no more than a scale and a shift: a BatchNorm at inference that nobody
     listens to, in front of a block whose input nobody sees. In exported graphs it stays a BatchNorm.
     """
-    if not is_untouched(norm, nn.BatchNorm2d) or not is_untouched(se, FusedSE) or hooks_of_all_modules():
+    compiling = torch.compiler.is_compiling()
+    if not is_untouched(norm, nn.BatchNorm2d, compiling) or not is_untouched(se, FusedSE, compiling):
         return False
-    statistics = bool(norm.affine and norm.track_running_stats and not norm.training)
-    return statistics and is_plain(x) and only_inference()[0]
+    fixed = norm.affine and not norm.training and norm.running_mean is not None and norm.running_var is not None
+    plain = is_plain(x) and has_plain_tensors(norm) and not hooks_of_all_modules()
+    return bool(fixed and plain and only_inference()[0])
 
 
 class Concat(nn.Module):

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from senet_fast.models.layers import SE, Head, NormSE, conv, conv_bn_relu
+from senet_fast.models.layers import SE, Chain, Head, NormSE, conv, conv_bn_relu
 
 # channels and stride of each depthwise separable convolution
 MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -26,7 +26,7 @@ class MobileNet(nn.Module):
             layers += conv_bn_relu(channels, channels, 3, stride, groups=channels)
             layers += [conv(channels, out, 1), NormSE(out, se, reduction, relu_first=True, relu_last=False)]
             channels = out
-        self.features = nn.Sequential(*layers)
+        self.features = Chain(*layers)
         self.head = Head(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,8 +10,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet_fast.models.layers import ECA, SE, Head, NormSE, apply_se, conv, conv_bn, conv_bn_relu, se_block
+from senet_fast.models.layers import (
+    ECA,
+    SE,
+    Chain,
+    Head,
+    NormSE,
+    apply_se,
+    conv,
+    conv_bn,
+    conv_bn_relu,
+    is_unseen,
+    se_block,
+)
 from senet_fast.se import SEBlock
+from senet_fast.se.guards import is_untouched
 
 INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
 
@@ -81,7 +94,7 @@ class Residual(nn.Module):
         super().__init__()
         same = stride == 1 and channels == out
         self.integration = integration
-        self.branch = nn.Sequential(*branch)
+        self.branch = Chain(*branch)
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(channels, out, projection, stride))
         here = se if integration == "standard" else False
         self.tail = NormSE(out, here, reduction, relu_last=integration != "identity")
@@ -93,16 +106,16 @@ class Residual(nn.Module):
             self.se = se_block(se, out, reduction, "relu", inplace=not same)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor
-        if self.integration == "pre":
-            y = self.tail(self.branch(self.se(x)), self.shortcut(x))
-        elif self.integration == "post":
-            y = self.se(self.tail(self.branch(x), self.shortcut(x)))
-        elif self.integration == "identity":
-            own = not isinstance(self.shortcut, nn.Identity)  # else the shortcut is x, which is not ours to write to
-            y = apply_se(self.se, self.shortcut(x), self.tail(self.branch(x)), last=True, inplace=own)
-        else:
-            y = self.tail(self.branch(x), self.shortcut(x))
+        v = self.branch(self.se(x) if self.integration == "pre" else x)
+        own = is_untouched(self.branch, Chain) and is_unseen(self.branch[-1])
+        if self.integration == "identity":
+            u = self.tail(v)
+            # A shortcut without a projection is x, which is not ours to write to.
+            projected = is_untouched(self.shortcut, nn.Sequential) and is_untouched(self.shortcut[-1], nn.BatchNorm2d)  # type: ignore[index]
+            return apply_se(self.se, self.shortcut(x), u, last=True, inplace=projected)
+        y: Tensor = self.tail(v, self.shortcut(x), inplace=own)
+        if self.integration == "post":
+            y = apply_se(self.se, y, None, last=False, inplace=is_untouched(self.tail, NormSE))
         return y
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle, relu
 
-from senet_fast.models.layers import SE, Head, NormSE, conv, conv_bn, conv_bn_relu
+from senet_fast.models.layers import SE, Head, NormSE, conv, conv_bn, conv_bn_relu, is_unseen
 
 
 class ShuffleNetConfig(NamedTuple):
@@ -44,9 +44,9 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand(self.depthwise(channel_shuffle(self.squeeze(x), self.groups)))
         if self.stride == 1:
-            out: Tensor = self.tail(y, x)
+            out: Tensor = self.tail(y, x, inplace=is_unseen(self.expand))
             return out
-        return relu(torch.cat([self.pool(x), self.tail(y)], 1), inplace=True)
+        return relu(torch.cat([self.pool(x), self.tail(y, inplace=is_unseen(self.expand))], 1), inplace=True)
 
 
 class ShuffleNet(nn.Module):

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from senet_fast.models.layers import SE, NormSE, conv
+from senet_fast.models.layers import SE, Chain, NormSE, conv
 
 VGG_16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # channels between poolings
 
@@ -31,7 +31,7 @@ class VGG(nn.Module):
                 layers += [conv(channels, out, 3), NormSE(out, se, reduction, relu_first=True, relu_last=False)]
                 channels = out
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
+        self.features = Chain(*layers)
         self.pool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
             *(nn.Linear(channels * 49, 4096), nn.ReLU(inplace=True), nn.Dropout()),

@@ -2,6 +2,7 @@
 
 ``torch.onnx.export`` decomposes by the whole of torch's table, and has an ONNX function for all that comes out.
 Compilers and ``torch.export`` take from that table what they ask for by name: in their graphs the op stays one op.
+DTensor derives how the op's result is sharded from it, without gradients.
 """
 
 from typing import Any

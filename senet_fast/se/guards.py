@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+_STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
+
 
 def is_plain(tensor: object) -> bool:
     """Whether it is a tensor without code of its own, or what stands for one while a graph is made."""
     kind = type(tensor)
-    return kind is nn.Parameter or kind is Tensor or kind.__module__.startswith("torch._subclasses.")
+    return kind is nn.Parameter or kind is Tensor or kind.__module__ in _STAND_INS
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -37,8 +39,16 @@ def hooks_of_all_modules() -> bool:
     )
 
 
-def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of ``module`` does what ``kind`` does, seen by nobody."""
+def is_untouched(module: nn.Module, kind: type[nn.Module], compiling: bool = False) -> bool:
+    """Whether a call of ``module`` does what ``kind`` does, seen by nobody.
+
+    compiling: whether Dynamo traces this. It then has to ask for what Dynamo guards, so that a compiled graph is made
+    anew where the answer changes; that takes a little longer.
+    """
+    if compiling:
+        seen = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        seen += len(module._backward_hooks) + len(module._backward_pre_hooks)
+        return type(module) is kind and seen == 0 and getattr(module.forward, "__func__", None) is kind.forward
     state = module.__dict__
     return not (
         type(module) is not kind
@@ -59,14 +69,18 @@ def has_plain_tensors(module: nn.Module) -> bool:
     return True
 
 
-def plain_weights(layer: nn.Module, kind: type[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
+def plain_weights(
+    layer: nn.Module, kind: type[nn.Module], compiling: bool = False
+) -> tuple[Tensor, Tensor | None] | None:
     """``layer.weight`` and ``layer.bias`` for the op to read; None where ``layer`` must be called."""
-    if not is_untouched(layer, kind):
+    if not is_untouched(layer, kind, compiling):
         return None
-    # Past Module.__getattr__, which takes half a microsecond. DataParallel's replicas have plain attributes instead.
-    parameters = layer._parameters
-    owner: Any = parameters if "weight" in parameters else layer.__dict__
-    weight, bias = owner["weight"], owner["bias"]
+    # Past Module.__getattr__, which takes half a microsecond. DataParallel's replicas have plain attributes instead,
+    # and somebody may have made buffers of them.
+    parameters: dict[str, Any] = layer._parameters
+    bias: Any
+    weight: Any = parameters["weight"] if "weight" in parameters else getattr(layer, "weight", None)
+    bias = parameters["bias"] if "bias" in parameters else getattr(layer, "bias", None)
     if type(weight) is not nn.Parameter and not is_plain(weight):
         return None
     if type(bias) is not nn.Parameter and bias is not None and not is_plain(bias):
@@ -82,8 +96,9 @@ def what_changed(module: nn.Module, kind: type[nn.Module]) -> str:
         return "has hooks"
     if "forward" in module.__dict__:
         return "has a forward of its own"
-    kinds = {name: type(t).__qualname__ for name, t in module._parameters.items() if t is not None and not is_plain(t)}
-    return " and ".join(f"has a {name} that is a {name_of_kind}" for name, name_of_kind in kinds.items())
+    tensors = {name: getattr(module, name, None) for name in ("weight", "bias")}
+    kinds = {name: type(t).__qualname__ for name, t in tensors.items() if t is not None and not is_plain(t)}
+    return " and ".join(f"has a {name} that is a {kind_of}" for name, kind_of in kinds.items()) or "has no weight"
 
 
 def only_inference() -> tuple[bool, bool]:
@@ -97,10 +112,15 @@ def only_inference() -> tuple[bool, bool]:
     return not seen, not seen and not torch.compiler.is_compiling()
 
 
-def is_replayed(x: Tensor) -> bool:
-    """Whether somebody may want ``x`` again although grad mode is off.
+def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:
+    """Whether y may take the place of ``x``, of which the caller says that nobody needs it any more.
 
-    A reentrant checkpoint, a reversible network or another autograd function runs its body once without gradients,
-    keeps the inputs, and runs it again in backward. What it keeps requires a gradient, or is seen through a view.
+    Not where a gradient of x is wanted, although grad mode is off: a reentrant checkpoint, a reversible network or
+    another autograd function runs its body once without gradients, keeps the inputs, and runs it again in backward.
+    Such an input requires a gradient or is a view of what does; what ``detach`` returns cannot be told from any other.
+    Nor where the residual is of the same memory or of another dtype.
     """
-    return x.requires_grad or (x._base is not None and x._base.requires_grad)
+    if not only_inference()[1] or x.requires_grad or (x._base is not None and x._base.requires_grad) or x.is_neg():
+        return False
+    shares = residual is not None and torch._C._is_alias_of(x, residual)  # type: ignore[attr-defined]
+    return not shares and (residual is None or residual.dtype == x.dtype)

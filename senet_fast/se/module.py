@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 
 from senet_fast.se.activations import ActivationLike, apply, spec_of
 from senet_fast.se.guards import (
+    has_hooks,
     hooks_of_all_modules,
     is_plain,
-    is_replayed,
-    only_inference,
+    may_overwrite,
     plain_weights,
     what_changed,
 )
@@ -43,9 +43,10 @@ def weights_for_op(
         TypeError: x is no tensor, or a nested one.
     """
     found: tuple[Tensor | None, ...] = ()
+    compiling = torch.compiler.is_compiling()
     if (type(x) is Tensor or is_plain(x) or isinstance(x, fx.Proxy)) and not hooks_of_all_modules():
         for layer in layers:
-            pair = plain_weights(layer, kind)
+            pair = plain_weights(layer, kind, compiling)
             if pair is None:
                 break
             found += pair
@@ -55,10 +56,11 @@ def weights_for_op(
         raise TypeError(f"x is a {type(x).__qualname__}; expected a torch.Tensor")
     if isinstance(x, Tensor) and x.is_nested:
         raise TypeError("x is a nested tensor; expected a dense tensor: pad it, or call the block for each part")
-    if not torch.compiler.is_compiling() and module not in _said and _log.isEnabledFor(logging.DEBUG):
+    if not compiling and module not in _said and _log.isEnabledFor(logging.DEBUG):
         _said.add(module)
         names = {part: name for name, part in module.named_children()}
-        reasons = [f"{names[layer]} {why}" for layer in layers if (why := what_changed(layer, kind))]
+        changed = [layer for layer in layers if plain_weights(layer, kind) is None]
+        reasons = [f"{names[layer]} {what_changed(layer, kind)}" for layer in changed]
         reasons += ["hooks of all modules are registered"] if hooks_of_all_modules() else []
         reasons += [] if is_plain(x) else [f"x is a {type(x).__qualname__}"]
         _log.debug("%s calls its layers instead of the fused op: %s", type(module).__name__, "; ".join(reasons))
@@ -84,9 +86,10 @@ class FusedSE(nn.Module):
         add_one: scale by 1 + gate.
         post_activation: applied to ``x * scale (+ residual)``.
         inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. y is a new
-            tensor otherwise, in graphs of compilers and exporters, beside a residual of another dtype, and where x
-            requires a gradient or is a view of what does: a reentrant checkpoint, whose first pass has grad mode off,
-            wants x again.
+            tensor otherwise, in graphs of compilers and exporters, beside a residual of another dtype or of the same
+            memory, while the block has hooks, and where x requires a gradient or is a view of what does: a reentrant
+            checkpoint, whose first pass has grad mode off, wants x again. An x that such a body gets without a
+            gradient, or detached, cannot be told from any other: that one must not be in place.
         device, dtype: of the parameters.
 
     Where ``fc1`` or ``fc2`` is not what it was built as (another class, hooks, parametrizations, a tensor subclass as
@@ -152,11 +155,12 @@ class FusedSE(nn.Module):
         pre_scale: Tensor | None = None,
         pre_shift: Tensor | None = None,
         pre_activation: str = "identity",
+        inplace: bool = True,
     ) -> Tensor:
         """y [shape, dtype and memory layout of x] = post_activation(u * scale + residual).
 
         u = pre_activation(x * pre_scale + pre_shift), a folded BatchNorm [K], is x by default; see
-        :func:`squeeze_excite` for where it is fused.
+        :func:`squeeze_excite` for where it is fused. ``inplace``: False where x is wanted again after this call.
         """
         # A constant for TorchScript, which compiles this branch alone.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -180,8 +184,8 @@ class FusedSE(nn.Module):
             weights = weights_for_op(self, x, modules["fc1"], modules["fc2"])
             if weights is None:
                 return self._call_layers(prologue(x, pre_scale, pre_shift, pre_activation, self.dim), residual)
-            in_place = self.inplace and not self.training and is_plain(x) and only_inference()[1] and not is_replayed(x)
-            in_place = in_place and (residual is None or residual.dtype == x.dtype)
+            in_place = is_plain(x) and self.inplace and inplace and not self.training
+            in_place = in_place and not has_hooks(self) and may_overwrite(x, residual)  # a hook may have kept x
             return squeeze_excite(
                 x,
                 *weights,  # type: ignore[arg-type]
@@ -196,6 +200,16 @@ class FusedSE(nn.Module):
                 pre_activation=pre_activation,
                 out=x if in_place else None,
             )
+
+    def __prepare_scriptable__(self) -> Self:
+        """Asked by torch.jit.script, whose code reads the weights and could not notice a change."""
+        for name, layer in self.named_children():
+            if plain_weights(layer, nn.Conv2d) is None:
+                raise TypeError(
+                    f"{name} {what_changed(layer, nn.Conv2d)}; expected the layer that FusedSE was built with: "
+                    "torch.jit.script compiles the op alone"
+                )
+        return self
 
     def _call_layers(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """What the op computes, one layer after the other, as :class:`SEBlock` does."""

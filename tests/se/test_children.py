@@ -396,3 +396,49 @@ def test_channel_attention_notices_as_well(residual: Tensor | None) -> None:
     fresh = ECA(C, post_activation="relu")
     fresh.conv.weight.data.copy_(taps)
     torch.testing.assert_close(block(x, residual), fresh(x, residual))
+
+
+def test_weights_that_are_no_parameters() -> None:
+    """Of hypernetworks, or frozen: buffers and plain attributes."""
+    for change in ("bias", "weight"):
+        plain, block = pair()
+        for each in (plain, block):
+            value = getattr(each.fc1, change).detach() * 2
+            delattr(each.fc1, change)
+            if change == "bias":
+                each.fc1.bias = value
+            else:
+                each.fc1.register_buffer("weight", value)
+        x = torch.randn(2, C, 3, 3)
+        torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_channel_attention_with_another_convolution() -> None:
+    for options in ({"padding": 2, "dilation": 2}, {"padding": 1, "padding_mode": "circular"}):
+        block, x = ECA(C), torch.randn(2, C, 3, 3)
+        block.conv = nn.Conv1d(1, 1, 3, bias=False, **options)
+        y = block(x)
+        block.conv.register_forward_hook(lambda *_: None)
+        torch.testing.assert_close(block(x), y)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_code_notices_a_forward_of_a_layer() -> None:
+    """Set after the block was compiled, as accelerate does."""
+    plain, block = pair()
+    compiled, x = torch.compile(block, backend="eager", fullgraph=True), torch.randn(2, C, 5, 5)
+    torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-6)
+    own_forward(plain), own_forward(block)
+    torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(hooked, "fc1 has hooks"), (in_sequence, "fc1 is a Sequential, no Conv2d"), (own_forward, "fc1 has a forward")],
+)
+def test_torchscript_of_changed_layers_is_refused(change: Change, message: str) -> None:
+    _, block = pair(change)
+    for module in (block, nn.Sequential(block)):
+        with pytest.raises(TypeError, match=f"{message}.*; expected the layer that FusedSE was built with"):
+            torch.jit.script(module)

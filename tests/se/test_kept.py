@@ -213,3 +213,15 @@ def test_backward_op_says_what_it_expects_of_y() -> None:
         backward(y=y[:1])
     with pytest.raises(TypeError, match=r"y is Double; expected the dtype of x \(Float\)"):
         backward(y=y.double())
+
+
+def test_second_derivatives_after_another_memory_of_a_bias() -> None:
+    """Setting ``.data`` moves no version."""
+    block = FusedSE(8, 2).double()
+    x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    y = block(x)
+    first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    block.fc1.bias.data = torch.randn(2, dtype=torch.float64)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], first)
+    with pytest.raises(RuntimeError, match=r"fc1_bias\.data was set after the forward pass, and second derivatives"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

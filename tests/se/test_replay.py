@@ -184,10 +184,29 @@ def test_in_place_where_nothing_wants_a_gradient() -> None:
             assert block(x) is x
             view = torch.randn(2, 2 * C, 5, 5)[:, :C]
             assert block(view) is view
-            wanted = torch.randn(2, C, 5, 5).requires_grad_() * 1
-            assert (block(wanted) is wanted) == (not wanted.requires_grad)
+    wanted = torch.randn(2, C, 5, 5).requires_grad_() * 1
+    kept = wanted.detach().clone()
     with torch.no_grad():
-        leaf = torch.randn(2, C, 5, 5, requires_grad=True)
-        kept = leaf.detach().clone()
-        assert block(leaf.view(leaf.shape)) is not leaf
-        assert torch.equal(leaf, kept)
+        for x in (wanted, wanted.view(wanted.shape), wanted[:]):
+            assert block(x).data_ptr() != wanted.data_ptr()
+            assert torch.equal(wanted, kept)
+
+
+def test_memory_that_others_share_is_left() -> None:
+    """A residual of the same memory, and a block whose hooks may have kept x: the same values, out of place."""
+    block = FusedSE(C, 4, inplace=True, post_activation="relu").eval()
+    both = torch.randn(2, 2 * C, 5, 5)
+    x, residual = both.chunk(2, 1)
+    overlapping = both.flatten()[: x.numel()].view(x.shape), both.flatten()[1 : x.numel() + 1].view(x.shape)
+    for a, b in ((x, residual), (x, x), overlapping):
+        expected = block(a, b).detach()
+        with torch.no_grad():
+            kept = both.clone()
+            torch.testing.assert_close(block(a, b), expected)
+            assert torch.equal(both, kept)
+    seen: list[Tensor] = []
+    block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        kept = x.clone()
+        block(x)
+    assert torch.equal(seen[0], kept)
