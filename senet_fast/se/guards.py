@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 
 _STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
@@ -18,7 +19,7 @@ _STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_ten
 def is_plain(tensor: object) -> bool:
     """Whether it is a tensor without code of its own, or what stands for one while a graph is made."""
     kind = type(tensor)
-    return kind is nn.Parameter or kind is Tensor or kind.__module__ in _STAND_INS
+    return kind is Parameter or kind is Tensor or kind.__module__ in _STAND_INS
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -64,7 +65,7 @@ def is_untouched(module: nn.Module, kind: type[nn.Module], compiling: bool = Fal
 def has_plain_tensors(module: nn.Module) -> bool:
     """Whether no parameter of ``module`` itself has code of its own."""
     for tensor in module._parameters.values():
-        if type(tensor) is not nn.Parameter and tensor is not None and not is_plain(tensor):
+        if type(tensor) is not Parameter and tensor is not None and not is_plain(tensor):
             return False
     return True
 
@@ -78,12 +79,13 @@ def plain_weights(
     # Past Module.__getattr__, which takes half a microsecond. DataParallel's replicas have plain attributes instead,
     # and somebody may have made buffers of them.
     parameters: dict[str, Any] = layer._parameters
-    bias: Any
-    weight: Any = parameters["weight"] if "weight" in parameters else getattr(layer, "weight", None)
-    bias = parameters["bias"] if "bias" in parameters else getattr(layer, "bias", None)
-    if type(weight) is not nn.Parameter and not is_plain(weight):
+    if "weight" in parameters and "bias" in parameters:
+        weight, bias = parameters["weight"], parameters["bias"]
+    else:
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if type(weight) is not Parameter and not is_plain(weight):
         return None
-    if type(bias) is not nn.Parameter and bias is not None and not is_plain(bias):
+    if type(bias) is not Parameter and bias is not None and not is_plain(bias):
         return None
     return weight, bias
 

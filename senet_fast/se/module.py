@@ -6,6 +6,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 
 from senet_fast.se.activations import ActivationLike, apply, spec_of
 from senet_fast.se.guards import (
@@ -43,7 +44,7 @@ def weights_for_op(
         TypeError: x is no tensor, or a nested one.
     """
     found: tuple[Tensor | None, ...] = ()
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     if (type(x) is Tensor or is_plain(x) or isinstance(x, fx.Proxy)) and not hooks_of_all_modules():
         for layer in layers:
             pair = plain_weights(layer, kind, compiling)

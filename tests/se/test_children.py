@@ -1,129 +1,31 @@
 """Blocks whose layers somebody changed: pruning, adapters, hooks, quantization; beside SEBlock, changed alike."""
 
 import logging
-import types
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from children import (
+    CHANGES,
+    C,
+    Change,
+    R,
+    Tagged,
+    adapted,
+    hooked,
+    in_sequence,
+    own_forward,
+    pair,
+    parametrized,
+    pruned,
+    subclassed,
+)
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from senet_fast.models.layers import ECA, NormSE
-from senet_fast.se import FusedSE, SEBlock
+from senet_fast.se import FusedSE
 from senet_fast.se.guards import is_untouched
-
-C, R = 12, 5
-
-
-class Adapter(nn.Module):
-    """A low-rank addition, as LoRA has it, around a layer."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.base = layer.requires_grad_(False)
-        self.down = nn.Conv2d(layer.in_channels, 2, 1, bias=False)
-        self.up = nn.Conv2d(2, layer.out_channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x) + self.up(self.down(x))
-        return y
-
-
-class Twice(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-
-class Tagged(Tensor):
-    """A subclass that counts the functions of torch that meet it."""
-
-    met = 0
-
-    @classmethod
-    def __torch_function__(cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is nn.functional.conv2d:
-            cls.met += 1
-        return super().__torch_function__(function, kinds, args, kwargs)
-
-
-def pruned(block: Any) -> None:
-    prune.l1_unstructured(block.fc1, "weight", 0.5)
-    prune.ln_structured(block.fc2, "weight", 0.4, n=2, dim=0)
-
-
-def old_norms(block: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        nn.utils.weight_norm(block.fc1)
-        nn.utils.spectral_norm(block.fc2)
-
-
-def parametrized(block: Any) -> None:
-    parametrizations.weight_norm(block.fc1)
-    parametrize.register_parametrization(block.fc2, "weight", Twice())
-
-
-def adapted(block: Any) -> None:
-    block.fc1, block.fc2 = Adapter(block.fc1), Adapter(block.fc2)
-
-
-def in_sequence(block: Any) -> None:
-    block.fc1 = nn.Sequential(block.fc1, nn.Hardtanh(-0.05, 0.05))
-
-
-def hooked(block: Any) -> None:
-    block.fc1.register_forward_hook(lambda module, args, output: output * 0.5)
-    block.fc2.register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
-    block.fc2.register_full_backward_hook(lambda module, grads, _: (grads[0] * 3,))
-
-
-def own_forward(block: Any) -> None:
-    """As accelerate's hooks: a forward of the instance."""
-    before = block.fc1.forward
-    block.fc1.forward = lambda x: before(x) - 0.2
-
-
-def rebound_forward(block: Any) -> None:
-    block.fc2.forward = types.MethodType(lambda self, x: self._conv_forward(x, -self.weight, self.bias), block.fc2)
-
-
-def fake_quantized(block: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantization = torch.ao.quantization
-        block.train()
-        block.qconfig = quantization.get_default_qat_qconfig("fbgemm")
-        quantization.prepare_qat(block, inplace=True)
-
-
-def subclassed(block: Any) -> None:
-    block.fc1.weight = nn.Parameter(block.fc1.weight.detach().as_subclass(Tagged))
-
-
-CHANGES = (
-    *(pruned, old_norms, parametrized, adapted, in_sequence, hooked, own_forward, rebound_forward, fake_quantized),
-    subclassed,
-)
-Change = Callable[[Any], None]
-
-
-def pair(change: Change | None = None, **options: Any) -> tuple[SEBlock, FusedSE]:
-    """The readable block and the fused one with the same parameters, both changed."""
-    torch.manual_seed(0)
-    blocks = []
-    for make in (SEBlock, FusedSE):
-        torch.manual_seed(1)
-        block = make(C, hidden_channels=R, activation="silu", **options)
-        if change is not None:
-            torch.manual_seed(2)
-            change(block)
-        blocks.append(block)
-    return blocks[0], blocks[1]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -323,81 +225,6 @@ def test_compiles_whole(change: Change | None) -> None:
             torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-6)
 
 
-def tail(change: Change | None, se: Any = True) -> NormSE:
-    torch.manual_seed(0)
-    made = NormSE(C, se, 3, relu_last=True)
-    nn.init.normal_(made.norm.weight, 1, 0.2)
-    nn.init.normal_(made.norm.running_mean, 0, 0.3)  # type: ignore[arg-type]
-    if change is not None:
-        change(made)
-    return made
-
-
-def hook_norm(made: Any) -> None:
-    made.norm.register_forward_hook(lambda module, args, output: output * 0.5)
-
-
-def hook_norm_backward(made: Any) -> None:
-    made.norm.register_full_backward_hook(lambda module, grads, _: (grads[0] * 3,))
-
-
-def hook_se(made: Any) -> None:
-    made.se.register_forward_pre_hook(lambda module, args: (args[0] + 0.1, *args[1:]))
-
-
-def norm_forward(made: Any) -> None:
-    made.norm.forward = lambda x: x * 2
-
-
-def change_se(made: Any) -> None:
-    hooked(made.se)
-
-
-def prune_se(made: Any) -> None:
-    pruned(made.se)
-
-
-@pytest.mark.parametrize("change", [hook_norm, hook_norm_backward, hook_se, norm_forward, change_se, prune_se])
-@pytest.mark.parametrize("training", [False, True])
-def test_networks_notice_as_well(change: Change, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A residual block's tail against its own modules one after the other."""
-    monkeypatch.setattr("senet_fast.models.layers.LEAST_FUSED", 0)
-    made, by_hand = tail(change).train(training), tail(change).train(training)
-    x, residual = torch.randn(2, 3, C, 5, 4)
-    outputs = []
-    for block in (made, by_hand):
-        results = []
-        for mode in (torch.enable_grad, torch.no_grad):
-            given = x.clone().requires_grad_(mode is torch.enable_grad)
-            with mode():
-                v = given * 1
-                y = block(v, residual) if block is made else block.se(block.norm(v), residual)
-            if mode is torch.enable_grad:
-                y.square().sum().backward()
-                results += [given.grad, *(p.grad for p in block.parameters())]
-            results.append(y.detach())
-        outputs.append([*results, *block.buffers()])
-    for actual, expected in zip(*outputs, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("residual", [None, torch.randn(2, C, 5, 4)], ids=["alone", "residual"])
-def test_channel_attention_notices_as_well(residual: Tensor | None) -> None:
-    torch.manual_seed(0)
-    block, x = ECA(C, post_activation="relu"), torch.randn(2, C, 5, 4)
-    expected = block(x, residual)
-    handle = block.conv.register_forward_hook(lambda *_: None)
-    torch.testing.assert_close(block(x, residual), expected)
-    handle.remove()
-    prune.l1_unstructured(block.conv, "weight", 1)
-    block.conv.weight_orig.data.mul_(2)
-    block.conv.weight = None  # stale by now: the hook makes it anew
-    taps = block.conv.weight_orig * block.conv.weight_mask
-    fresh = ECA(C, post_activation="relu")
-    fresh.conv.weight.data.copy_(taps)
-    torch.testing.assert_close(block(x, residual), fresh(x, residual))
-
-
 def test_weights_that_are_no_parameters() -> None:
     """Of hypernetworks, or frozen: buffers and plain attributes."""
     for change in ("bias", "weight"):
@@ -411,15 +238,6 @@ def test_weights_that_are_no_parameters() -> None:
                 each.fc1.register_buffer("weight", value)
         x = torch.randn(2, C, 3, 3)
         torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-6)
-
-
-def test_channel_attention_with_another_convolution() -> None:
-    for options in ({"padding": 2, "dilation": 2}, {"padding": 1, "padding_mode": "circular"}):
-        block, x = ECA(C), torch.randn(2, C, 3, 3)
-        block.conv = nn.Conv1d(1, 1, 3, bias=False, **options)
-        y = block(x)
-        block.conv.register_forward_hook(lambda *_: None)
-        torch.testing.assert_close(block(x), y)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from se_testing import BY_NAME, TENSORS, Arguments, make_arguments, value_and_grads
 from torch import Tensor
 
-from senet_fast.se import reference, squeeze_excite
+from senet_fast.se import FusedSE, reference, squeeze_excite
 
 OPS = torch.ops.senet_fast
 # How eager writes an activation behind an addition, and which of two maps it keeps: z, which goes in, or y.
@@ -221,7 +221,7 @@ def test_second_derivatives_after_another_memory_of_a_bias() -> None:
     x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
     y = block(x)
     first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
-    block.fc1.bias.data = torch.randn(2, dtype=torch.float64)
+    block.fc1.bias.data = torch.randn(4, dtype=torch.float64)
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], first)
     with pytest.raises(RuntimeError, match=r"fc1_bias\.data was set after the forward pass, and second derivatives"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
