@@ -5,6 +5,7 @@ sharding change what such a call does, or watch it, and they come from outside a
 call, in a fraction of a microsecond.
 """
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,13 +44,14 @@ def hooks_of_all_modules() -> bool:
 def is_untouched(module: nn.Module, kind: type[nn.Module], compiling: bool = False) -> bool:
     """Whether a call of ``module`` does what ``kind`` does, seen by nobody.
 
-    compiling: whether Dynamo traces this. It then has to ask for what Dynamo guards, so that a compiled graph is made
+    compiling: whether Dynamo traces this. It then asks for what Dynamo guards as well, so that a compiled graph is made
     anew where the answer changes; that takes a little longer.
     """
     if compiling:
         seen = len(module._forward_hooks) + len(module._forward_pre_hooks)
         seen += len(module._backward_hooks) + len(module._backward_pre_hooks)
-        return type(module) is kind and seen == 0 and getattr(module.forward, "__func__", None) is kind.forward
+        if seen or not isinstance(module.forward, MethodType):
+            return False
     state = module.__dict__
     return not (
         type(module) is not kind

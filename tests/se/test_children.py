@@ -244,8 +244,15 @@ def test_weights_that_are_no_parameters() -> None:
 def test_compiled_code_notices_a_forward_of_a_layer() -> None:
     """Set after the block was compiled, as accelerate does."""
     plain, block = pair()
-    compiled, x = torch.compile(block, backend="eager", fullgraph=True), torch.randn(2, C, 5, 5)
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    compiled, x = torch.compile(block, backend=backend, fullgraph=True), torch.randn(2, C, 5, 5)
     torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-6)
+    assert "senet_fast.squeeze_excite" in graphs[0]
     own_forward(plain), own_forward(block)
     torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-6)
 
