@@ -193,9 +193,12 @@ def test_cpp_says_what_is_wrong(example: SimpleNamespace, tmp_path: Path) -> Non
         ((LIBRARY, tmp_path / "none.pt2", example.images), 1, "error: cannot read the package .*none.pt2; export.py"),
         ((LIBRARY, example.package, tmp_path / "none.pt"), 1, "error: cannot read the input .*none.pt; export.py"),
         # an op library that has not the op
-        (("libm.so.6", example.package, example.images), 1, "error: .*senet_fast::squeeze_excite"),
+        (("libm.so.6", example.package, example.images), 1, "error: the library 'libm.so.6' has no senet_fast op; "),
+        ((LIBRARY, example.package, tmp_path / "larger.pt"), 1, r"(?s).*error: .*expected: 8, but got: 16"),
     ]
+    torch.save(torch.randn(3, 1, 16, 16), tmp_path / "larger.pt")
     for words, code, message in cases:
         done = serve(example, *words)
         assert (done.returncode, done.stdout) == (code, "")
         assert re.match(message, done.stderr), done.stderr
+        assert "frame #" not in done.stderr

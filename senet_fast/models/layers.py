@@ -119,6 +119,7 @@ def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inpl
         y = se(x, residual)
         return y
     y = se(x, inplace=inplace) if isinstance(se, FusedSE) else se(x)
+    inplace = inplace and not has_hooks(se) and not hooks_of_all_modules()  # which may have kept y
     if residual is not None:
         # torch.fx's proxies and tensor subclasses take the plain addition, which asks them nothing.
         inplace = inplace and type(y) is Tensor and y.dtype == residual.dtype

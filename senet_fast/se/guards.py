@@ -95,7 +95,7 @@ def plain_weights(
 def what_changed(module: nn.Module, kind: type[nn.Module]) -> str:
     """For a log: why ``module`` must be called."""
     if type(module) is not kind:
-        return f"is a {type(module).__qualname__}, no {kind.__qualname__}"
+        return f"is a {type(module).__module__}.{type(module).__qualname__}, no {kind.__module__}.{kind.__qualname__}"
     if has_hooks(module):
         return "has hooks"
     if "forward" in module.__dict__:
