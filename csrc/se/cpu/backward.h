@@ -23,7 +23,7 @@ class Backward : Call<A> {
     Base::for_items(member, shape_.B, K, kGrain, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
       Base::gate(gate_input(b) + begin, scale_.get() + b * K + begin, end - begin);
     });
-    if (activated && !p_.from_y) member.wait();  // for the gates: from y they are first read behind the sums
+    if (activated) member.wait();
     Base::for_tiles([&](std::int64_t b, std::int64_t B) {
       A* dz = grad_gate_.get() + b * K;
       Base::sums(
