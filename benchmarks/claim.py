@@ -9,14 +9,14 @@ A network a run is enough (-k "resnet50 forward"): rows of earlier runs on the s
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.report import place, publish
-from benchmarks.rows import moved, row_options, selected, take
+from benchmarks.rows import Mode, moved, row_options, selected, take
 from senet_fast.demo.measure import interleave, surroundings
 from senet_fast.demo.network import calibrate, relative_difference
 from senet_fast.demo.text import ratio, table
@@ -34,19 +34,6 @@ CONTENDERS = ("plain", "eager", "compile", "ours")
 SE = {"plain": False, "eager": SEBlock, "compile": SEBlock, "ours": True}
 TOLERANCE = 1e-3  # float32, against the largest output
 STATISTICS_IMAGES = 4
-
-
-class Mode(NamedTuple):
-    """One row; a step is forward, backward and SGD."""
-
-    network: str
-    kind: str
-    batch: int
-    layout: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.network} {self.kind} {self.batch} {self.layout}"
 
 
 MODES = [

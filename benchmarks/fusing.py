@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.report import place, publish
-from benchmarks.rows import moved, row_options, selected, take
+from benchmarks.rows import Mode, moved, row_options, selected, take
 from benchmarks.shapes import LAYOUTS
 from senet_fast import fuse
 from senet_fast.demo.measure import interleave, surroundings
@@ -32,19 +32,6 @@ VERSIONS = ("eager", "fused", "compiled", "compiled + fused")
 PIXELS, FRAMES, MELS = 224, 300, 80
 TOLERANCE = 1e-4  # float32, against the largest output
 SLOW = 0.2  # seconds: longer calls alternate one by one
-
-
-class Mode(NamedTuple):
-    """One row: `kind` is "forward" or "step" (forward and backward)."""
-
-    network: str
-    kind: str
-    batch: int
-    layout: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.network} {self.kind} {self.batch} {self.layout}"
 
 
 MODES = [

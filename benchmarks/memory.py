@@ -10,7 +10,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import fusing, networks
 from benchmarks.libraries import define_torchvision_operators
 from benchmarks.report import place, publish
-from benchmarks.rows import row_options, selected, take
+from benchmarks.rows import Mode, row_options, selected, take
 from senet_fast import fuse
 from senet_fast.demo.measure import surroundings
 from senet_fast.demo.text import table
@@ -33,19 +33,6 @@ MARK = "memory table: python -m benchmarks.memory"
 MBCONV = ("efficientnet_b0", "mobilenetv3_large_100")  # where a convolution follows y
 OWN = "SE-ResNet-50"  # of senet_fast.models: eager with SEBlock, fused with se=True
 NETWORKS = (OWN, "seresnet50", "regnety_016", "efficientnet_b0", "mobilenetv3_large_100")
-
-
-class Mode(NamedTuple):
-    """One row: `kind` is "forward" (inference) or "step" (forward, loss, backward, SGD with momentum)."""
-
-    network: str
-    kind: str
-    batch: int
-    layout: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.network} {self.kind} {self.batch} {self.layout}"
 
 
 MODES = [

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -24,6 +24,19 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+
+
+class Mode(NamedTuple):
+    """One row of a table of networks: ``kind`` is "forward" (inference) or "step" (of training)."""
+
+    network: str
+    kind: str
+    batch: int
+    layout: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.network} {self.kind} {self.batch} {self.layout}"
 
 
 def moved(call: Callable[[], object]) -> float:

@@ -109,16 +109,14 @@ def se_block(
 def apply_se(se: nn.Module, x: Tensor, residual: Tensor | None, last: bool, inplace: bool = True) -> Tensor:
     """se(x) + residual, with ReLU behind it if ``last``: one op where the block does its neighbours itself.
 
-    ``inplace``: whether x may be written over. Elsewhere so is se(x), which may be x itself, as by
-    ``nn.ReLU(inplace=True)``.
+    ``inplace``: whether x may be written over. Then se(x), which may be x itself, may be as well, as
+    ``nn.ReLU(inplace=True)`` does it, unless a hook may have kept it.
     """
-    if isinstance(se, FusedSE) and se.post_activation == ("relu" if last else "identity"):
-        y: Tensor = se(x, residual, inplace=inplace)
+    more = {"inplace": inplace} if isinstance(se, FusedSE) else {}
+    if isinstance(se, (FusedSE, ECA)) and se.post_activation == ("relu" if last else "identity"):
+        y: Tensor = se(x, residual, **more)
         return y
-    if isinstance(se, ECA) and se.post_activation == ("relu" if last else "identity"):
-        y = se(x, residual)
-        return y
-    y = se(x, inplace=inplace) if isinstance(se, FusedSE) else se(x)
+    y = se(x, **more)
     inplace = inplace and not has_hooks(se) and not hooks_of_all_modules()  # which may have kept y
     if residual is not None:
         # torch.fx's proxies and tensor subclasses take the plain addition, which asks them nothing.

@@ -89,8 +89,8 @@ class FusedSE(nn.Module):
         inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. y is a new
             tensor otherwise, in graphs of compilers and exporters, beside a residual of another dtype or of the same
             memory, while the block has hooks, and where x requires a gradient or is a view of what does: a reentrant
-            checkpoint, whose first pass has grad mode off, wants x again. An x that such a body gets without a
-            gradient, or detached, cannot be told from any other: that one must not be in place.
+            checkpoint, whose first pass has grad mode off, wants x again. Such a pass looks like inference if it gets
+            x detached or without a gradient: do not use ``inplace`` there.
         device, dtype: of the parameters.
 
     Where ``fc1`` or ``fc2`` is not what it was built as (another class, hooks, parametrizations, a tensor subclass as
