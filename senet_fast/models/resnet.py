@@ -154,8 +154,8 @@ def stem(config: ResNetConfig) -> list[nn.Module]:
     if config.stem == "digits":
         return conv_bn_relu(1, config.base, 3)
     # Rounding up is a row and a column of zeros beside the ReLU's output. nn.MaxPool2d(ceil_mode=True) does it without
-    # the copy (9.0 ms instead of 12.3 for an image of SENet-154, on 2 cores that also did something else), but torch.export
-    # can not leave its sizes open.
+    # the copy (9.0 ms instead of 12.3 for an image of SENet-154, on 2 cores that also did something else), but
+    # torch.export can not leave its sizes open.
     pool = [nn.MaxPool2d(3, 2, padding=1)] if config.padded_pool else [nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2)]
     if config.stem == "7x7":
         return [*conv_bn_relu(3, 64, 7, 2), *pool]
