@@ -1,15 +1,11 @@
-"""The ops in torch's own operators, for exporters to a format that has no place for them: ONNX.
-
-``torch.onnx.export`` decomposes by the whole of torch's table, and has an ONNX function for all that comes out.
-Compilers and ``torch.export`` take from that table what they ask for by name: in their graphs the op stays one op.
-DTensor derives how the op's result is sharded from it, without gradients.
-"""
+"""The ops in torch's own operators, for exporters to a format that has no place for them: ONNX."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table, meta_table
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from senet_fast.se.reference import squeeze_excite as twin
 
@@ -49,6 +45,19 @@ def onnx_by_torchscript() -> bool:
     return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
+def _record(
+    mode: ProxyTorchDispatchMode, op: OpOverload, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What a graph gets for the op: torch's operators if it is made for ONNX, else the op itself.
+
+    Not an entry of torch's table of decompositions, from which ``torch.onnx.export`` would take it too: where the
+    variable CI is set, Inductor refuses ops that are in that table and have no lowering.
+    """
+    if torch.onnx.is_in_onnx_export():
+        with mode:
+            return squeeze_excite(*args, **kwargs)
+    return mode.__torch_dispatch__(op, types, args, kwargs)
+
+
 for op in (torch.ops.senet_fast.squeeze_excite.default, torch.ops.senet_fast.squeeze_excite_prologue.default):
-    decomposition_table[op] = squeeze_excite
-    meta_table[op] = op  # else sizes that are symbols would be taken through the decomposition, not the op's own Meta
+    torch.library.register_torch_dispatch(op, ProxyTorchDispatchMode, _record)
