@@ -50,7 +50,16 @@ struct Generator {
   uint64_t max_lag;    // words that a claim may begin before now, where it would not fit otherwise
   uint64_t max_drift;  // ticks that a claim may reach past now
   Layout layout;
+  Generator* before = nullptr;  // which this one replaced; claims may still be under way on it
 };
+
+// The generator that a slot holds now. One that was published never changes: a claim and the ID made of it must take
+// state and worker id from the same one.
+inline Generator* current(void* const* slot) { return static_cast<Generator*>(__atomic_load_n(slot, __ATOMIC_ACQUIRE)); }
+
+inline void publish(void** slot, Generator* generator) {
+  __atomic_store_n(slot, static_cast<void*>(generator), __ATOMIC_RELEASE);
+}
 
 struct Fields {
   uint64_t timestamp, worker_id, sequence;

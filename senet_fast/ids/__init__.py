@@ -26,7 +26,7 @@ from senet_fast.ids.layout import (
     DecodedIDs,
     Layout,
 )
-from senet_fast.ids.leases import Grant, Lease
+from senet_fast.ids.leases import Grant, Lease, LeaseStatus
 from senet_fast.ids.strings import from_string, to_string
 
 try:
@@ -58,6 +58,7 @@ __all__ = [
     "Lease",
     "LeaseError",
     "LeaseExpired",
+    "LeaseStatus",
     "PythonSnowflake",
     "Snowflake",
     "SnowflakeError",

@@ -83,6 +83,13 @@ def lease(value: Lease | None, worker_id: int | None, file: object) -> None:
             raise TypeError(f"lease is {value!r}; expected a Lease such as senet_fast.ids.leases.LockFile()")
 
 
+def on_lease_change(value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"on_lease_change is {value!r} ({type(value).__name__}); expected a callable that takes a LeaseStatus"
+        )
+
+
 def timeout(value: float | None) -> float:
     """Seconds; infinity stands for None."""
     if value is None:

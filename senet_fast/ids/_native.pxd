@@ -16,9 +16,13 @@ cdef extern from "ids/snowflake.h" namespace "senet::ids" nogil:
         uint32_t timestamp_shift, worker_bits, worker_shift, sequence_bits, sequence_shift
     cppclass Generator:
         Generator()
+        Generator(const Generator&)
         State* state
         uint64_t worker_id, max_lag, max_drift
         CLayout layout
+        Generator* before
+    Generator* current(void* const*)
+    void publish(void**, Generator*)
     struct Run:
         uint64_t first, count
     Run claim(const Generator&, uint64_t now_ms, uint64_t n)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 
 from senet_fast.ids import _wordfile
 from senet_fast.ids.layout import Layout
-from senet_fast.ids.leases._held import Held
+from senet_fast.ids.leases._held import Grant
 
 
 class AnyPlace(Protocol):
@@ -20,6 +19,10 @@ class AnyPlace(Protocol):
         """Once closed: the tick of the last ID, from the epoch on; -1 for none."""
 
     @property
+    def successors(self) -> dict[Any, Any]:
+        """What took its place, by the key under which it was found."""
+
+    @property
     def gone(self) -> bool:
         """A fork took it away, or another process that shared it gave its lease back."""
 
@@ -27,16 +30,6 @@ class AnyPlace(Protocol):
 
 
 P = TypeVar("P", bound=AnyPlace)
-_finding = threading.Lock()
-
-
-def _find_in_child() -> None:
-    """Another thread of the parent may have held the lock, and would hold it for ever in the child."""
-    global _finding
-    _finding = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_find_in_child)
 
 
 def find(
@@ -46,12 +39,12 @@ def find(
     owner: str,
     on_fork: str,
     file: str | os.PathLike[str] | None,
-    held: Held | None,
+    grant: Grant | None,
     max_drift_ms: int,
 ) -> P:
     """The place of `key`, made where it is not there yet: `make(kind, descriptor of the file)`."""
     layout, worker_id, _ = key
-    leased = held.grant.file if held else None
+    leased = grant.file if grant else None
     fd, path = leased or (None, file)
     try:
         kind: Hashable = on_fork
@@ -62,17 +55,16 @@ def find(
             status = os.fstat(fd)
             kind = "file", status.st_dev, status.st_ino
             _wordfile.prepare(fd, path, owner, layout, worker_id, max_drift_ms)
-        place = places.get(key)
+        place = _latest(places, key)
         # A lease opens what another closed, and an exclusive one what another process took away.
-        exclusive = held and (leased or held.grant.until_ms is not None)
-        if place is None or (held and place.last_tick is not None) or (exclusive and place.gone):
+        exclusive = grant and (leased or grant.until_ms is not None)
+        if place is None or (grant and place.last_tick is not None) or (exclusive and place.gone):
             new = make(kind, fd)
             if place is not None and place.last_tick is not None:
                 new.skip_to_tick(place.last_tick + 1)
-            with _finding:  # another thread may have been first; a closed place is replaced by one thread
-                if places.get(key) is place:
-                    places[key] = new
-                place = places[key]
+            # Atomic: of several threads, or a signal handler in the midst of this, the first one's place is everybody's.
+            (places if place is None else place.successors).setdefault(key, new)
+            place = places[key] = _latest(places, key) or new
         if place.kind != kind:
             raise ValueError(
                 f"worker {worker_id} of this layout already has a generator in this process, whose last ID lives"
@@ -83,6 +75,13 @@ def find(
         if leased is None and fd is not None:
             _wordfile.unlock(fd)
             os.close(fd)
+
+
+def _latest(places: dict[Any, P], key: Any) -> P | None:
+    place = places.get(key)
+    while place is not None and key in place.successors:
+        place = place.successors[key]
+    return place
 
 
 def _described(kind: Hashable) -> str:

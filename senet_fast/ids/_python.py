@@ -18,7 +18,7 @@ from senet_fast.ids import _checks, _places, _wordfile
 from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
 from senet_fast.ids.leases import Lease, LockFile
-from senet_fast.ids.leases._held import Held
+from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Grant, Held, LeaseStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +37,11 @@ class _Place:
         self.layout = layout
         self.kind = kind
         self.last_tick: int | None = None  # once closed
+        self.successors: dict[Any, _Place] = {}
         self._pid = self._lock_pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock, self._depth = threading.RLock(), 0
+        # What signal handlers stored while the thread that they interrupted was alone, and may store an earlier word.
+        self.stored_within: list[int] = []
         self._file = None if fd is None else os.fdopen(os.dup(fd), "r+b", 0)
         if kind == "share":
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the place
@@ -65,22 +68,30 @@ class _Place:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among the threads, and the processes too where they share the place."""
+        """Alone among the threads, and the processes too where they share the place; but for signal handlers, which may
+        come here again in the thread that is here.
+        """
         if self._lock_pid != os.getpid():  # a fork: the lock may have been held, and the file's lock is the parent's
-            self._lock_pid, self._lock = os.getpid(), threading.Lock()
+            self._lock_pid, self._lock, self._depth = os.getpid(), threading.RLock(), 0
             if self._file:
                 with self._file as parents:
                     self._file = os.fdopen(os.open(f"/proc/self/fd/{parents.fileno()}", os.O_RDWR), "r+b", 0)
         with self._lock:
-            self._lock_file(fcntl.F_WRLCK)
+            depth = self._depth
             try:
+                self._depth = depth + 1
+                self._lock_file(fcntl.F_WRLCK)
                 yield
             finally:
-                self._lock_file(fcntl.F_UNLCK)
+                while self._load()[0] < self.word:  # until no handler came in between
+                    self._store(self.word, self.end)
+                self._depth = depth
+                if depth == 0:
+                    self._lock_file(fcntl.F_UNLCK)
 
     def _lock_file(self, kind: int) -> None:
         if self._file:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, mmap.PAGESIZE, 0))
 
     # In the file ticks are counted from 2, as _wordfile has it.
     def _load(self) -> tuple[int, int]:
@@ -93,11 +104,18 @@ class _Place:
 
     @property
     def word(self) -> int:
-        return self._load()[0]
+        return max([self._load()[0], *self.stored_within])
 
     @word.setter
     def word(self, word: int) -> None:
+        if self.is_within:
+            self.stored_within.append(word)
         self._store(word, self._load()[1])
+
+    @property
+    def is_within(self) -> bool:
+        """Whether this is a signal handler's call, and the interrupted call is alone here, too."""
+        return self._depth > 1
 
     @property
     def end(self) -> int:
@@ -119,7 +137,8 @@ class _Place:
         """Refuses all later claims; the time of the first tick that is free, in ms."""
         width = self.layout.sequence.width
         with self.locked():
-            self.last_tick = max(-1, self.word >> width)
+            if self.last_tick is None:
+                self.last_tick = max(-1, self.word >> width)
             if isinstance(self.kind, str):  # a named file stays open to others
                 self._store(self.word, 0)
         return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
@@ -152,6 +171,8 @@ class PythonSnowflake:
         on_fork: Literal["raise", "share"] = "raise",
         file: str | os.PathLike[str] | None = None,
         lease: Lease | None = None,
+        reacquire: bool = True,
+        on_lease_change: Callable[[LeaseStatus], object] | None = None,
     ) -> None:
         self._layout = _checks.layout(layout)
         self._max_backward_ms = _checks.milliseconds("max_backward_ms", max_backward_ms)
@@ -161,28 +182,54 @@ class PythonSnowflake:
         _checks.clock(clock)
         own_clock = clock if callable(clock) else None
         self._clock = own_clock or _system_ms
-        _checks.on_fork(on_fork)
+        self._own_clock = own_clock
+        self._begins_now = max_lag_ms > 0
+        self._on_fork = _checks.on_fork(on_fork)
         path = _checks.file(file)
         _checks.lease(lease, worker_id, path)
-        self._held = None if lease is None else Held(lease, layout)
+        _checks.on_lease_change(on_lease_change)
+        self._held = None
+        if lease is not None:
+            self._held = Held(lease, layout, reacquire=reacquire, on_change=on_lease_change)
         try:
-            self._worker_id = _checks.worker_id(self._held.grant.worker_id if self._held else worker_id, layout)
+            grant = self._held.grant if self._held else None
+            worker_id = _checks.worker_id(grant.worker_id if grant else worker_id, layout)
             _checks.borrowing(max_drift_ms, path, self._held)
-            key = layout, self._worker_id, own_clock
-            make = lambda kind, fd: _Place(layout, kind, fd)  # noqa: E731
-            self._place = _places.find(
-                _places_here, make, key, "PythonSnowflake", on_fork, path, self._held, max_drift_ms
-            )
-            self._refuse()
-            if max_lag_ms:  # what came before may have been issued by the worker's last process
-                self._place.skip_to_tick(self._tick(self._now_ms()))
+            place = self._settle(worker_id, path, grant)
+            self._issuer = place, worker_id  # exchanged together
             if self._held:
-                self._held.start(self._place, self._now_ms(), max_backward_ms)
+                weakly = weakref.ref(self)
+                adopt = lambda grant: this._adopt(grant) if (this := weakly()) else None  # noqa: E731
+                self._held.start(place, self._now_ms(), max_backward_ms, max_drift_ms, adopt)
                 weakref.finalize(self, self._held.forget)
         except BaseException:
             if self._held:
                 self._held.close()
             raise
+
+    def _settle(self, worker_id: int, path: str | None, grant: Grant | None) -> _Place:
+        layout = self._layout
+        key = layout, worker_id, self._own_clock
+        make = lambda kind, fd: _Place(layout, kind, fd)  # noqa: E731
+        place = _places.find(
+            _places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms
+        )
+        self._refuse(place, worker_id)
+        if self._begins_now:  # what came before may have been issued by the worker's last process
+            place.skip_to_tick(self._tick(self._now_ms()))
+        return place
+
+    def _adopt(self, grant: Grant) -> _Place:
+        """Goes on from another grant, after the last ID of the one before."""
+        assert self._held
+        old, _ = self._issuer
+        worker_id = _checks.worker_id(grant.worker_id, self._layout)
+        place = self._settle(worker_id, None, grant)
+        last_tick = old.word >> self._layout.sequence.width if old.last_tick is None else old.last_tick
+        place.skip_to_tick(max(0, last_tick + 1))
+        self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
+        self._issuer = place, worker_id
+        return place
 
     @classmethod
     def acquire(cls, lease: Lease | None = None, layout: Layout = TWITTER, **options: Any) -> PythonSnowflake:
@@ -200,18 +247,22 @@ class PythonSnowflake:
 
     @property
     def worker_id(self) -> int:
-        return self._worker_id
+        return self._issuer[1]
+
+    @property
+    def lease(self) -> LeaseStatus | None:
+        return self._held.status if self._held else None
 
     @property
     def layout(self) -> Layout:
         return self._layout
 
     def next_id(self) -> int:
-        return self._ids(self._wait(1))[0]
+        return self._wait(1)[0]
 
     def try_next(self) -> int | None:
-        words = self._claim(1)
-        return self._ids(words)[0] if words else None
+        ids = self._claim(1, patience_s=0)
+        return ids[0] if ids else None
 
     def next_ids(self, n: int) -> npt.NDArray[np.int64]:
         out = _checks.new_array(n)
@@ -222,7 +273,7 @@ class PythonSnowflake:
         view = _checks.int64_view(out)
         done = 0
         while done < len(view):
-            for value in self._ids(self._wait(len(view) - done)):
+            for value in self._wait(len(view) - done):
                 view[done] = value
                 done += 1
 
@@ -240,47 +291,63 @@ class PythonSnowflake:
         return self._layout.decode(ids)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(worker_id={self._worker_id}, layout={self._layout!r})"
+        return f"{type(self).__name__}(worker_id={self.worker_id}, layout={self._layout!r})"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(_checks.NOT_COPIED)
 
-    def _claim(self, n: int) -> range:
-        """Up to n words, the last of them in the current tick; none where the next one lies ahead of the clock."""
-        layout, place = self._layout, self._place
+    def _claim(self, n: int, patience_s: float) -> list[int]:
+        """Up to n IDs; none where the next one lies ahead of the clock. Where the lease has ended, it may wait for a
+        renewal.
+        """
+        try:
+            return self._claim_from(*self._issuer, n)
+        except LeaseExpired:
+            if self._held is None:
+                raise
+            self._held.extend(self._now_ms(), min(patience_s, self._timeout))
+        return self._claim_from(*self._issuer, n)
+
+    def _claim_from(self, place: _Place, worker_id: int, n: int) -> list[int]:
+        layout = self._layout
         width = layout.sequence.width
         with place.locked():
-            self._refuse()
-            now_ms = self._now_ms()
-            tick = self._tick(now_ms)
-            now, granted = tick << width, place.end
-            if now >= granted:
-                why = self._held.why() if self._held else ""
-                until_ms = layout.epoch_ms + (granted >> width) * layout.tick_ms
-                raise LeaseExpired(
-                    f"worker {self._worker_id} was leased until {until_ms} ms, and the clock reads {now_ms} ms{why}"
-                )
-            room = min((tick + 1) << width, granted) - now
-            last_tick = min(tick + self._max_drift_ms // layout.tick_ms, layout.timestamp.max)
-            end = min((last_tick + 1) << width, granted)
-            # A call that does not fit into this tick may begin before it.
-            begin = max(0, now - min(self._max_lag_ticks << width, max(0, n - room)))
-            first = max(place.word + 1, begin)
-            if first < end:
+            while True:
+                stored_within = len(place.stored_within)
+                self._refuse(place, worker_id)
+                now_ms = self._now_ms()
+                tick = self._tick(now_ms)
+                now, granted = tick << width, place.end
+                if now >= granted:
+                    why = self._held.why() if self._held else ""
+                    until_ms = layout.epoch_ms + (granted >> width) * layout.tick_ms
+                    raise LeaseExpired(
+                        f"worker {worker_id} was leased until {until_ms} ms, and the clock reads {now_ms} ms{why}"
+                    )
+                room = min((tick + 1) << width, granted) - now
+                last_tick = min(tick + self._max_drift_ms // layout.tick_ms, layout.timestamp.max)
+                end = min((last_tick + 1) << width, granted)
+                # A call that does not fit into this tick may begin before it.
+                begin = max(0, now - min(self._max_lag_ticks << width, max(0, n - room)))
+                first = max(place.word + 1, begin)
+                if first >= end:
+                    break
                 words = range(first, min(first + n, end))
                 place.word = words[-1]
-                return words
+                # Else a signal handler may have claimed these, too; in one, the last line was counted.
+                if len(place.stored_within) == stored_within + place.is_within:
+                    return self._ids(words, worker_id)
             behind_ms = (place.word >> width) * layout.tick_ms + layout.epoch_ms - now_ms
         if behind_ms > self._max_backward_ms + self._max_drift_ms:
             drift = f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else ""
             raise ClockMovedBackwards(
                 f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}{drift}"
             )
-        return range(0)
+        return []
 
-    def _ids(self, words: range) -> list[int]:
+    def _ids(self, words: range, worker_id: int) -> list[int]:
         layout = self._layout
-        worker = self._worker_id << layout.worker.shift
+        worker = worker_id << layout.worker.shift
         fields = ((word >> layout.sequence.width, word & layout.sequence.max) for word in words)
         return [
             tick << layout.timestamp.shift | worker | sequence << layout.sequence.shift for tick, sequence in fields
@@ -296,22 +363,22 @@ class PythonSnowflake:
             raise ClockOutOfRange(f"the clock reads {now_ms} ms; {layout!r} holds times until {layout.lifetime_end}")
         return tick
 
-    def _wait(self, n: int) -> range:
-        """1 to n words, after sleeping until the clock allows one."""
+    def _wait(self, n: int) -> list[int]:
+        """1 to n IDs, after sleeping until the clock allows one."""
         started = time.monotonic()
-        while not (words := self._claim(n)):
+        while not (ids := self._claim(n, PATIENCE_S)):
             if time.monotonic() - started >= self._timeout:
                 raise SnowflakeTimeout(
                     f"no new ID within timeout = {self._timeout} s: the clock has not reached the next free tick"
                 )
             time.sleep(0.001 - time.time() % 0.001)
-        return words
+        return ids
 
-    def _refuse(self) -> None:
-        if self._place.forked:
+    def _refuse(self, place: _Place, worker_id: int) -> None:
+        if place.forked:
             raise ForkedError(
-                f"worker {self._worker_id} belongs to the parent of this forked process;"
+                f"worker {worker_id} belongs to the parent of this forked process;"
                 " construct a generator with another worker_id here"
             )
-        if self._place.closed:
-            raise LeaseExpired(f"worker {self._worker_id} was given back by close(); acquire a worker id again")
+        if place.closed:
+            raise LeaseExpired(f"worker {worker_id} {self._held.end() if self._held else CLOSED}")

@@ -11,13 +11,16 @@ from senet_fast.ids import _checks, _places, _wordfile
 from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER
 from senet_fast.ids.leases import LockFile
-from senet_fast.ids.leases._held import Held
+from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Held
 from senet_fast.ids._native cimport *
 
 # Below this many IDs, releasing the GIL costs more than writing them.
 cdef uint64_t RELEASE_GIL_FROM = 256
 # In bulk. A thread that holds the GIL may keep it for 5 ms, so it is not asked for once a tick.
 cdef uint64_t CHECK_SIGNALS_EVERY_NS = 50_000_000
+
+# How long a call waits for the renewal of a lease that has ended.
+cdef double kPatienceNs = PATIENCE_S * 1e9
 
 # What issue() reads first.
 cdef enum Clock:
@@ -28,10 +31,11 @@ cdef class _Place:
     """The state of one (layout, worker_id, clock)."""
     cdef State* state
     cdef bint mapped
-    cdef readonly object layout, kind, last_tick
+    cdef readonly object layout, kind, last_tick, successors
 
     def __cinit__(self, layout, kind, file):
         self.layout = layout
+        self.successors = {}
         self.kind = kind
         self.mapped = file is not None
         if file is not None:
@@ -86,7 +90,7 @@ cdef dict _places_here = {}
 
 cdef class Snowflake:
     """Snowflake(worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None, \
-clock=None, on_fork="raise", file=None, lease=None)
+clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None)
 
     Issues IDs that are unique and strictly increasing, from any number of threads, without a lock. No ID carries a
     time that the clock has not reached yet. Where a tick's sequence is used up, calls sleep until the next tick;
@@ -110,6 +114,11 @@ clock=None, on_fork="raise", file=None, lease=None)
         layout, and after a restart. Not on network file systems, and never to be deleted while in use.
     lease: where the worker id comes from, see senet_fast.ids.leases; past its end calls raise LeaseExpired. It is
         renewed by a thread, and given back by close(), at the end of a `with` block, and at exit.
+    reacquire: a lease that was lost (another took the worker id, the store lost its data, the lock file was deleted) is
+        acquired again, with whatever worker id there is then; calls that meet this wait for it up to 2 s, and raise
+        LeaseExpired after that. False: they raise LeaseExpired for ever.
+    on_lease_change: is called with a LeaseStatus when the lease was lost, and when one was acquired again; by the
+        thread that renews, or for a lease without one by the call that met it.
 
     Without `file` or `lease` the last ID is remembered as long as the process lives. Across a restart it is not: if the
     clock was set back meanwhile, IDs may repeat.
@@ -120,7 +129,7 @@ clock=None, on_fork="raise", file=None, lease=None)
 
     def __cinit__(
         self, worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None,
-        clock=None, on_fork="raise", file=None, lease=None,
+        clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None,
     ):
         cdef Generator* generator = new Generator()
         self._generator = generator
@@ -134,9 +143,11 @@ clock=None, on_fork="raise", file=None, lease=None)
         if clock == "tsc" and not has_steady_counter():
             raise ValueError("clock is 'tsc', and this processor's counter has no steady rate; expected another clock")
         self._kind = CALLABLE if callable(clock) else {None: REALTIME, "coarse": COARSE, "tsc": COUNTED}[clock]
-        _checks.on_fork(on_fork)
+        self._on_fork = _checks.on_fork(on_fork)
+        self._begins_now = lag_ms > 0 or clock == "coarse"
         path = _checks.file(file)
         _checks.lease(lease, worker_id, path)
+        _checks.on_lease_change(on_lease_change)
         generator.layout = CLayout(
             tick_0_ms=<int64_t>(layout.epoch_ms - <int>kFirstTick * layout.tick_ms), tick_ms=layout.tick_ms,
             timestamp_max=layout.timestamp.max, timestamp_shift=layout.timestamp.shift,
@@ -146,37 +157,70 @@ clock=None, on_fork="raise", file=None, lease=None)
         generator.max_lag = min(lag_ms // layout.tick_ms, layout.timestamp.max) << layout.sequence.width
         generator.max_drift = self._max_drift_ms // <int64_t>layout.tick_ms
         if lease is not None:
-            self._held = Held(lease, layout)
+            self._held = Held(lease, layout, reacquire=reacquire, on_change=on_lease_change)
         try:
-            self.worker_id = _checks.worker_id(self._held.grant.worker_id if self._held else worker_id, layout)
+            grant = self._held.grant if self._held else None
+            generator.worker_id = _checks.worker_id(grant.worker_id if grant else worker_id, layout)
             _checks.borrowing(max_drift_ms, path, self._held)
-            self._settle(on_fork, path, lag_ms > 0 or clock == "coarse")
+            self._settle(generator, path, grant)
+            if self._held:
+                weakly = weakref.ref(self)
+                self._held.start(
+                    self._place[0], self._now_ms(), self._max_backward_ms, self._max_drift_ms,
+                    lambda grant: (generator := weakly()) and generator._adopt(grant),
+                )
+                weakref.finalize(self, self._held.forget)
         except BaseException:
             if self._held:
                 self._held.close()
             raise
 
-    def _settle(self, on_fork, path, bint behind_now):
-        """Finds the state."""
-        cdef Generator* generator = <Generator*>self._generator
+    cdef int _settle(self, void* unsettled, path, grant) except -1:
+        """Finds the state of a generator."""
+        cdef Generator* generator = <Generator*>unsettled
         cdef _Place place
         layout = self.layout
-        key = layout, self.worker_id, self._clock if self._kind == CALLABLE else None
-        self._place = place = _places.find(
-            _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", on_fork, path, self._held,
+        key = layout, generator.worker_id, self._clock if self._kind == CALLABLE else None
+        place = _places.find(
+            _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", self._on_fork, path, grant,
             self._max_drift_ms,
-        )  # kept, as others may replace it
-        generator.worker_id = self.worker_id
+        )
+        self._place = place, self._place  # kept with all before, as others may replace it
         generator.state = place.state
         self._refuse(place.state.word.load(memory_order_acquire))
-        if behind_now:  # what came before may have been issued by the worker's last process
+        if self._begins_now:  # what came before may have been issued by the worker's last process
             now_ms = self._now_ms()
             if not 0 <= now_ms - layout.epoch_ms < layout.tick_ms << layout.timestamp.width:
                 raise_out_of_range(self, now_ms)
             place.skip_to_tick((now_ms - layout.epoch_ms) // layout.tick_ms)
-        if self._held:
-            self._held.start(place, self._now_ms(), self._max_backward_ms)
-            weakref.finalize(self, self._held.forget)
+        return 0
+
+    def _adopt(self, grant):
+        """Goes on from another grant, after the last ID of the one before. Claims under way end on the state, and with
+        the worker id, that they began with: both are one pointer away.
+        """
+        cdef Generator* before = current(&self._generator)
+        cdef Generator* generator = new Generator(before[0])
+        cdef _Place old = self._place[0], place
+        cdef uint64_t last = before.state.word.load(memory_order_acquire)
+        cdef bint published = False
+        try:
+            generator.worker_id = _checks.worker_id(grant.worker_id, self.layout)
+            self._settle(generator, None, grant)
+            place = self._place[0]
+            last_tick = old.last_tick
+            if last_tick is None and last > kFresh:
+                last_tick = <int64_t>((last >> <int>self.layout.sequence.width) - kFirstTick)
+            if last_tick is not None:
+                place.skip_to_tick(last_tick + 1)
+            self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
+            generator.before = before
+            publish(&self._generator, generator)
+            published = True
+            return place
+        finally:
+            if not published:
+                del generator
 
     @classmethod
     def acquire(cls, lease=None, layout=TWITTER, **options):
@@ -196,9 +240,22 @@ clock=None, on_fork="raise", file=None, lease=None)
     def __exit__(self, *error):
         self.close()
 
+    @property
+    def worker_id(self):
+        return current(&self._generator).worker_id
+
+    @property
+    def lease(self):
+        """How the lease stands, a LeaseStatus; None without one."""
+        return self._held.status if self._held else None
+
     def __dealloc__(self):
-        cdef Generator* generator = <Generator*>self._generator
-        del generator
+        cdef Generator* generator = current(&self._generator)
+        cdef Generator* before
+        while generator != NULL:
+            before = generator.before
+            del generator
+            generator = before
 
     def next_id(self):
         """The next ID."""
@@ -207,8 +264,9 @@ clock=None, on_fork="raise", file=None, lease=None)
     def try_next(self):
         """The next ID, or None where next_id() would have to wait."""
         cdef uint64_t first
-        if self._attempt(1, &first):
-            return id_of((<Generator*>self._generator)[0], first)
+        cdef Generator* generator
+        if self._attempt(1, &first, <void**>&generator, 0):
+            return id_of(generator[0], first)
         return None
 
     def next_ids(self, n):
@@ -244,7 +302,7 @@ clock=None, on_fork="raise", file=None, lease=None)
         raise TypeError(_checks.NOT_COPIED)
 
     cdef int64_t issue(self) except -1 nogil:
-        cdef Generator* generator = <Generator*>self._generator
+        cdef Generator* generator = current(&self._generator)
         cdef Run run
         cdef uint64_t now_ms
         if self._kind != CALLABLE:
@@ -257,17 +315,17 @@ clock=None, on_fork="raise", file=None, lease=None)
             run = claim(generator[0], now_ms, 1)
             if run.count:
                 return id_of(generator[0], run.first)
-        return id_of(generator[0], self._wait())
+        return self._wait()
 
     cdef int issue_run(self, int64_t* out, uint64_t n, bint stream) except -1 nogil:
-        cdef Generator* generator = <Generator*>self._generator
+        cdef Generator* generator
         cdef uint64_t first, now_ns
         cdef uint64_t waiting_since = monotonic_ns(), signals_checked = waiting_since
         cdef int64_t count
         cdef bint interrupted
         while n:
             interrupted = False
-            count = self._attempt(n, &first)
+            count = self._attempt(n, &first, <void**>&generator, kPatienceNs)
             if count:
                 write_words(generator[0], out, first, count, stream)
                 out += count
@@ -290,31 +348,41 @@ clock=None, on_fork="raise", file=None, lease=None)
         with gil:
             return _checks.clock_ms(self._clock())
 
-    # Claims up to n words; 0 where the next one lies ahead of the clock.
-    cdef int64_t _attempt(self, uint64_t n, uint64_t* first) except -1 nogil:
-        cdef Generator* generator = <Generator*>self._generator
-        # Read before the clock: another thread's later claim must not look like a step back.
-        cdef uint64_t last = generator.state.word.load(memory_order_acquire)
-        cdef uint64_t now_ms = self._now_ms()
-        cdef Run run = claim(generator[0], now_ms, n)
+    # Claims up to n words, and says by which generator; 0 where the next one lies ahead of the clock. Where the lease has
+    # ended, it may wait for a renewal.
+    cdef int64_t _attempt(self, uint64_t n, uint64_t* first, void** claimer, double patience_ns) except -1 nogil:
+        cdef Generator* generator
+        cdef uint64_t last, now_ms
+        cdef Run run
         cdef int64_t behind_ms
-        if run.count:
-            first[0] = run.first
-            return <int64_t>run.count
-        if run.first == kWait:
-            behind_ms = <int64_t>(begin_ms(generator[0], last) - now_ms)
-            if behind_ms <= self._max_backward_ms + self._max_drift_ms:
-                return 0
+        cdef bint extended = False
+        while True:
+            claimer[0] = generator = current(&self._generator)
+            # Read before the clock: another thread's later claim must not look like a step back.
+            last = generator.state.word.load(memory_order_acquire)
+            now_ms = self._now_ms()
+            run = claim(generator[0], now_ms, n)
+            if run.count:
+                first[0] = run.first
+                return <int64_t>run.count
+            if run.first == kWait:
+                behind_ms = <int64_t>(begin_ms(generator[0], last) - now_ms)
+                if behind_ms <= self._max_backward_ms + self._max_drift_ms:
+                    return 0
+                with gil:
+                    raise ClockMovedBackwards(
+                        f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}"
+                        + (f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else "")
+                    )
             with gil:
-                raise ClockMovedBackwards(
-                    f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}"
-                    + (f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else "")
-                )
-        with gil:
-            self._refuse(last if run.first == kOutOfRange else run.first)
-            if run.first == kExpired:
-                raise_expired(self, now_ms)
-            raise_out_of_range(self, now_ms)
+                if (run.first == kExpired or run.first == kClosed) and self._held is not None and not extended:
+                    extended = self._held.extend(now_ms, min(patience_ns, self._timeout_ns) / 1e9)
+                    if extended:
+                        continue
+                self._refuse(last if run.first == kOutOfRange else run.first)
+                if run.first == kExpired:
+                    raise_expired(self, now_ms)
+                raise_out_of_range(self, now_ms)
 
     cdef int _refuse(self, uint64_t word) except -1:
         if word == kForked:
@@ -323,18 +391,19 @@ clock=None, on_fork="raise", file=None, lease=None)
                 " construct a generator with another worker_id here"
             )
         if word == kClosed:
-            raise LeaseExpired(f"worker {self.worker_id} was given back by close(); acquire a worker id again")
+            raise LeaseExpired(f"worker {self.worker_id} {self._held.end() if self._held else CLOSED}")
         return 0
 
-    cdef uint64_t _wait(self) except 0 nogil:
+    cdef int64_t _wait(self) except -1 nogil:
+        cdef Generator* generator
         cdef uint64_t first, started = monotonic_ns()
-        while not self._attempt(1, &first):
+        while not self._attempt(1, &first, <void**>&generator, kPatienceNs):
             self._check_timeout(monotonic_ns() - started)
             with gil:
                 with nogil:
                     nap()
                 PyErr_CheckSignals()
-        return first
+        return id_of(generator[0], first)
 
     cdef int _check_timeout(self, uint64_t waited_ns) except -1 nogil:
         if waited_ns < self._timeout_ns:
@@ -350,7 +419,7 @@ cdef int raise_out_of_range(Snowflake self, now_ms) except -1:
 
 
 cdef int raise_expired(Snowflake self, now_ms) except -1:
-    cdef Generator* generator = <Generator*>self._generator
+    cdef Generator* generator = current(&self._generator)
     until_ms = begin_ms(generator[0], generator.state.granted.load(memory_order_acquire))
     raise LeaseExpired(
         f"worker {self.worker_id} was leased until {until_ms} ms, and the clock reads {now_ms} ms"
@@ -368,11 +437,11 @@ cdef bint is_int64(Py_buffer* view) noexcept:
 
 
 cdef int fill_held(Snowflake self, int64_t* out, uint64_t n, bint stream) except -1:
-    cdef Generator* generator = <Generator*>self._generator
+    cdef Generator* generator
     cdef uint64_t first
     cdef int64_t count
     if n < RELEASE_GIL_FROM:
-        count = self._attempt(n, &first)
+        count = self._attempt(n, &first, <void**>&generator, kPatienceNs)
         if count:
             write_words(generator[0], out, first, count, False)
             out += count

@@ -1,7 +1,8 @@
 """The file that holds the last ID of one worker and layout, for all processes that name it.
 
 256 bytes of text say whose it is; behind them stand two native 64-bit numbers: the last ID issued, as
-`tick << sequence bits | sequence` with ticks counted from 2, or 3 for none; and an end that is not used in files.
+`tick << sequence bits | sequence` with ticks counted from 2, or 3 for none; and the end up to which the holder of a lock
+file may issue before it looks again whether the file is still there.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import fcntl
 import mmap
 import os
 import re
+import stat
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
@@ -20,9 +25,27 @@ from senet_fast.ids.layout import Layout
 OFFSET = 256
 NONE = 3
 FIRST_TICK = 2
+ANY_OWNER = "LockFile"
+UNBOUNDED = (1 << 64) - 1
 _STATE = struct.Struct("=QQ")
-_UNBOUNDED = (1 << 64) - 1
 _ATTACH_S = 5.0
+_INIT_LOCK_AT = 1 << 40  # a byte far behind the file's end, which claims of the twin do not lock
+
+
+class Content(NamedTuple):
+    """What a file says. `owner`: the class that made it; `whose`: worker and layout, as text."""
+
+    owner: str
+    whose: str
+    boot: str
+    max_drift_ms: int
+    word: int
+    end: int
+
+    def last_ms(self, layout: Layout) -> int | None:
+        """The time of the last ID, None for none."""
+        tick = (self.word >> layout.sequence.width) - FIRST_TICK
+        return None if tick < 0 else tick * layout.tick_ms + layout.epoch_ms
 
 
 def boot() -> str:
@@ -33,23 +56,16 @@ def boot() -> str:
         return "unknown"
 
 
-def _header(owner: str, layout: Layout, worker_id: int, max_drift_ms: int) -> bytes:
-    text = f"senet_fast last ID, format 1, of {owner}\nworker_id={worker_id} {layout!r}\n{boot()} {max_drift_ms}\n"
-    return text.encode().ljust(OFFSET, b"\0")
+def whose(layout: Layout, worker_id: int) -> str:
+    return f"worker_id={worker_id} {layout!r}"
 
 
-def open_file(path: str | os.PathLike[str], *, for_everybody: bool = False) -> int:
+def open_file(path: str | os.PathLike[str]) -> int:
     """The file's descriptor; the file is made where it is not there."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        pass
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    except FileExistsError:
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    if for_everybody:
-        os.fchmod(fd, 0o666)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o660)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"file {os.fspath(path)!r} is no plain file; expected one, or a name that is free")
     return fd
 
 
@@ -71,45 +87,81 @@ def unlock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def prepare(
-    fd: int, path: str | os.PathLike[str], owner: str, layout: Layout, worker_id: int, max_drift_ms: int
-) -> None:
-    """Initialises a new file; checks an old one. The caller holds its lock."""
-    name = os.fspath(path)
-    wanted = _header(owner, layout, worker_id, max_drift_ms)
+def read(fd: int, path: str | os.PathLike[str]) -> Content | None:
+    """What the file says, None for a new one; ValueError where it is no such file, or a damaged one."""
     size = os.fstat(fd).st_size
     if size == 0:
-        os.pwrite(fd, (wanted + _STATE.pack(NONE, _UNBOUNDED)).ljust(mmap.PAGESIZE, b"\0"), 0)
-        return
-    found = os.pread(fd, OFFSET + _STATE.size, 0)
-    lines = found[:OFFSET].rstrip(b"\0").decode(errors="replace").split("\n")
-    match = re.fullmatch(r"(\S+) (\d+)", lines[2]) if len(lines) == 4 else None
-    if size != mmap.PAGESIZE or match is None:
-        raise _not_ours(name, found)
-    for at, line in enumerate(wanted.decode().split("\n")[:2]):
-        if lines[at] != line:
-            raise ValueError(f"file {name!r} says {lines[at]!r}; expected {line!r}")
-    last_boot, drift = match[1], int(match[2])
-    if last_boot != boot() and drift:
-        # The kernel stopped before it wrote the file back: what was borrowed from the future may be missing in it.
-        word, end = _STATE.unpack(found[OFFSET:])
-        now_ms = time.time_ns() // 1_000_000
-        tick = max(0, min((now_ms + drift - layout.epoch_ms) // layout.tick_ms, layout.timestamp.max)) + FIRST_TICK
-        os.pwrite(fd, _STATE.pack(max(word, (tick + 1 << layout.sequence.width) - 1), end), OFFSET)
-        drift = 0
-    os.pwrite(fd, _header(owner, layout, worker_id, max(drift, max_drift_ms)), 0)
-
-
-def _not_ours(path: str | os.PathLike[str], found: bytes) -> ValueError:
-    return ValueError(f"file {os.fspath(path)!r} is not the last ID of a generator: it begins with {found[:40]!r}")
-
-
-def last_ms(fd: int, path: str | os.PathLike[str], layout: Layout) -> int | None:
-    """The time of the last ID, None for none or for a new file."""
-    found = os.pread(fd, OFFSET + _STATE.size, 0)
-    if not found:
         return None
-    if len(found) < OFFSET + _STATE.size:
-        raise _not_ours(path, found)
-    word, _ = _STATE.unpack(found[OFFSET:])
-    return None if word == NONE else ((word >> layout.sequence.width) - FIRST_TICK) * layout.tick_ms + layout.epoch_ms
+    found = os.pread(fd, OFFSET + _STATE.size, 0)
+    match = re.fullmatch(
+        r"senet_fast last ID, format 1, of (\S+)\n(.+)\n(\S+) (\d+)\n\0*",
+        found[:OFFSET].decode(errors="replace"),
+    )
+    if size != mmap.PAGESIZE or match is None:
+        raise ValueError(f"file {os.fspath(path)!r} is not the last ID of a generator: it begins with {found[:40]!r}")
+    word, end = _STATE.unpack(found[OFFSET:])
+    return Content(match[1], match[2], match[3], int(match[4]), word, end)
+
+
+def check(content: Content, path: str | os.PathLike[str], layout: Layout, worker_id: int) -> None:
+    """ValueError where the file is another worker's or layout's, or holds what is no last ID of it."""
+    name = os.fspath(path)
+    if content.whose != (wanted := whose(layout, worker_id)):
+        raise ValueError(f"file {name!r} says {content.whose!r}; expected {wanted!r}")
+    past = FIRST_TICK + layout.timestamp.max + 1 << layout.sequence.width
+    if not NONE <= content.word < past:
+        raise ValueError(f"file {name!r} is damaged: {content.word:#x} is no last ID of {layout!r}")
+
+
+def prepare(
+    fd: int,
+    path: str | os.PathLike[str],
+    owner: str,
+    layout: Layout,
+    worker_id: int,
+    max_drift_ms: int,
+    *,
+    exclusive: bool = False,
+) -> None:
+    """Initialises a new file; checks an old one. The owner is the class that writes to it, the two of which must not do
+    so at once. `exclusive`: nobody else has it, so its last owner does not matter, nor does this one to the next.
+    """
+    with _alone(fd):
+        content = read(fd, path)
+        header = f"senet_fast last ID, format 1, of {owner}\n{whose(layout, worker_id)}\n{boot()}"
+        if content is None:
+            state = _STATE.pack(NONE, UNBOUNDED)
+            os.pwrite(fd, (_padded(f"{header} {max_drift_ms}\n") + state).ljust(mmap.PAGESIZE, b"\0"), 0)
+            return
+        check(content, path, layout, worker_id)
+        if content.owner not in (owner, ANY_OWNER) and not exclusive:
+            raise ValueError(f"file {os.fspath(path)!r} says {content.owner!r}; expected {owner!r}")
+        drift = content.max_drift_ms
+        if content.boot != boot() and drift:
+            # The kernel stopped before it wrote the file back: what was borrowed from the future may be missing in it.
+            now_ms = time.time_ns() // 1_000_000
+            tick = max(0, min((now_ms + drift - layout.epoch_ms) // layout.tick_ms, layout.timestamp.max))
+            write_word(fd, max(content.word, (tick + FIRST_TICK + 1 << layout.sequence.width) - 1))
+            drift = 0
+        os.pwrite(fd, _padded(f"{header} {max(drift, max_drift_ms)}\n"), 0)
+
+
+def write_word(fd: int, word: int) -> None:
+    """Makes `word` the last ID of a file that is not mapped and that nobody else writes to."""
+    os.pwrite(fd, struct.pack("=Q", word), OFFSET)
+
+
+def _padded(header: str) -> bytes:
+    return header.encode().ljust(OFFSET, b"\0")
+
+
+@contextmanager
+def _alone(fd: int) -> Iterator[None]:
+    """Among all that prepare the file, those included that hold it together."""
+    kinds = (fcntl.F_WRLCK, fcntl.F_UNLCK)
+    begin, end = (struct.pack("hhqqi", kind, os.SEEK_SET, _INIT_LOCK_AT, 1, 0) for kind in kinds)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, begin)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, end)

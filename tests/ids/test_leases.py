@@ -19,7 +19,7 @@ from senet_fast.ids import (
     Snowflake,
     SnowflakeTimeout,
 )
-from senet_fast.ids.leases import Environment, LockFile, _held
+from senet_fast.ids.leases import LockFile, _held
 
 NOW_MS = 1_800_000_000_000
 
@@ -127,7 +127,8 @@ def test_lost_renewals(generator_class: Generator, worker_id: int, fake_clock: F
             raise answer
         return answer
 
-    generator = generator_class(lease=Table(Grant(worker_id, 0, NOW_MS + 100), renew), clock=fake_clock)
+    lease = Table(Grant(worker_id, 0, NOW_MS + 100), renew)
+    generator = generator_class(lease=lease, clock=fake_clock, reacquire=False)
     wait_for(lambda: len(asked) == 3)
     fake_clock.now_ms += 150
     generator.next_id()  # the second answer counts
@@ -283,43 +284,3 @@ def test_bad_leases(
 ) -> None:
     with pytest.raises(error, match=message):
         generator_class(lease=lease, **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("environ", "worker_id"),
-    [
-        ({"SENET_FAST_WORKER_ID": "7", "RANK": "3"}, 7),
-        ({"POD_INDEX": "4"}, 4),
-        ({"POD_NAME": "web-frontend-12", "SLURM_PROCID": "3"}, 12),
-        ({"RANK": "3"}, 3),
-        ({"SLURM_PROCID": " 5\n"}, 5),
-        ({"OMPI_COMM_WORLD_RANK": "6"}, 6),
-    ],
-)
-def test_environment(environ: dict[str, str], worker_id: int) -> None:
-    assert Environment(environ=environ).acquire(TWITTER) == Grant(worker_id)
-    assert Environment(environ=environ, offset=100).acquire(TWITTER).worker_id == worker_id + 100
-
-
-@pytest.mark.parametrize(
-    ("environ", "message"),
-    [
-        ({}, "no worker id in the environment; expected one of SENET_FAST_WORKER_ID, POD_INDEX"),
-        ({"RANK": ""}, "RANK is ''; expected a number"),
-        ({"RANK": "-3x"}, "RANK is '-3x'"),
-        ({"RANK": "-1"}, "RANK is '-1'"),
-        ({"POD_NAME": "web-7d4b9c6f5-x2x1z"}, "expected a number, or a name that ends in -NUMBER"),
-        ({"RANK": "1024"}, r"RANK is '1024': worker 1024; expected 0 <= worker <= 1023 \(10 bits\)"),
-    ],
-)
-def test_bad_environments(environ: dict[str, str], message: str) -> None:
-    with pytest.raises(LeaseError, match=message):
-        Environment(environ=environ).acquire(TWITTER)
-
-
-def test_environment_of_this_process(
-    generator_class: Generator, worker_id: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MY_TASK", f"{worker_id}")
-    generator = generator_class.acquire(Environment("MY_TASK"))  # type: ignore[arg-type]
-    assert generator.decode(generator.next_id()).worker_id == worker_id

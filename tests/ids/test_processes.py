@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, Program, in_child, in_threads, join, run_program
 
-from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake, SnowflakeTimeout, _places
+from senet_fast.ids import LOCAL, TWITTER, WIDE, ForkedError, Layout, Snowflake, SnowflakeTimeout
 
 
 @pytest.mark.parametrize("bulk", [False, True], ids=["next_id", "fill"])
@@ -56,11 +56,6 @@ def test_the_gil_stays_off() -> None:
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("needs a free-threaded CPython")
     run_program("import sys, senet_fast.ids; assert not sys._is_gil_enabled()", options="-W error")
-
-
-def test_a_fork_while_a_state_is_looked_for(generator_class: Generator, own_layout: Layout) -> None:
-    with _places._finding:  # as another thread would hold it
-        assert in_child(lambda: generator_class(1, own_layout).next_id()) is None
 
 
 def test_a_forked_child_is_refused(generator_class: Generator, worker_id: int) -> None:

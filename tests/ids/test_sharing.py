@@ -114,7 +114,7 @@ def test_the_kinds_of_one_worker_do_not_mix(generator_class: Generator, worker_i
         generator_class(worker_id, on_fork="share")
     with pytest.raises(ValueError, match="not another file"):
         generator_class(worker_id, file=tmp_path / "last")
-    layout = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_600_000_000_000 + worker_id)
+    layout = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_500_000_000_000 + worker_id)
     generator_class(1, layout, file=tmp_path / "other")
     generator_class(1, layout, file=tmp_path / "other")
     with pytest.raises(ValueError, match="lives elsewhere"):
@@ -160,7 +160,7 @@ def test_a_file_of_another_layout_worker_or_class_is_refused(generator_class: Ge
         generator_class(3, moved, file=path, clock=clock)
     before = path.read_bytes()
     path.write_bytes(before.replace(b"Snowflake\n", b"Sandflake\n"))
-    with pytest.raises(ValueError, match=r"format 1, of .*; expected"):
+    with pytest.raises(ValueError, match=r"says '(Python)?Sandflake'; expected '(Python)?Snowflake'"):
         generator_class(3, TWITTER, file=path, clock=FakeClock(0))
     for damage in (b"", before[:100], before + b"x", b"\0" * len(before), os.urandom(4096)):
         path.write_bytes(damage)

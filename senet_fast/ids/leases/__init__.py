@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.ids.leases._held import Grant, Lease
+from senet_fast.ids.leases._held import Grant, Lease, LeaseStatus
 from senet_fast.ids.leases.environment import Environment
 from senet_fast.ids.leases.lock_file import LockFile
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from senet_fast.ids.leases.redis import Redis as Redis
     from senet_fast.ids.leases.zookeeper import ZooKeeper as ZooKeeper
 
-__all__ = ["Environment", "Etcd", "Grant", "Lease", "LockFile", "PostgreSQL", "Redis", "ZooKeeper"]
+__all__ = ["Environment", "Etcd", "Grant", "Lease", "LeaseStatus", "LockFile", "PostgreSQL", "Redis", "ZooKeeper"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import queue
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 
-PATIENCE_S = 2.0  # for a store's answer while closing
+PATIENCE_S = 2.0  # for a store's answer, while closing or while a call meets the lease's end
+LOOK_MS = 100  # how long the holder of a file issues before it looks whether the file is still there
+
+CLOSED = "was given back by close(); acquire a worker id again"
+
+logger = logging.getLogger("senet_fast.ids")
 
 
 class Grant(NamedTuple):
@@ -28,8 +37,7 @@ class Grant(NamedTuple):
 
 
 class Lease(Protocol):
-    """Where a worker id comes from. One object leases one worker id at a time. For a grant with an end, `renew` and
-    `release` are called by one thread, which the generator starts.
+    """Where a worker id comes from. One object leases one worker id at a time.
 
     The store keeps, for each worker, the time `until_ms` before which it may have issued, and never lowers it but to
     what `release` was told. Then neither a pause nor a late message can make two holders issue one ID: a holder's IDs
@@ -37,16 +45,36 @@ class Lease(Protocol):
     """
 
     renew_every: float | None
-    """Seconds from one renewal to the next; None: never."""
+    """Seconds from one renewal to the next, by a thread that the generator starts and that also calls `release`. 0: no
+    thread; the call that meets the end of the grant (of a grant with a file, every 0.1 s) renews it. None: never.
+    """
 
     def acquire(self, layout: Layout) -> Grant:
-        """A worker id that nobody else holds; LeaseError where there is none."""
+        """A worker id that nobody else holds; LeaseError where there is none. Called again after a loss."""
 
     def renew(self) -> int:
         """The new `until_ms`. LeaseError: another holds it now, do not ask again. Other errors are tried again."""
 
     def release(self, unused_from_ms: int) -> None:
-        """Gives it back; its successor may issue from `unused_from_ms` on."""
+        """Gives it back; its successor may issue from `unused_from_ms` on. Also called for a lease that was lost."""
+
+
+class LeaseStatus(NamedTuple):
+    """How the lease of a generator stands. Times are those of this process and of its host's clock."""
+
+    worker_id: int
+    state: str
+    """"held", "lost" (no ID is issued until a worker id was acquired again) or "closed"."""
+    left_s: float | None
+    """Seconds until the end that was granted last, below 0 past it; None for no end."""
+    renewals: int
+    """How many were answered."""
+    losses: int
+    """How often the lease was lost."""
+    waiting_s: float | None
+    """How long the request under way has been without an answer; None where there is none."""
+    last_error: Exception | None
+    """Of the last request, None if it was answered."""
 
 
 class Place(Protocol):
@@ -57,29 +85,100 @@ class Place(Protocol):
     def close(self) -> int: ...
 
 
-class Held:
-    """A lease in use: a thread renews it, and gives it back at the end. Safety does not depend on the thread, as each
-    claim is bounded; nor does anyone wait long for it, as a server may never answer.
+class _Turn:
+    """A lock that no signal handler, finalizer or thread that collects garbage can wait for in vain: a second call in
+    the thread that has the turn is told so, and all that happens to it is one atomic step of a dict.
     """
 
-    def __init__(self, lease: Lease, layout: Layout) -> None:
+    def __init__(self) -> None:
+        self._taken: dict[str, tuple[int]] = {}
+
+    def take(self, mine: tuple[int], patience_s: float) -> bool:
+        """Whether the turn is `mine`, a new tuple of this thread's id."""
+        deadline = time.monotonic() + patience_s
+        while (whose := self._taken.setdefault("turn", mine)) is not mine:
+            if whose == mine or time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def end(self, mine: tuple[int]) -> None:
+        if self._taken.get("turn") is mine:
+            del self._taken["turn"]
+
+    def is_of(self, thread: int) -> bool:
+        return self._taken.get("turn") == (thread,)
+
+
+class Held:
+    """A lease in use. Safety depends on no thread and no answer, as each claim is bounded; nor does anyone wait long,
+    as a server may never answer.
+
+    reacquire: whether a lost lease is acquired again, with whatever worker id there is then.
+    on_change: is called with the LeaseStatus after each loss and each worker id that was acquired again.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        layout: Layout,
+        *,
+        reacquire: bool = True,
+        on_change: Callable[[LeaseStatus], object] | None = None,
+    ) -> None:
         self.grant = lease.acquire(layout)
-        self._unused_from_ms = self.grant.from_ms
         self._lease = lease
+        self._layout = layout
+        self._reacquire = reacquire
+        self._on_change = on_change
+        self._adopt: Callable[[Grant], Place | None] = lambda grant: None
         self._pid = os.getpid()
         self._place: Place | None = None
-        self._thread: threading.Thread | None = None
-        self._asked: float | None = None  # when the renewal under way began
-        self._renew_error: Exception | None = None  # of the last renewal
+        self._ahead_ms = 0
+        self._until_ms: int | None = None
+        self._unused_from_ms = self.grant.from_ms
+        self._state = "held"
+        self._renewals = self._losses = self._answers = 0
+        self._asked: float | None = None  # when the request under way began
+        self._error: Exception | None = None  # of the last request
+        self._hopeless = False  # the last request failed, or there is none to come: nobody waits for the next
+        self._close_wanted = self._done = False
         self._release_error: Exception | None = None
-        self._closing = threading.Lock()
-        self._closed = threading.Event()
+        self._turn = _Turn()
+        self._thread: threading.Thread | None = None
+        # Unlike those of threading, a simple queue may be put to where it is being put to already, as in a finalizer.
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         if self.grant.until_ms is not None and self.grant.file is not None:
             self.close()
             raise LeaseError(f"{lease!r} granted both a file and an end; expected one of them")
 
-    def start(self, place: Place, now_ms: int, max_backward_ms: int) -> None:
-        worker_id, from_ms, until_ms, _ = self.grant
+    @property
+    def status(self) -> LeaseStatus:
+        until_ms, asked = self._until_ms, self._asked
+        return LeaseStatus(
+            self.grant.worker_id,
+            self._state,
+            None if until_ms is None or self.grant.file else until_ms / 1000 - time.time(),
+            self._renewals,
+            self._losses,
+            None if asked is None else time.monotonic() - asked,
+            self._error,
+        )
+
+    def start(
+        self, place: Place, now_ms: int, max_backward_ms: int, max_drift_ms: int, adopt: Callable[[Grant], Place | None]
+    ) -> None:
+        """Bounds `place` by the grant. `adopt` is asked for the place of another grant, after a loss."""
+        self._adopt = adopt
+        self._ahead_ms = max_drift_ms
+        self.begin(self.grant, place, now_ms, max_backward_ms)
+        if self._lease.renew_every != 0 and self.grant.until_ms is not None:
+            name = f"lease of {self.grant.worker_id}"
+            self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
+            self._thread.start()
+
+    def begin(self, grant: Grant, place: Place, now_ms: int, max_backward_ms: int) -> None:
+        worker_id, from_ms, until_ms, file = grant
         if until_ms is not None and now_ms >= until_ms:
             raise LeaseError(
                 f"worker {worker_id} was leased until {until_ms} ms, and this host's clock already reads {now_ms} ms:"
@@ -90,66 +189,209 @@ class Held:
                 f"worker {worker_id} was leased from {from_ms} ms on, and this host's clock reads {now_ms} ms: it runs"
                 f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
             )
-        self._place = place
+        if file is not None and self._lease.renew_every == 0:
+            until_ms = self._until_look(now_ms)
+            content = _wordfile.read(*file)
+            if content is None or content.last_ms(self._layout) is None:
+                # Made in place of one that was deleted? Whoever held that may issue until it looks again.
+                place.skip_to(until_ms)
         place.skip_to(from_ms)
-        if until_ms is None:
-            return
-        place.grant(until_ms)
-        self._thread = threading.Thread(target=self._keep, args=(place,), name=f"lease of {worker_id}", daemon=True)
-        self._thread.start()
+        if until_ms is not None:
+            place.grant(until_ms)
+        self._place, self._until_ms = place, until_ms
 
-    def _keep(self, place: Place) -> None:
+    def _until_look(self, now_ms: int) -> int:
+        """The end of the tick in which the file will be looked at again."""
+        layout = self._layout
+        ticks = (now_ms + LOOK_MS + self._ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
+        return layout.epoch_ms + ticks * layout.tick_ms
+
+    def extend(self, now_ms: int, patience_s: float) -> bool:
+        """Whether a claim that met the end may be tried again. It waits `patience_s` at the most for the answers of the
+        store that are under way, or that nobody has asked for yet.
+        """
+        if self._lease.renew_every == 0:
+            return self._extend_here(now_ms, patience_s)
+        if self._thread is None or self._pid != os.getpid():
+            return False
+        answers, deadline = self._answers, time.monotonic() + patience_s
+        if self._asked is None and not self._hopeless:
+            self._messages.put("renew")
+        while self._thread.is_alive() and self._state != "closed" and not self._hopeless:
+            if self._state == "held" and self._answers != answers:
+                return True
+            if time.monotonic() >= deadline or self._turn.is_of(threading.get_ident()):
+                break
+            time.sleep(0.001)
+        return False
+
+    def _extend_here(self, now_ms: int, patience_s: float) -> bool:
+        """Without a thread: also in forked children, each of which looks for itself."""
+        mine = (threading.get_ident(),)
+        try:
+            if not self._turn.take(mine, patience_s):
+                return False
+            place = self._place
+            if self._state == "held" and place is not None:
+                try:
+                    until_ms = self._lease.renew()
+                except LeaseError as error:
+                    if self.grant.file:
+                        place.close()  # what is mapped is the old file, which children may have, too
+                    self._lost(error)
+                else:
+                    self._until_ms = self._until_look(now_ms) if self.grant.file else until_ms
+                    place.grant(self._until_ms)
+                    self._renewals += 1
+                    return True
+            return self._state == "lost" and self._reacquire and self._acquired_again()
+        finally:
+            self._turn.end(mine)
+            if self._close_wanted:  # by a signal handler, meanwhile
+                self.close()
+
+    def _keep(self) -> None:
+        """The thread: renews, acquires again what was lost, and gives back at the end."""
         every = self._lease.renew_every
         wait = every
-        while not self._closed.wait(wait):
+        while self._next_message(wait) != "close":
+            if self._state == "lost":
+                if self._reacquire:
+                    wait = every if self._acquired_again() else (every or 1.0) / 4
+                continue
             self._asked = time.monotonic()
             try:
-                place.grant(self._lease.renew())
-                self._renew_error, wait = None, every
+                until_ms = self._lease.renew()
+                if self._place is not None:
+                    self._place.grant(until_ms)
+                self._until_ms, self._error, self._hopeless, wait = until_ms, None, False, every
+                self._renewals += 1
             except LeaseError as error:
-                self._renew_error, wait = error, None
+                self._lost(error)
+                wait = 0 if self._reacquire else None
             except Exception as error:
-                self._renew_error, wait = error, (every or 0) / 4
+                if self._error is None:
+                    logger.warning("worker %d: its renewal failed, and is tried again: %s", self.grant.worker_id, error)
+                self._error, self._hopeless, wait = error, True, (every or 0) / 4
             finally:
                 self._asked = None
+                self._answers += 1
+        self._give_back()
+
+    def _next_message(self, wait: float | None) -> str:
+        """The first that was sent, within `wait` seconds; "close" before all others."""
+        messages = []
+        with suppress(queue.Empty):
+            messages.append(self._messages.get(timeout=wait))
+            while True:
+                messages.append(self._messages.get_nowait())
+        return max(messages, key="close".__eq__, default="")
+
+    def _lost(self, error: LeaseError) -> None:
+        self._state, self._error, self._hopeless = "lost", error, not self._reacquire
+        self._losses += 1
+        and_now = "another is acquired" if self._reacquire else "no more IDs are issued"
+        logger.warning("worker %d was lost, and %s: %s", self.grant.worker_id, and_now, error)
+        self._tell()
+
+    def _acquired_again(self) -> bool:
+        """Whether a worker id could be acquired in place of the lost one, and the generator issues from it."""
+        self._asked = time.monotonic()
+        before = self.grant.worker_id
         try:
-            self._lease.release(self._unused_from_ms)
+            with suppress(Exception):  # it is another's; this tells the lease that it holds nothing any more
+                self._lease.release(self._unused_from_ms)
+            grant = self._lease.acquire(self._layout)
+            place = None
+            try:
+                place = None if self._close_wanted else self._adopt(grant)
+                if place is None or self._close_wanted:
+                    raise LeaseError("the generator was closed meanwhile")
+            except BaseException:
+                self._lease.release(grant.from_ms if place is None else place.close())
+                raise
         except Exception as error:
-            self._release_error = error
+            if str(error) != str(self._error) and not self._close_wanted:
+                logger.warning("no worker id in place of %d yet: %s", before, error)
+            self._error, self._hopeless = error, True
+            return False
+        finally:
+            self._asked = None
+        self.grant, self._error, self._hopeless, self._pid = grant, None, False, os.getpid()
+        self._state = "held"
+        self._answers += 1
+        logger.warning("worker %d issues as %d from now on", before, grant.worker_id)
+        self._tell()
+        return True
+
+    def _tell(self) -> None:
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(self.status)
+        except Exception:
+            logger.exception("the callback of a changed lease failed")
 
     def close(self) -> None:
-        """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent.
+        """Stops the generators of this worker and gives it back. A fork's child leaves that to its parent. Signal
+        handlers and finalizers may call it where it is running already, in whatever thread.
 
         LeaseError where the store does not answer: it frees the worker id when the lease ends.
         """
         if self._pid != os.getpid():
             return
-        with self._closing:
-            if self._closed.is_set():
-                return
-            if self._place is not None:
-                self._unused_from_ms = self._place.close()
-            self._closed.set()
-            if self._thread is None:
-                self._lease.release(self._unused_from_ms)
-            elif self._thread is not threading.current_thread():  # which may collect a generator as garbage
-                self._thread.join(PATIENCE_S)
-                if self._thread.is_alive():
-                    raise LeaseError(
-                        f"worker {self.grant.worker_id} was not given back, since its store has not answered for"
-                        f" {PATIENCE_S} s; it will be free when the lease ends"
-                    )
-                if self._release_error is not None:
-                    raise self._release_error
+        self._close_wanted = True
+        mine = (threading.get_ident(),)
+        try:
+            if self._turn.take(mine, PATIENCE_S):
+                self._close()
+            elif not self._turn.is_of(threading.get_ident()):  # else this thread is at it, and goes on after the handler
+                raise LeaseError(f"worker {self.grant.worker_id} has been closed by another thread for {PATIENCE_S} s")
+        finally:
+            self._turn.end(mine)
+
+    def _close(self) -> None:
+        if self._done:
+            return
+        held, self._state = self._state == "held", "closed"
+        if self._place is not None:
+            self._unused_from_ms = self._place.close()
+        if self._thread is None:
+            self._give_back()
+        elif self._thread is not threading.current_thread():  # which may collect a generator as garbage
+            self._messages.put("close")
+            self._thread.join(PATIENCE_S)
+            if self._thread.is_alive() and held:
+                self._done = True
+                raise LeaseError(
+                    f"worker {self.grant.worker_id} was not given back, since its store has not answered for"
+                    f" {PATIENCE_S} s; it will be free when the lease ends"
+                )
+        else:
+            self._messages.put("close")
+        self._done = True
+        if self._release_error is not None and held:
+            raise self._release_error
+
+    def _give_back(self) -> None:
+        try:
+            self._lease.release(self._unused_from_ms)
+        except Exception as error:
+            self._release_error = error
 
     def forget(self) -> None:
         """close() where nobody hears of an error."""
         with suppress(Exception):
             self.close()
 
+    def end(self) -> str:
+        """How the lease ended, for the message of LeaseExpired where no end was granted."""
+        return f"was lost: {self._error}" if self._state == "lost" else CLOSED
+
     def why(self) -> str:
         """What became of the renewals, for the message of LeaseExpired."""
-        asked, error = self._asked, self._renew_error
+        asked, error = self._asked, self._error
         if error is not None:
-            return f"; its renewal failed: {error}"
+            what = "its renewal failed" if self._state == "held" or not self._reacquire else "it was lost"
+            return f"; {what}: {error}"
         return "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"

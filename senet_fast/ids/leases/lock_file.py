@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import mmap
 import os
+import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
+from senet_fast.ids.leases import _folder, _host
 from senet_fast.ids.leases._held import Grant
 from senet_fast.ids.leases._store import candidates, layout_name, named, now_ms
 
-DIRECTORY = "/var/tmp/senet_fast_ids"  # survives a restart of the host, and is the same for all its users
+VARIABLE = "SENET_FAST_LEASES"
+_AHEAD_MS = 1000  # how far a last ID may lie ahead of the clock; and how far a group's file is written ahead
+
+_logger = logging.getLogger("senet_fast.ids")
+
+
+def default_directory() -> str:
+    """A folder for each user: nobody else can take its names, fill it or change what is in it. /var/tmp outlives a
+    restart of the host, as $XDG_RUNTIME_DIR does not, and services without a home have it, too.
+    """
+    return f"/var/tmp/senet_fast_ids-{os.geteuid()}"
+
+
+def directory(given: str | os.PathLike[str] | None = None) -> tuple[str, bool]:
+    """The absolute path of the folder, and whether somebody named it."""
+    if given is not None:
+        return os.path.abspath(os.path.expanduser(os.fsdecode(given))), True
+    if not (named_by := os.environ.get(VARIABLE)):
+        return default_directory(), False
+    path = os.path.expanduser(named_by)
+    if not os.path.isabs(path):
+        raise LeaseError(
+            f"{VARIABLE} is {named_by!r}; expected an absolute path, since each process may run in a folder of its own"
+        )
+    return os.path.normpath(path), True
+
+
+class NoneFree(LeaseError):
+    """All worker ids that a LockFile may choose from are held, or unusable."""
 
 
 class LockFile:
@@ -21,66 +52,169 @@ class LockFile:
 
     The last ID lives in the file: a forked child shares it, and whoever takes the worker next goes on behind it, at
     once after a crash and also if the clock was set back meanwhile. Workers whose last ID lies more than a second ahead
-    of the clock are passed over.
+    of the clock are passed over, and so are files that are damaged, links, or somebody else's; the logger
+    `senet_fast.ids` says which. A file that is deleted while it is held is noticed before its worker id can repeat.
 
-    directory: where the files are, a folder for each layout; default $SENET_FAST_LEASES, else /var/tmp/senet_fast_ids.
-        All processes of the host that use the layout must name the same one, on a local file system. Containers and
-        services with a private /var/tmp need one that they share, or a lease of another kind.
+    directory: where the files are, a folder for each layout; default $SENET_FAST_LEASES, else a folder of this user in
+        /var/tmp. All processes of the host that use the layout must name the same one, on a local file system. It must
+        belong to this user and be nobody else's to write. To share worker ids between users, its owner or root gives it
+        a group and mode 2770 (`install -d -m 2770 -g GROUP FOLDER`): the last ID then lives in memory, forked children
+        share it by on_fork="share" only, and the next holder of a killed one's worker waits for up to a second.
+        In a container, or a service with a /var/tmp of its own, the default is refused, since others would take the
+        same worker ids.
     workers: the worker ids to choose from; default: all of the layout.
     """
 
-    renew_every: float | None = None
+    renew_every: float | None = 0.0
 
     def __init__(
         self, directory: str | os.PathLike[str] | None = None, *, workers: Iterable[int] | None = None
     ) -> None:
-        self._directory = Path(directory or os.environ.get("SENET_FAST_LEASES") or DIRECTORY)
+        self._directory = None if directory is None else _absolute(directory)
         self._named = named(workers)
+        self._together = False
+        self._folders: list[_folder.Folder] = []
         self._fd: int | None = None
+        self._name = ""
+        self._layout: Layout | None = None
+
+    @classmethod
+    def of(cls, worker_id: int, *, together: bool) -> LockFile:
+        """The file of one worker id that was chosen elsewhere, in whatever /var/tmp this process sees. `together`: held
+        with all others that ask so, who issue from the last ID in the file.
+        """
+        lease = cls(workers=[worker_id])
+        lease._directory = directory()[0]
+        lease._together = together
+        return lease
 
     def acquire(self, layout: Layout) -> Grant:
         if self._fd is not None:
             raise LeaseError("this LockFile already holds a worker id; expected one LockFile for each generator")
-        folder = self._directory / layout_name(layout)
-        for path in (self._directory, folder):
-            _make_for_everybody(path)
-        now = now_ms()
         workers = candidates(self._named, layout)
-        ahead = 0
+        path = self._directory or self._default()
+        self._layout = layout
+        try:
+            self._folders = [top := _folder.open_top(path)]
+            self._folders.append(_folder.open_below(top, layout_name(layout)))
+            return self._first_free(workers, layout)
+        except BaseException:
+            self._close()
+            raise
+
+    def _default(self) -> str:
+        path, is_named = directory()
+        if not is_named and (why := _host.why_private(path)):
+            raise LeaseError(
+                f"{path} is not the same for all processes of this host: {why}. Others would take the same worker ids."
+                f" Name a folder that all of them see, such as a shared volume, by {VARIABLE} or LockFile(directory); or"
+                " lease from Redis, PostgreSQL, etcd or ZooKeeper; or take the number that the scheduler gave, by"
+                " Environment(). If this is the only process with IDs of the layout, fix a worker_id"
+            )
+        return path
+
+    def _first_free(self, workers: Iterable[int], layout: Layout) -> Grant:
+        folder = self._folders[-1]
+        held = ahead = 0
+        unusable = []
         for worker_id in workers:
-            path = folder / f"{worker_id}"
-            fd = _wordfile.open_file(path, for_everybody=True)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                last_ms = _wordfile.last_ms(fd, path, layout)
-                if last_ms is None or last_ms <= now + 1000:
-                    self._fd = fd
-                    return Grant(worker_id, file=(fd, str(path)))
-                ahead += 1
+                fd = _folder.open_file(folder, f"{worker_id}")
+            except ValueError as error:
+                unusable.append(f"{worker_id} {error}")
+                continue
+            self._fd, self._name = fd, f"{worker_id}"
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if self._together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                content = _wordfile.read(fd, self._path)
+                if content is not None:
+                    _wordfile.check(content, self._path, layout, worker_id)
+                last_ms = None if content is None else content.last_ms(layout)
+                if not _folder.is_there(folder, self._name, fd):
+                    held += 1  # it was exchanged meanwhile
+                elif last_ms is not None and last_ms > now_ms() + _AHEAD_MS:
+                    ahead += 1
+                else:
+                    if unusable:
+                        _logger.warning("%s: passed over %s", folder.path, _some(unusable))
+                    return self._grant(worker_id, layout)
             except BlockingIOError:
-                pass
-            finally:
-                if self._fd is None:
-                    os.close(fd)
-        held = f"{len(workers) - ahead} of {len(workers)} worker ids are held"
-        raise LeaseError(
-            f"{folder}: {held}" + (f", and the last ID of {ahead} lies ahead of the clock" if ahead else "")
-        )
+                held += 1
+            except ValueError as error:
+                unusable.append(f"{worker_id}: {error}")
+            os.close(fd)
+            self._fd = None
+        said = [f"{held} of {held + ahead + len(unusable)} worker ids are held"]
+        said += [f"the last ID of {ahead} lies ahead of the clock"] if ahead else []
+        said += [f"passed over {_some(unusable)}"] if unusable else []
+        raise NoneFree(f"{folder.path}: {', and '.join(said)}")
+
+    @property
+    def _path(self) -> str:
+        return f"{self._folders[-1].path}/{self._name}"
+
+    def _grant(self, worker_id: int, layout: Layout) -> Grant:
+        assert self._fd is not None
+        shared_by = self._folders[-1].shared_by
+        if self._together and shared_by is not None:
+            raise LeaseError(f"{self._folders[0].path} is shared by a group; expected a folder of this user alone")
+        if not self._together:
+            _wordfile.prepare(self._fd, self._path, _wordfile.ANY_OWNER, layout, worker_id, 0, exclusive=True)
+        if shared_by is None:
+            return Grant(worker_id, file=(self._fd, self._path))
+        # Not mapped: whoever shares the file could truncate it, and this process would end by SIGBUS.
+        content = _wordfile.read(self._fd, self._path)
+        assert content is not None
+        last_ms = content.last_ms(layout)
+        # The holder of a file that was deleted before this one was made may issue until it looks again.
+        from_ms = now_ms() + _AHEAD_MS if last_ms is None else last_ms + layout.tick_ms
+        until_ms = self._write_ahead(from_ms)
+        while (early_ms := from_ms - now_ms()) > 0:
+            time.sleep(early_ms / 1000)
+        return Grant(worker_id, from_ms, until_ms)
+
+    def _write_ahead(self, from_ms: int = 0) -> int:
+        """Promises the next second to this holder, in the file."""
+        until_ms = max(from_ms, now_ms()) + _AHEAD_MS
+        self._write(until_ms)
+        return until_ms
+
+    def _write(self, until_ms: int) -> None:
+        """The last ID before `until_ms`."""
+        assert self._fd is not None and self._layout is not None
+        layout = self._layout
+        tick = -((layout.epoch_ms - until_ms) // layout.tick_ms) + _wordfile.FIRST_TICK
+        _wordfile.write_word(self._fd, (tick << layout.sequence.width) - 1)
 
     def renew(self) -> int:
-        raise LeaseError("a lock file is not renewed")
+        """Asked by the claims that reach the end of the grant."""
+        if self._fd is None:
+            raise LeaseError("this LockFile holds no worker id")
+        if not _folder.is_there(self._folders[-1], self._name, self._fd):
+            raise LeaseError(f"the lock file {self._path} was deleted or exchanged while it was held")
+        if (size := os.fstat(self._fd).st_size) != mmap.PAGESIZE:
+            raise LeaseError(f"the lock file {self._path} was truncated to {size} bytes while it was held")
+        return now_ms() if self._folders[-1].shared_by is None else self._write_ahead()
 
     def release(self, unused_from_ms: int) -> None:
-        """The last ID is in the file, which forked children may go on to share with the next holder."""
+        """The last ID stays in the file, which forked children may go on to share with the next holder."""
+        if self._fd is not None and self._folders[-1].shared_by is not None:
+            self._write(unused_from_ms)
         if self._fd is not None:
             _wordfile.unlock(self._fd)
-            os.close(self._fd)
-            self._fd = None
+        self._close()
+
+    def _close(self) -> None:
+        for fd in [folder.fd for folder in self._folders] + ([] if self._fd is None else [self._fd]):
+            os.close(fd)
+        self._folders, self._fd = [], None
 
 
-def _make_for_everybody(path: Path) -> None:
-    try:
-        path.mkdir(parents=True)
-        path.chmod(0o1777)
-    except FileExistsError:
-        pass
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+
+
+def _some(unusable: list[str]) -> str:
+    """The first few, and how many more."""
+    more = len(unusable) - 3
+    return "; ".join(unusable[:3]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,204 @@
+"""The folders of a host's lock files, of this user or shared by a group.
+
+Everything is opened by its folder's descriptor and never through a link; what belongs to somebody else, or may be
+written by everybody, is refused by name. Modes are changed only of what this process has just made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import os
+import pwd
+import stat
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+from senet_fast.ids.errors import LeaseError
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATIENCE_S = 5.0  # for a cleaner that is at work in a folder
+_HOW_ELSE = (
+    "; name a folder that this user may write to, by SENET_FAST_LEASES or LockFile(directory), or a worker id, by"
+    " Snowflake(worker_id=...) or --worker-id"
+)
+
+
+class Folder(NamedTuple):
+    """An open folder. `shared_by`: the group whose members share it, None for this user's own."""
+
+    fd: int
+    path: str
+    shared_by: int | None
+
+
+def user(uid: int) -> str:
+    with suppress(KeyError):
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    return f"uid {uid}"
+
+
+def group(gid: int) -> str:
+    with suppress(KeyError):
+        return f"{grp.getgrgid(gid).gr_name} (gid {gid})"
+    return f"gid {gid}"
+
+
+def kind_of(mode: int) -> str:
+    """What a file is, in words."""
+    kinds = {
+        stat.S_ISLNK: "a symbolic link",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a FIFO",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a file")
+
+
+def open_top(path: str) -> Folder:
+    """The folder at an absolute path, made with mode 0700 where it is not there. It must be this user's and nobody
+    else's to write; or have mode 2770 (setgid), which shares it with its group, and be this user's or root's.
+    """
+    try:
+        _make(path)
+        fd = _open(path, None, path)
+    except OSError as error:
+        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{_HOW_ELSE}") from None
+    return _held_to(fd, path, None)
+
+
+def _make(path: str) -> None:
+    """The folder and what is missing above it; os.makedirs would leave the modes of those to the umask."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        if os.path.isdir(os.path.dirname(path)):
+            raise
+        _make(os.path.dirname(path))
+        _make(path)
+
+
+def open_below(top: Folder, name: str) -> Folder:
+    """The folder `name` in `top`, made as `top` is shared where it is not there."""
+    path = f"{top.path}/{name}"
+    made = True
+    try:
+        try:
+            os.mkdir(name, 0o700 if top.shared_by is None else 0o770, dir_fd=top.fd)
+        except FileExistsError:
+            made = False
+        fd = _open(name, top.fd, path)
+    except OSError as error:
+        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{_HOW_ELSE}") from None
+    if made and top.shared_by is not None and os.fstat(fd).st_uid == os.geteuid():
+        os.fchmod(fd, 0o2770)  # the umask may have taken the group's right to write
+    return _held_to(fd, path, top)
+
+
+def _open(name: str, within: int | None, path: str) -> int:
+    try:
+        return os.open(name, _OPEN, dir_fd=within)
+    except OSError:
+        mode = os.stat(name, dir_fd=within, follow_symlinks=False).st_mode
+        if not stat.S_ISDIR(mode):
+            raise LeaseError(f"{path} is {kind_of(mode)}; expected a folder") from None
+        raise
+
+
+def _held_to(fd: int, path: str, top: Folder | None) -> Folder:
+    """The open folder, locked against cleaners, if its owner and mode are as they must be; else it is closed."""
+    try:
+        status = os.fstat(fd)
+        mode = stat.S_IMODE(status.st_mode)
+        said = f"{path} belongs to {user(status.st_uid)} and {group(status.st_gid)} with mode {mode:04o}"
+        shared_by = status.st_gid if mode & 0o2020 == 0o2020 else None
+        if mode & 0o002:
+            raise LeaseError(f"{said}, so everybody may write to it; expected 0700, or 2770 to share it with a group")
+        if mode & 0o020 and shared_by is None:
+            raise LeaseError(f"{said}; expected 0700, or 2770 (with setgid) to share worker ids with the group")
+        if top is not None and top.shared_by is not None:
+            if status.st_gid != top.shared_by:
+                raise LeaseError(f"{said}; expected {group(top.shared_by)}, which shares {top.path}")
+            shared_by = top.shared_by
+        elif status.st_uid != os.geteuid() and not (shared_by is not None and status.st_uid == 0):
+            raise LeaseError(
+                f"{said}; expected a folder of {user(os.geteuid())}, or one of root's with mode 2770 that a group shares"
+            )
+        _lock_out_cleaners(fd, path)
+        return Folder(fd, path, shared_by)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _lock_out_cleaners(fd: int, path: str) -> None:
+    """systemd-tmpfiles passes a folder over that it cannot lock for itself alone."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LeaseError(
+                    f"{path} has been locked by another process for {_PATIENCE_S} s, as a cleaner does"
+                    " while it is at work"
+                ) from None
+            time.sleep(0.01)
+
+
+def open_file(folder: Folder, name: str) -> int:
+    """The descriptor of the file `name`, made where it is not there. ValueError says why it is none to use: not a
+    plain file of this user's or of the group that shares the folder, or one with two names.
+    """
+    shared = folder.shared_by is not None
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not be waited for
+    try:
+        try:
+            fd = os.open(name, flags, dir_fd=folder.fd)
+        except FileNotFoundError:
+            try:
+                fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o660 if shared else 0o600, dir_fd=folder.fd)
+                if shared:
+                    os.fchmod(fd, 0o660)
+            except FileExistsError:  # another process was first
+                fd = os.open(name, flags, dir_fd=folder.fd)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode
+            raise ValueError(error.strerror if stat.S_ISREG(mode) else f"is {kind_of(mode)}") from None
+        raise LeaseError(f"{folder.path}/{name}: {error.strerror}{_HOW_ELSE}") from None
+    status = os.fstat(fd)
+    why = None
+    if not stat.S_ISREG(status.st_mode):
+        why = f"is {kind_of(status.st_mode)}"
+    elif status.st_nlink > 1:
+        why = f"has {status.st_nlink} names"
+    elif status.st_mode & (0o002 if shared else 0o022):
+        why = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    elif shared and status.st_gid != folder.shared_by:
+        why = f"belongs to {group(status.st_gid)}"
+    elif not shared and status.st_uid != os.geteuid():
+        why = f"belongs to {user(status.st_uid)}"
+    if why is None:
+        return fd
+    os.close(fd)
+    raise ValueError(why)
+
+
+def is_there(folder: Folder, name: str, fd: int) -> bool:
+    """Whether `fd` is still the file of that name in that folder, and the folder still at its path."""
+    try:
+        for here, now in (
+            (os.fstat(fd), os.stat(name, dir_fd=folder.fd, follow_symlinks=False)),
+            (os.fstat(folder.fd), os.stat(folder.path, follow_symlinks=False)),
+        ):
+            if (here.st_dev, here.st_ino) != (now.st_dev, now.st_ino):
+                return False
+    except OSError:
+        return False
+    return True
