@@ -125,9 +125,10 @@ def test_closing_within_closing(threaded: bool, generator_class: Generator, own_
 
 def test_closing_while_a_lock_file_is_looked_at(generator_class: Generator, own_layout: Layout, tmp_path: Path) -> None:
     """The handler comes while the call renews, or acquires again what was lost; nothing stays locked."""
+    clock = FakeClock(0)
     for lost in (False, True):
         for step in itertools.count():
-            clock = FakeClock(time.time_ns() // 1_000_000)
+            clock.now_ms = time.time_ns() // 1_000_000
             generator = generator_class.acquire(LockFile(tmp_path), own_layout, clock=clock)
             assert generator.worker_id == 0
             clock.now_ms += 1000
