@@ -73,8 +73,8 @@ class LeaseStatus(NamedTuple):
     """How often the lease was lost."""
     waiting_s: float | None
     """How long the request under way has been without an answer; None where there is none."""
-    last_error: Exception | None
-    """Of the last request, None if it was answered."""
+    last_error: str | None
+    """Why the last request failed, None if it was answered."""
 
 
 class Place(Protocol):
@@ -140,7 +140,7 @@ class Held:
         self._state = "held"
         self._renewals = self._losses = self._answers = 0
         self._asked: float | None = None  # when the request under way began
-        self._error: Exception | None = None  # of the last request
+        self._error: str | None = None  # of the last request; text, as an exception would keep all that it went through
         self._hopeless = False  # the last request failed, or there is none to come: nobody waits for the next
         self._close_wanted = self._done = False
         self._release_error: Exception | None = None
@@ -271,8 +271,8 @@ class Held:
                 wait = 0 if self._reacquire else None
             except Exception as error:
                 if self._error is None:
-                    logger.warning("worker %d: its renewal failed, and is tried again: %s", self.grant.worker_id, error)
-                self._error, self._hopeless, wait = error, True, (every or 0) / 4
+                    logger.warning("worker %d: its renewal failed, and is tried again: %s", self.grant.worker_id, _said(error))
+                self._error, self._hopeless, wait = _said(error), True, (every or 0) / 4
             finally:
                 self._asked = None
                 self._answers += 1
@@ -288,10 +288,10 @@ class Held:
         return max(messages, key="close".__eq__, default="")
 
     def _lost(self, error: LeaseError) -> None:
-        self._state, self._error, self._hopeless = "lost", error, not self._reacquire
+        self._state, self._error, self._hopeless = "lost", _said(error), not self._reacquire
         self._losses += 1
         and_now = "another is acquired" if self._reacquire else "no more IDs are issued"
-        logger.warning("worker %d was lost, and %s: %s", self.grant.worker_id, and_now, error)
+        logger.warning("worker %d was lost, and %s: %s", self.grant.worker_id, and_now, self._error)
         self._tell()
 
     def _acquired_again(self) -> bool:
@@ -311,9 +311,9 @@ class Held:
                 self._lease.release(grant.from_ms if place is None else place.close())
                 raise
         except Exception as error:
-            if str(error) != str(self._error) and not self._close_wanted:
-                logger.warning("no worker id in place of %d yet: %s", before, error)
-            self._error, self._hopeless = error, True
+            if _said(error) != self._error and not self._close_wanted:
+                logger.warning("no worker id in place of %d yet: %s", before, _said(error))
+            self._error, self._hopeless = _said(error), True
             return False
         finally:
             self._asked = None
@@ -395,3 +395,7 @@ class Held:
             what = "its renewal failed" if self._state == "held" or not self._reacquire else "it was lost"
             return f"; {what}: {error}"
         return "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
