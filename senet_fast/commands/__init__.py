@@ -82,7 +82,7 @@ def reader(form: str) -> Callable[[str], int]:
     if form == "int":
         return partial(decimal, "id")
     if form == "hex":
-        return lambda text: from_string(text.rjust(FORMS["hex"].width, "0"), "hex")
+        return lambda text: from_string(text and text.rjust(FORMS["hex"].width, "0"), "hex")
     return partial(from_string, form=form)
 
 
