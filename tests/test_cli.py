@@ -88,6 +88,7 @@ def test_bad_arguments_are_named(arguments: list[str], named: str) -> None:
         ("range 1 2", 2),
         ("decode x", 1),
         ("decode --layout nobody 1", 2),
+        ("fuse plain", 2),
     ],
 )
 def test_messages_to_a_closed_stderr_go_nowhere(arguments: str, code: int) -> None:

@@ -301,6 +301,8 @@ def test_decode_takes_what_numpy_makes_an_array_of() -> None:
         assert TWITTER.decode(series).worker_id.tolist() == [378, 0]
     with pytest.raises(TypeError, match="ids has dtype object; expected int64 or uint64"):
         TWITTER.decode(pandas.Series(list(map(str, numbers)), dtype=object))
+    pyarrow = pytest.importorskip("pyarrow")
+    assert TWITTER.decode(pyarrow.array(numbers)).worker_id.tolist() == [378, 0]
 
 
 def test_a_worker_id_has_named_parts() -> None:
