@@ -1,5 +1,6 @@
 """Time ranges, strings, and whole arrays of fields."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
@@ -7,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from senet_fast.ids import BAIDU, DISCORD, JS53, LOCAL, SONYFLAKE, TWITTER, Layout, from_string, to_string
+from senet_fast.ids import (
+    BAIDU,
+    DISCORD,
+    INSTAGRAM,
+    JS53,
+    LOCAL,
+    SONYFLAKE,
+    TWITTER,
+    WIDE,
+    Layout,
+    from_string,
+    to_string,
+)
 from senet_fast.ids.strings import FORMS
 
 MAX = 2**63 - 1
@@ -145,6 +158,18 @@ def test_bad_ranges() -> None:
     worker_first = Layout(worker=10, timestamp=41, sequence=12, epoch_ms=0)
     with pytest.raises(ValueError, match="does not sort by time"):
         worker_first.min_id(5)
+
+
+@pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE, INSTAGRAM, JS53, WIDE], ids=repr)
+@pytest.mark.parametrize("every", [1, 3, 16, 1000])
+def test_shards_are_chosen_by_the_highest_bits_of_a_product(layout: Layout, every: int) -> None:
+    """As docs/ids.md has it, for IDs that are alone in their ticks, which come so many ticks apart."""
+    ticks = range(0, 1600 * every, every)
+    drawn = [layout.encode(1_800_000_000_000 + tick * layout.tick_ms, worker_id=3) for tick in ticks]
+    assert len({number % 16 for number in drawn}) == 1
+    shards = Counter(number * 0x9E3779B97F4A7C15 % 2**64 >> 60 for number in drawn)
+    assert len(shards) == 16
+    assert max(shards.values()) < 200  # 100 were even
 
 
 @pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE], ids=repr)
