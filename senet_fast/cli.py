@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from senet_fast._version import __version__
-from senet_fast.commands import decode, demo, fuse, ids, info, range
+from senet_fast.commands import UsageError, complain, decode, demo, discard, flush_stderr, fuse, ids, info, range
 
 COMMANDS = (demo, fuse, ids, decode, range, info)
 
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m senet_fast", description="Fused Squeeze-and-Excitation for PyTorch, and Snowflake IDs."
     )
     top.add_argument("--version", action="version", version=f"senet_fast {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add(commands)
     return top
@@ -24,30 +24,32 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Without a command it prints help."""
-    top = parser()
-    options = top.parse_args(arguments)
-    if not hasattr(options, "run"):
-        top.print_help()
-        return 0
+    if sys.stderr is None:  # closed: print() and argparse would write to stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
-        print("error: stdout is closed", file=sys.stderr)
+        complain("error", "stdout is closed")
         return 1
-    code: int = 0
+    top = parser()
+    options = argparse.Namespace(code=0)  # a command notes there what it could not do before its output breaks off
     try:
-        code = options.run(options)
-        sys.stdout.flush()
-        return code
+        try:
+            top.parse_args(arguments, options)
+            if options.command is None:
+                top.print_help()
+            else:
+                options.code = options.run(options)
+        finally:
+            flush_stderr()
+            sys.stdout.flush()  # what argparse printed before it exits, or a command before an error, too
     except BrokenPipeError:
-        discard_output()  # the reader (head, less) has what it wanted
-        return code
+        discard(sys.stdout)  # the reader (head, less) has what it wanted
+    except UsageError as error:
+        complain(options.command, error)
+        options.code = 2
     except OSError as error:
-        discard_output()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        discard(sys.stdout)
+        complain("error", error)
+        options.code = 1
     except KeyboardInterrupt:
-        return 130
-
-
-def discard_output() -> None:
-    """Send to nowhere what the interpreter would flush to stdout at exit, and fail at again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        options.code = 130
+    return int(options.code)

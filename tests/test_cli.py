@@ -1,4 +1,4 @@
-"""The command line, run as users run it: help, pipes, bad lines, JSON."""
+"""The command line, run as users run it: help, streams that are closed or full, bad arguments, networks."""
 
 import json
 import os
@@ -9,19 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-COMMAND = [sys.executable, "-m", "senet_fast"]
-
-
-@pytest.fixture(autouse=True)
-def lock_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the host's."""
-    monkeypatch.setenv("SENET_FAST_LEASES", str(tmp_path / "leases"))
-
-
-def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=120)
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+from cli_testing import COMMAND, lock_files, run  # noqa: F401 - the fixture is for every test here
 
 
 def test_no_command_prints_help() -> None:
@@ -29,38 +17,6 @@ def test_no_command_prints_help() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     assert all(f"\n    {command} " in done.stdout for command in ("demo", "fuse", "ids", "decode", "range", "info"))
-
-
-def test_ids_increase_and_decode() -> None:
-    drawn = run("ids", "-n", "10000", "--worker-id", "7")
-    ids = [int(line) for line in drawn.stdout.splitlines()]
-    assert (drawn.returncode, drawn.stderr) == (0, "")
-    assert ids == sorted(set(ids))
-    assert len(ids) == 10000
-    decoded = run("decode", stdin=drawn.stdout.encode())
-    rows = [line.split("\t") for line in decoded.stdout.splitlines()]
-    assert [int(row[0]) for row in rows] == ids
-    assert {row[2] for row in rows} == {"7"}
-    assert rows[0][1].endswith("+00:00")
-
-
-def test_hex_has_one_width_and_round_trips() -> None:
-    drawn = run("ids", "-n", "3", "--layout", "wide", "--worker-id", "1", "--format", "hex").stdout
-    assert {len(line) for line in drawn.splitlines()} == {16}
-    decoded = run("decode", "--layout", "WIDE", "--format", "hex", stdin=drawn.encode())
-    assert decoded.returncode == 0
-    assert [line.split("\t")[0] for line in decoded.stdout.splitlines()] == drawn.split()
-
-
-def test_no_ids_for_a_count_of_zero() -> None:
-    done = run("ids", "-n", "0", "--worker-id", "1")
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def test_a_layout_without_workers_needs_no_worker_id() -> None:
-    done = run("ids", "--layout", "local")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout)
 
 
 def test_a_reader_that_stops_is_no_error() -> None:
@@ -101,6 +57,15 @@ def test_a_closed_stream_is_one_message(arguments: str, closed: str) -> None:
         (["ids", "--worker-id", "1024"], "1024"),
         (["ids", "--layout", "nobody"], "'nobody'; expected one of"),
         (["ids", "-n", "-1"], "-1"),
+        (["ids", "-n", "1_0"], "the number is '1_0'; expected a decimal number"),
+        (["ids", "-n", "\u0661"], "expected a decimal number"),
+        (["ids", "-n", "1e3"], "the number is '1e3'"),
+        (["ids", "--worker-id", "\uff17"], "expected a decimal number"),
+        (["ids", "--worker-id", "+7"], "the number is '+7'"),
+        (["decode", "--tz", "Europe/Bonn", "1"], "'Europe/Bonn' is no time zone that this host knows"),
+        (["decode", "--tz", "../UTC", "1"], "'../UTC' is no time zone"),
+        (["decode", "--tz", "Europe", "1"], "'Europe' is no time zone"),
+        (["decode", "--tz", "", "1"], "'' is no time zone"),
         (["ids", "--format", "roman"], "roman"),
         (["decode", "--layout", "nobody", "1"], "'nobody'"),
         (["nothing"], "nothing"),
@@ -113,24 +78,41 @@ def test_bad_arguments_are_named(arguments: list[str], named: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_decode_keeps_the_good_lines() -> None:
-    lines = [b"175928847299117063", b"", b"12x", b"\xff\xfe", b"-5", b"99999999999999999999", b"1_0", b"0"]
-    done = run("decode", stdin=b"\n".join(lines))
-    assert done.returncode == 1
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert rows[0] == ["175928847299117063", "2012-03-03T13:01:20.453+00:00", "32", "7"]
-    assert rows[1] == ["0", "2010-11-04T01:42:54.657+00:00", "0", "0"]
-    assert len(rows) == 2
-    complaints = done.stderr.splitlines()
-    assert [complaint.split(":")[1].strip() for complaint in complaints] == [f"line {line}" for line in range(3, 8)]
-    assert "'12x'" in complaints[0]
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("ids --worker-id 1024", 2),
+        ("ids --layout nobody", 2),
+        ("ids -n x", 2),
+        ("range 2016-05-01 2016-04-30", 2),
+        ("range 1 2", 2),
+        ("decode x", 1),
+        ("decode --layout nobody 1", 2),
+        ("fuse plain", 2),
+    ],
+)
+def test_messages_to_a_closed_stderr_go_nowhere(arguments: str, code: int) -> None:
+    """print() writes to stdout where there is no stderr."""
+    for stderr in ("2>&-", "2>/dev/full"):
+        done = subprocess.run(
+            ["bash", "-c", f"{shlex.join(COMMAND)} {arguments} {stderr}"], capture_output=True, timeout=120
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
-def test_decode_takes_arguments() -> None:
-    done = run("decode", "175928847299117063", "twelve")
+@pytest.mark.parametrize("arguments", ["--help", "decode --help", "--version", ""])
+def test_help_for_a_full_disk_is_one_message(arguments: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},  # argparse hides errors of unbuffered output
+            timeout=120,
+        )
     assert done.returncode == 1
-    assert done.stdout.count("\n") == 1
-    assert "'twelve'" in done.stderr
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_info() -> None:
@@ -143,67 +125,6 @@ def test_info() -> None:
     text = run("info").stdout
     assert facts["senet_fast"] in text
     assert facts["torch"] in text
-
-
-@pytest.mark.parametrize("form", ["base32", "base62"])
-def test_forms_sort_and_round_trip(form: str) -> None:
-    drawn = run("ids", "-n", "5000", "--worker-id", "3", "--format", form).stdout
-    lines = drawn.split()
-    assert lines == sorted(set(lines))
-    decoded = run("decode", "--format", form, stdin=drawn.encode())
-    assert (decoded.returncode, decoded.stderr) == (0, "")
-    assert [line.split("\t")[0::2] for line in decoded.stdout.splitlines()] == [[line, "3"] for line in lines]
-    assert run("decode", "--format", form, "?").returncode == 1
-
-
-def test_without_a_worker_id_processes_draw_different_ids(tmp_path: Path) -> None:
-    environment = {**os.environ, "SENET_FAST_LEASES": str(tmp_path)}
-    drawing = [
-        subprocess.Popen([*COMMAND, "ids", "-n", "50000"], stdout=subprocess.PIPE, env=environment) for _ in range(3)
-    ]
-    drawn = [process.communicate(timeout=60)[0].split() for process in drawing]
-    assert [len(lines) for lines in drawn] == [50000] * 3
-    assert len(set().union(*drawn)) == 150_000
-    environment["SENET_FAST_LEASES"] = "/dev/null/nowhere"
-    done = subprocess.run([*COMMAND, "ids"], capture_output=True, text=True, env=environment, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-
-
-def test_ten_million_are_streamed() -> None:
-    """In bounded memory: the limit lies below what their numbers alone would take."""
-    limited = f"ulimit -v 250000; {shlex.join(COMMAND)} ids -n 10000000 --layout local --format hex | tail -c 17"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {limited}"], capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 17)
-
-
-def test_range() -> None:
-    done = run("range", "--layout", "discord", "2016-04-30", "2016-04-30T12:00:00+00:00")
-    first, last = map(int, done.stdout.split())
-    assert done.returncode == 0
-    assert first <= 175928847299117063 <= last
-    assert [
-        row.split("\t")[1] for row in run("decode", "--layout", "discord", str(first), str(last)).stdout.splitlines()
-    ] == [
-        "2016-04-30T00:00:00.000+00:00",
-        "2016-04-30T11:59:59.999+00:00",
-    ]
-    in_ms = run("range", "--layout", "discord", "1461974400000", "1462017600000", "--format", "hex").stdout
-    assert [int(text, 16) for text in in_ms.split()] == [first, last]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["2016-04-30", "yesterday"], "'yesterday' is no time"),
-        (["2016-04-30T12:00", "2016-05-01"], "has no time zone; expected one, as in 2016-04-30T12:00Z"),
-        (["2016-05-01", "2016-04-30"], "no ID of twitter lies from"),
-        (["2016-05-01"], "TO"),
-    ],
-)
-def test_bad_ranges(arguments: list[str], named: str) -> None:
-    done = run("range", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert named in done.stderr
 
 
 @pytest.mark.parametrize("command", ["ids --worker-id 1", "decode 1", "range 2024-01-01 2024-01-02"])

@@ -4,9 +4,12 @@ Modules import what they need inside `run`, so that help and the ID commands nev
 """
 
 import argparse
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from senet_fast.ids import Layout
@@ -19,7 +22,39 @@ FORMATS = ("int", "hex", "base32", "base62")
 
 
 class UsageError(Exception):
-    """A bad argument that only the command itself can recognise."""
+    """A bad argument that only the command itself can recognise; exit code 2."""
+
+
+def complain(whose: str, text: object) -> None:
+    """One line on stderr. Where nobody can read it (a broken pipe, a full disk) the line is lost, and nothing else:
+    neither what the command prints nor its exit code depends on it.
+    """
+    with contextlib.suppress(OSError):
+        print(f"{whose}: {text}", file=sys.stderr)
+    flush_stderr()
+
+
+def flush_stderr() -> None:
+    """What cannot be written is lost: the interpreter would make the exit code 120 of it."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send to nowhere what the stream holds, which the interpreter would write at exit, and fail at again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def number(text: str) -> int:
+    """An argument that is a count or a worker id, as argparse's `type`."""
+    from senet_fast.ids.strings import decimal
+
+    try:
+        return decimal("the number", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_id_options(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +71,19 @@ def formatter(form: str) -> Callable[[int], str]:
     """What writes an ID as --format says."""
     from senet_fast.ids import to_string
 
-    if form in ("int", "hex"):
-        return ("{:d}" if form == "int" else "{:016x}").format
-    return partial(to_string, form=form)
+    return str if form == "int" else partial(to_string, form=form)
+
+
+def reader(form: str) -> Callable[[str], int]:
+    """What reads an ID as --format says. Hexadecimal digits may be fewer than the 16 of one width."""
+    from senet_fast.ids import from_string
+    from senet_fast.ids.strings import FORMS, decimal
+
+    if form == "int":
+        return partial(decimal, "id")
+    if form == "hex":
+        return lambda text: from_string(text and text.rjust(FORMS["hex"].width, "0"), "hex")
+    return partial(from_string, form=form)
 
 
 def layout(name: str) -> "Layout":

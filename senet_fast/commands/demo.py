@@ -1,9 +1,10 @@
 """Both halves on real input: train with the fused op, swap it into a network, draw a million IDs, write a report."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from senet_fast.commands import complain
 
 if TYPE_CHECKING:
     from senet_fast.commands import Subparsers
@@ -23,6 +24,6 @@ def run(options: argparse.Namespace) -> int:
         if error.name and error.name.startswith("senet_fast"):
             raise
         advice = "run `make demo`, or `pip install --no-build-isolation -e '.[demo]'`, in the source folder"
-        print(f"demo: {error}; {advice}", file=sys.stderr)
+        complain("demo", f"{error}; {advice}")
         return 1
     return demo(options.out, quick=options.quick)

@@ -9,7 +9,7 @@ import copy
 import sys
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.commands import UsageError
+from senet_fast.commands import UsageError, complain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,11 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules of the current folder
     torch.manual_seed(0)
-    try:
-        model = create(options.model)
-    except UsageError as error:
-        print(f"fuse: {error}", file=sys.stderr)
-        return 2
+    model = create(options.model)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and norm.affine and not norm.weight.any():
             nn.init.ones_(norm.weight)
@@ -88,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         report = fuse(model, strict=options.strict)
     except ValueError as error:
-        print(f"fuse: {error}", file=sys.stderr)
+        complain("fuse", error)
         return 1
     print(report)
     if not report.fused or not options.seconds:
@@ -98,16 +94,14 @@ def run(options: argparse.Namespace) -> int:
         try:
             expected, actual = before(x), model(x)
         except (RuntimeError, ValueError) as error:
-            print(
-                f"fuse: the model does not take --input {'x'.join(map(str, options.input))}: {error}", file=sys.stderr
-            )
+            complain("fuse", f"the model does not take --input {'x'.join(map(str, options.input))}: {error}")
             return 1
         times = interleave({"before": lambda: before(x), "after": lambda: model(x)}, options.seconds)
     if isinstance(expected, torch.Tensor):
         difference = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30))
         print(f"\nlargest difference of the outputs, relative: {difference:.1e}")
         if not difference <= TOLERANCE:
-            print(f"fuse: the outputs differ by {difference:.1e}", file=sys.stderr)
+            complain("fuse", f"the outputs differ by {difference:.1e}")
             return 1
     ratio = times["before"] / times["after"]
     print(f"before {times['before'] * 1e3:.2f} ms, after {times['after'] * 1e3:.2f} ms: {ratio:.2f} times as fast")

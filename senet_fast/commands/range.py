@@ -1,12 +1,12 @@
 """Print the smallest and the largest ID of a range of time, FROM <= time < TO, for a database's `BETWEEN`.
 
-A time is ISO 8601 with a zone (2024-05-01T12:00:00Z), a date (its midnight in UTC), or milliseconds since 1970.
+A time is ISO 8601 with a zone (2024-05-01T12:00:00Z), a date (its midnight in UTC), or 13 digits of milliseconds since
+1970, which has them from 2001 to 2286; other numbers, such as seconds, are refused.
 """
 
 import argparse
 import re
-import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
 from senet_fast.commands import UsageError, add_id_options, formatter, layout
@@ -16,16 +16,26 @@ if TYPE_CHECKING:
 
 
 def time(text: str) -> int | datetime:
-    if re.fullmatch(r"[0-9]{5,18}", text, re.ASCII):
+    expected = "expected ISO 8601 such as 2024-05-01T12:00:00Z, or milliseconds since 1970 in 13 digits"
+    if re.fullmatch(r"[0-9]{13}", text, re.ASCII):
         return int(text)
+    if text.isdigit() and len(text) != 8:  # 20240501 is ISO 8601
+        seconds = ": seconds?" if len(text) == 10 else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is a number of {len(text)} digits{seconds}; {expected}")
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        pass
+    else:
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected ISO 8601 or milliseconds since 1970") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; {expected}") from None
     if parsed.tzinfo is None:
-        if len(text) > 10:
-            raise argparse.ArgumentTypeError(f"{text!r} has no time zone; expected one, as in {text}Z")
-        return parsed.replace(tzinfo=UTC)
+        raise argparse.ArgumentTypeError(f"{text!r} has no time zone; expected one, as in {text}Z")
+    if re.search(r"[.,][0-9]{7}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is finer than a microsecond; expected 6 digits at most")
     return parsed
 
 
@@ -38,14 +48,10 @@ def add(commands: "Subparsers") -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
-        fields = layout(options.layout)
-        first, last = fields.min_id(options.begin), fields.min_id(options.end) - 1
-        if last < first:
-            raise UsageError(f"no ID of {options.layout} lies from {options.begin} to before {options.end}")
-    except (ValueError, UsageError) as error:
-        print(f"range: {error}", file=sys.stderr)
-        return 2
+    fields = layout(options.layout)
+    first, last = fields.min_id(options.begin), fields.min_id(options.end) - 1
+    if last < first:
+        raise UsageError(f"no ID of {options.layout} lies from {options.begin} to before {options.end}")
     form = formatter(options.format)
     print(form(first), form(last), sep="\t")
     return 0

@@ -1,6 +1,5 @@
 """The order of the demo, and what must hold."""
 
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from senet_fast.commands import complain
 from senet_fast.demo import digits, ids, network, report
 from senet_fast.demo.measure import surroundings
 
@@ -56,7 +56,7 @@ def run(out: Path, quick: bool = False) -> int:
         f"{results['seconds']:.0f} s; written: {out / 'report.png'}, {out / 'report.json'}",
     ]
     for failure in failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
+        complain("FAILED", failure)
     with suppress(BrokenPipeError):  # a reader that left must not hide a failure
         print("\n" + "\n\n".join(parts), flush=True)
     return 1 if failures else 0

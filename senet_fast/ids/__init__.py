@@ -14,14 +14,18 @@ from senet_fast.ids.errors import (
     SnowflakeTimeout,
 )
 from senet_fast.ids.layout import (
+    BAIDU,
     DISCORD,
     INSTAGRAM,
     JS53,
+    LEAF,
     LOCAL,
     MASTODON,
     SONYFLAKE,
+    SONYFLAKE_V2,
     TWITTER,
     WIDE,
+    YITTER,
     DecodedID,
     DecodedIDs,
     Layout,
@@ -40,14 +44,18 @@ except ModuleNotFoundError as error:
     ) from None
 
 __all__ = [
+    "BAIDU",
     "DISCORD",
     "INSTAGRAM",
     "JS53",
+    "LEAF",
     "LOCAL",
     "MASTODON",
     "SONYFLAKE",
+    "SONYFLAKE_V2",
     "TWITTER",
     "WIDE",
+    "YITTER",
     "ClockMovedBackwards",
     "ClockOutOfRange",
     "DecodedID",

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, overload
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Buffer
+
+    from senet_fast.ids.layout import SupportsArray
 
 _UNBOUNDED = (1 << 64) - 1
 
@@ -284,10 +286,12 @@ class PythonSnowflake:
         return self.next_id()
 
     @overload
-    def decode(self, ids: int) -> DecodedID: ...
+    def decode(self, ids: int | str | np.integer[Any]) -> DecodedID: ...  # type: ignore[overload-overlap]
     @overload
-    def decode(self, ids: npt.NDArray[np.int64]) -> DecodedIDs: ...
-    def decode(self, ids: int | npt.NDArray[np.int64]) -> DecodedID | DecodedIDs:
+    def decode(self, ids: Sequence[int | str]) -> list[DecodedID]: ...
+    @overload
+    def decode(self, ids: SupportsArray) -> DecodedIDs: ...
+    def decode(self, ids: Any) -> Any:
         return self._layout.decode(ids)
 
     def __repr__(self) -> str:

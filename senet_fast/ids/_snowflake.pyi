@@ -1,12 +1,12 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, SupportsIndex, final, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
+from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout, SupportsArray
 from senet_fast.ids.leases import Lease
 
 @final
@@ -41,7 +41,9 @@ class Snowflake:
     def __iter__(self) -> Snowflake: ...
     def __next__(self) -> int: ...
     @overload
-    def decode(self, ids: int) -> DecodedID: ...
+    def decode(self, ids: int | str | np.integer[Any]) -> DecodedID: ...  # type: ignore[overload-overlap]
     @overload
-    def decode(self, ids: npt.NDArray[np.int64]) -> DecodedIDs: ...
+    def decode(self, ids: Sequence[int | str]) -> list[DecodedID]: ...
+    @overload
+    def decode(self, ids: SupportsArray) -> DecodedIDs: ...
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...

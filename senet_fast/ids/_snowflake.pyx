@@ -286,7 +286,7 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
         fill_buffer(self, out, True)
 
     def decode(self, ids):
-        """The fields of an ID or of an int64 array of IDs, as Layout.decode()."""
+        """The fields of an ID, or of a sequence or array of IDs, as Layout.decode()."""
         return self.layout.decode(ids)
 
     def __iter__(self):

@@ -4,23 +4,18 @@ would lose their last digits in JavaScript.
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from senet_fast.ids.strings import FORMS, from_string, to_string
+from senet_fast.ids.strings import FORMS, decimal, from_string, to_string
 
 _MAX = (1 << 63) - 1
 
 
 def _decimal(value: Any) -> Any:
-    if isinstance(value, str):
-        if not re.fullmatch(r"[0-9]{1,19}", value, re.ASCII):
-            raise ValueError("expected a decimal number")
-        return int(value)
-    return value
+    return decimal("id", value) if isinstance(value, str) else value
 
 
 def _spelled(value: Any, form: str) -> Any:

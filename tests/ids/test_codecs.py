@@ -1,5 +1,6 @@
 """Time ranges, strings, and whole arrays of fields."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
@@ -7,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from senet_fast.ids import DISCORD, JS53, LOCAL, SONYFLAKE, TWITTER, Layout, from_string, to_string
+from senet_fast.ids import (
+    BAIDU,
+    DISCORD,
+    INSTAGRAM,
+    JS53,
+    LOCAL,
+    SONYFLAKE,
+    TWITTER,
+    WIDE,
+    Layout,
+    from_string,
+    to_string,
+)
 from senet_fast.ids.strings import FORMS
 
 MAX = 2**63 - 1
@@ -70,6 +83,48 @@ def test_bad_numbers() -> None:
             to_string(number)
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ODD_TICK = Layout(timestamp=39, worker=3, sequence=4, epoch_ms=1_234_567_890_123, tick_ms=7)
+
+
+@pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE, BAIDU, ODD_TICK], ids=repr)
+@given(data=st.data())
+def test_ranges_to_the_microsecond(layout: Layout, data: st.DataObject) -> None:
+    """An ID belongs to [a, b) if its tick begins there. Counted in integers of microseconds, near ticks' edges too."""
+    tick_us = layout.tick_ms * 1000
+    near = st.sampled_from([0, 1, layout.timestamp.max - 1, layout.timestamp.max, layout.timestamp.max // 3])
+    tick, other = data.draw(near), data.draw(near)
+    number = layout.encode(layout.epoch_ms + tick * layout.tick_ms, sequence=data.draw(st.integers(0, 15)))
+    from_edge = st.integers(-2 * tick_us, 2 * tick_us) | st.sampled_from(
+        [-1001, -1000, -999, -1, 0, 1, 999, 1000, 1001]
+    )
+    time_us = layout.epoch_ms * 1000 + other * tick_us + data.draw(from_edge)
+    time = EPOCH + timedelta(microseconds=time_us)
+    begins_us = layout.epoch_ms * 1000 + tick * tick_us
+    zone = timezone(timedelta(hours=data.draw(st.integers(-12, 14))))
+    assert (number >= layout.min_id(time.astimezone(zone))) == (begins_us >= time_us)
+    assert (number <= layout.max_id(time.astimezone(zone))) == (begins_us <= time_us)
+    first = layout.min_id(time)
+    if 0 < first <= layout._last_id:  # the smallest ID of its tick, which is the first at or after the time
+        begin = layout.decode(first).timestamp
+        assert begin - layout.tick_ms * timedelta(milliseconds=1) < time <= begin
+        assert first & layout.worker.max << layout.worker.shift == first & layout.sequence.max == 0
+
+
+def test_a_day_that_ends_at_its_last_microsecond() -> None:
+    day, last = datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 1, 23, 59, 59, 999_999, tzinfo=UTC)
+    of_its_last_millisecond = TWITTER.encode(last, 1023, 4095)
+    assert TWITTER.min_id(day) <= of_its_last_millisecond < TWITTER.min_id(last)
+    assert of_its_last_millisecond == TWITTER.max_id(last)
+    assert TWITTER.min_id(day + timedelta(microseconds=500)) == TWITTER.min_id(day + timedelta(milliseconds=1))
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    from senet_fast.ids.sqlalchemy import in_time_range
+
+    condition = in_time_range(sqlalchemy.column("id"), day + timedelta(microseconds=1), last, TWITTER)
+    bounds = [TWITTER.encode(day) + (1 << 22), of_its_last_millisecond]
+    assert list(condition.compile().params.values()) == bounds
+
+
 @pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE, JS53, LOCAL], ids=repr)
 @given(data=st.data())
 def test_ranges_of_time(layout: Layout, data: st.DataObject) -> None:
@@ -92,7 +147,7 @@ def test_published_ranges() -> None:
     assert DISCORD.min_id(time.astimezone(timezone(timedelta(hours=-7)))) == DISCORD.min_id(1462015105796)
     assert DISCORD.min_id(0) == 0
     assert DISCORD.max_id(0) == -1
-    assert DISCORD.min_id(2**60) == 2**63 == DISCORD.max_id(2**60) + 1
+    assert DISCORD.min_id(2**70) == 2**63 == DISCORD.max_id(2**70) + 1
 
 
 def test_bad_ranges() -> None:
@@ -103,6 +158,18 @@ def test_bad_ranges() -> None:
     worker_first = Layout(worker=10, timestamp=41, sequence=12, epoch_ms=0)
     with pytest.raises(ValueError, match="does not sort by time"):
         worker_first.min_id(5)
+
+
+@pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE, INSTAGRAM, JS53, WIDE], ids=repr)
+@pytest.mark.parametrize("every", [1, 3, 16, 1000])
+def test_shards_are_chosen_by_the_highest_bits_of_a_product(layout: Layout, every: int) -> None:
+    """As docs/ids.md has it, for IDs that are alone in their ticks, which come so many ticks apart."""
+    ticks = range(0, 1600 * every, every)
+    drawn = [layout.encode(1_800_000_000_000 + tick * layout.tick_ms, worker_id=3) for tick in ticks]
+    assert len({number % 16 for number in drawn}) == 1
+    shards = Counter(number * 0x9E3779B97F4A7C15 % 2**64 >> 60 for number in drawn)
+    assert len(shards) == 16
+    assert max(shards.values()) < 200  # 100 were even
 
 
 @pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE], ids=repr)
@@ -137,3 +204,5 @@ def test_bad_arrays() -> None:
         TWITTER.encode(times.astype(float))
     with pytest.raises(ValueError, match="timestamp holds NaT"):
         TWITTER.encode(np.array(["NaT"], "datetime64[ms]"))
+    with pytest.raises(ValueError, match="timestamp holds times that are too far from 1970"):
+        TWITTER.encode(np.array([213_503_997_381], "datetime64[D]"))  # in int64 milliseconds it wraps round to 2011
