@@ -226,6 +226,13 @@ class PythonSnowflake:
                 view[done] = value
                 done += 1
 
+    def try_fill(self, out: Buffer | npt.NDArray[np.int64]) -> int:
+        view = _checks.int64_view(out)
+        words = self._claim(len(view)) if len(view) else range(0)
+        for place, value in enumerate(self._ids(words)):
+            view[place] = value
+        return len(words)
+
     def __iter__(self) -> PythonSnowflake:
         return self
 

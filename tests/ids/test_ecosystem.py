@@ -48,6 +48,46 @@ def test_asyncio_timeout(generator_class: Generator, fake_clock: FakeClock) -> N
         asyncio.run(main())
 
 
+def test_asyncio_cancelled(generator_class: Generator) -> None:
+    """No slice is begun after the cancellation, so that a loop need not wait for the rest to close."""
+    layout = Layout(timestamp=38, sequence=3, epoch_ms=1_600_000_000_000, tick_ms=20)
+    generator = generator_class(layout=layout)
+    slices: list[int] = []
+
+    class Counting:
+        layout = generator.layout
+        try_next, try_fill = generator.try_next, generator.try_fill
+
+        @staticmethod
+        def fill(out: np.ndarray) -> None:
+            slices.append(out.size)
+            generator.fill(out)
+
+    async def main() -> int:
+        task = asyncio.create_task(aio.next_ids(Counting(), 10**6))
+        while len(slices) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return len(slices)
+
+    begun = asyncio.run(main())  # which joins the thread
+    assert len(slices) == begun
+    assert max(slices) == 16  # two ticks' worth: 40 ms
+
+
+def test_asyncio_of_many(generator_class: Generator, worker_id: int) -> None:
+    """An array of several slices, behind a burst of unused milliseconds, in order; and bad counts."""
+    generator = generator_class(worker_id, Layout(timestamp=41, worker=10, sequence=3, epoch_ms=0), max_lag_ms=50)
+    drawn = asyncio.run(aio.next_ids(generator, 1000))
+    assert drawn.dtype == np.int64
+    assert (np.diff(drawn) > 0).all()
+    assert asyncio.run(aio.next_ids(generator, 0)).size == 0
+    with pytest.raises(ValueError, match="n = -1; expected"):
+        asyncio.run(aio.next_ids(generator, -1))
+
+
 def test_sqlalchemy(worker_id: int) -> None:
     sqlalchemy = pytest.importorskip("sqlalchemy")
     from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
