@@ -11,6 +11,9 @@ from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, run_program
 from senet_fast.ids import TWITTER, Layout, Snowflake, aio, to_string
 
 
+NO_IDS = [np.int64(-1), np.uint64(2**63), np.True_, np.float64(5), np.array([5]), np.datetime64(5, "ms")]
+
+
 def test_asyncio(generator_class: Generator) -> None:
     """Many tasks draw more than a tick holds, and the loop runs on."""
     generator = generator_class(layout=Layout(timestamp=38, sequence=3, epoch_ms=1_600_000_000_000, tick_ms=20))
@@ -191,7 +194,10 @@ def test_pydantic(worker_id: int) -> None:
     assert order.model_dump_json() == f'{{"id":"{number}","link":"{to_string(number)}"}}'
     assert Order.model_validate_json(order.model_dump_json()) == order
     assert Order(id=str(number)).id == number
-    for bad in ("1_0", "-1", -1, 2**63, 1.5, None, "9" * 20, True):
+    for kind in (np.int64, np.uint64, np.int32, np.array):
+        read = Order(id=kind(77), link=kind(78))
+        assert (read.id, read.link, type(read.id), type(read.link)) == (77, 78, int, int)
+    for bad in (*("1_0", "-1", -1, 2**63, 1.5, None, "9" * 20, "9" * 19, "\u0661", True, [1]), *NO_IDS):
         with pytest.raises(pydantic.ValidationError):
             Order(id=bad)
     with pytest.raises(pydantic.ValidationError, match="expected 11 of base62"):
@@ -199,6 +205,42 @@ def test_pydantic(worker_id: int) -> None:
     assert Order.model_json_schema()["properties"]["id"]["type"] == "string"
     with pytest.raises(ValueError, match="form is 'roman'"):
         id_type("roman")
+
+
+def test_pydantic_serves_numpy_ids_without_numpy() -> None:
+    pytest.importorskip("pydantic")
+    run_program(
+        "import sys, pydantic, senet_fast.ids.pydantic as ids\n"
+        "assert pydantic.TypeAdapter(ids.SnowflakeID).validate_python(5) == 5 and 'numpy' not in sys.modules"
+    )
+
+
+def test_msgspec(worker_id: int) -> None:
+    msgspec = pytest.importorskip("msgspec")
+    from senet_fast.ids.msgspec import SnowflakeID, dec_hook, enc_hook
+
+    class Link(SnowflakeID):
+        form = "base62"
+
+    order_type = msgspec.defstruct("Order", [("id", SnowflakeID), ("links", list[Link], msgspec.field(default=[]))])
+    number = Snowflake(worker_id).next_id()
+    order = order_type(SnowflakeID(np.int64(number)), [Link(number)])
+    for module in (msgspec.json, msgspec.msgpack):
+        written = module.encode(order, enc_hook=enc_hook)
+        assert module.decode(written) == {"id": str(number), "links": [to_string(number)]}
+        read = module.decode(written, type=order_type, dec_hook=dec_hook)
+        assert read == order
+        assert (type(read.id), type(read.links[0])) == (SnowflakeID, Link)
+    with pytest.raises(msgspec.ValidationError, match=r"id is 'x'; expected a decimal number.*\$.id"):
+        msgspec.json.decode('{"id": "x"}', type=order_type, dec_hook=dec_hook)
+    with pytest.raises(TypeError, match="unsupported"):
+        msgspec.json.encode(order)  # rather than a number
+    for hook, arguments in ((enc_hook, (1j,)), (dec_hook, (complex, "1"))):
+        with pytest.raises(NotImplementedError, match="complex"):
+            hook(*arguments)
+    for bad, error in [(-1, ValueError), ("5", TypeError), (True, TypeError)]:
+        with pytest.raises(error, match="expected"):
+            SnowflakeID(bad)
 
 
 class Samples:
@@ -233,7 +275,7 @@ def blocks() -> list[str]:
 
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("\n")[0][:40])
 def test_the_recipes_run(block: str, tmp_path: Path) -> None:
-    for name in ("pandas", "pyarrow", "sqlalchemy", "pydantic", "torch"):
+    for name in ("pandas", "pyarrow", "sqlalchemy", "django", "rest_framework", "pydantic", "msgspec", "torch"):
         if f"import {name}" in block or f"from {name}" in block:
             pytest.importorskip(name)
     environment = {"SENET_FAST_LEASES": str(tmp_path / "leases"), "PYTHONPATH": str(ROOT)}
