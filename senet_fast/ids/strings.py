@@ -103,8 +103,8 @@ class Codec(NamedTuple):
 
 @functools.cache
 def codec(form: str) -> Codec:
-    """The codec of a form, or of "int", decimal digits. It reads ints, too (NumPy's, but no bool), and raises ValueError
-    for whatever is no ID.
+    """The codec of a form, or of "int", decimal digits. It reads ints, too (NumPy's, but no bool). What is no ID is a
+    ValueError.
     """
     if form != "int" and form not in FORMS:
         raise ValueError(f"form is {form!r}; expected int, {', '.join(FORMS)}")

@@ -10,7 +10,6 @@ from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, run_program
 
 from senet_fast.ids import TWITTER, Layout, Snowflake, aio, to_string
 
-
 NO_IDS = [np.int64(-1), np.uint64(2**63), np.True_, np.float64(5), np.array([5]), np.datetime64(5, "ms")]
 
 
@@ -131,52 +130,6 @@ def test_sqlalchemy(worker_id: int) -> None:
         session.add(Order(id=-1, name="bad"))
         with pytest.raises(sqlalchemy.exc.StatementError, match="id = -1; expected 0 <= id"):
             session.commit()
-
-
-DJANGO = """
-import os
-import django
-from django.conf import settings
-settings.configure(
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField", USE_TZ=True,
-)
-django.setup()
-from django.db import connection, migrations, models
-from django.db.migrations.writer import MigrationWriter
-from senet_fast.ids import TWITTER, Snowflake
-from senet_fast.ids.django import SnowflakeField, default_generator
-
-class Order(models.Model):
-    id = SnowflakeField(primary_key=True)
-    name = models.TextField()
-    class Meta:
-        app_label = "shop"
-
-with connection.schema_editor() as editor:
-    editor.create_model(Order)
-first = Order(name="a")
-assert first.id > 0
-first.save()
-Order.objects.bulk_create([Order(name=name) for name in "bcd"])
-ids = list(Order.objects.order_by("id").values_list("id", flat=True))
-assert ids[0] == first.id and len(set(ids)) == 4, ids
-assert list(Order.objects.order_by("id").values_list("name", flat=True)) == ["a", "b", "c", "d"]
-text, imports = MigrationWriter.serialize(SnowflakeField(primary_key=True, generator="shop.ids.generator"))
-assert "generator='shop.ids.generator'" in text and "default" not in text, text
-again = Order._meta.pk.clone()
-assert again.next_id() > max(ids) and not again.editable
-pid = os.fork()  # a prefork server
-child = default_generator().next_id()
-if pid == 0:
-    os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_django(tmp_path: Path) -> None:
-    pytest.importorskip("django")
-    run_program(DJANGO, env={"SENET_FAST_LEASES": str(tmp_path)})
 
 
 def test_pydantic(worker_id: int) -> None:
