@@ -27,6 +27,7 @@ from senet_fast.ids.layout import (
     Layout,
 )
 from senet_fast.ids.leases import Grant, Lease
+from senet_fast.ids.public import PublicID
 from senet_fast.ids.strings import from_string, to_string
 
 try:
@@ -58,6 +59,7 @@ __all__ = [
     "Lease",
     "LeaseError",
     "LeaseExpired",
+    "PublicID",
     "PythonSnowflake",
     "Snowflake",
     "SnowflakeError",

@@ -47,10 +47,8 @@ def bounds(layout: Layout, seed: int) -> list[tuple[datetime, int]]:
         first_ms = source.choice([layout.epoch_ms, source.randint(layout.epoch_ms, 9 * 10**12), layout._end_ms])
         tick_ms = layout.epoch_ms + (first_ms - layout.epoch_ms) // layout.tick_ms * layout.tick_ms
         times.append(UNIX_EPOCH + timedelta(milliseconds=tick_ms, microseconds=source.choice([0, 1, -1, 1000, -999])))
-    rows = []
-    for time in times:
-        if FIRST_TIME <= time <= LAST_TIME:
-            rows.append((time, layout.min_id(-(-microseconds(time) // 1000))))
+    within = [time for time in times if FIRST_TIME <= time <= LAST_TIME]
+    rows = [(time, layout.min_id(-(-microseconds(time) // 1000))) for time in within]
     assert len(rows) > 50
     return rows
 
