@@ -79,9 +79,13 @@ def test_asyncio_cancelled(generator_class: Generator) -> None:
     assert max(slices) == 16  # two ticks' worth: 40 ms
 
 
-def test_asyncio_of_many(generator_class: Generator, worker_id: int) -> None:
-    """An array of several slices, behind a burst of unused milliseconds, in order; and bad counts."""
-    generator = generator_class(worker_id, Layout(timestamp=41, worker=10, sequence=3, epoch_ms=0), max_lag_ms=50)
+def test_asyncio_of_many(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:
+    """A burst of unused milliseconds is one slice; several slices are in order; bad counts."""
+    layout = Layout(timestamp=41, worker=10, sequence=3, epoch_ms=0)
+    generator = generator_class(worker_id, layout, max_lag_ms=50, clock=fake_clock)
+    fake_clock.now_ms += 100
+    assert asyncio.run(aio.next_ids(generator, 400)).size == 400  # 320 IDs are a slice, and this clock stands still
+    generator = generator_class(worker_id, layout)
     drawn = asyncio.run(aio.next_ids(generator, 1000))
     assert drawn.dtype == np.int64
     assert (np.diff(drawn) > 0).all()
@@ -130,6 +134,31 @@ def test_sqlalchemy(worker_id: int) -> None:
         session.add(Order(id=-1, name="bad"))
         with pytest.raises(sqlalchemy.exc.StatementError, match="id = -1; expected 0 <= id"):
             session.commit()
+        session.rollback()
+
+        kept = session.get(Order, old)
+        assert kept is not None
+        for kind in (np.int64, np.uint64):
+            assert session.get(Order, kind(old)) is kept
+            assert session.scalars(sqlalchemy.select(Order.name).where(Order.id == kind(old))).all() == ["old"]
+            session.add(Order(id=kind(ord(kind.__name__[0])), name="numpy"))
+        session.commit()
+        session.expunge_all()
+        assert session.get(Order, ord("u")).id == ord("u")
+        for bad in (str(old), float(old), *NO_IDS):
+            if not isinstance(bad, np.ndarray):  # which SQLAlchemy cannot look up
+                with pytest.raises(sqlalchemy.exc.StatementError, match="expected"):
+                    session.get(Order, bad)
+        with pytest.raises(sqlalchemy.exc.StatementError, match=f"id is '{old}' .str.; expected an int"):
+            session.get(Order, str(old))
+
+        names = sqlalchemy.select(Order.name)
+        count = len(session.scalars(names).all())
+        with pytest.raises(sqlalchemy.exc.IntegrityError):  # one default for all rows
+            session.execute(sqlalchemy.insert(Order).from_select(["name"], names))
+        session.rollback()
+        session.execute(sqlalchemy.insert(Order), [{"name": name} for name in session.scalars(names)])
+        assert len(set(session.scalars(sqlalchemy.select(Order.id)))) == 2 * count
 
 
 def test_pydantic(worker_id: int) -> None:
