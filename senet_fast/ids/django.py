@@ -51,7 +51,8 @@ class SnowflakeField(_Drawn, models.BigIntegerField):  # type: ignore[type-arg,m
     generator: the dotted path of a function that returns the Snowflake to draw from; it is called for every ID.
     Every option of Django's fields holds; with `default=` (None, for example) the field draws nothing by itself.
 
-    Migrations call a default once for all rows of a table. Where several rows would get one ID so, they are refused.
+    Migrations call a default once for all rows of a table. Where several rows would get one ID so, they are refused
+    (sqlmigrate runs nothing and asks no table: what it prints has one number for all rows).
     """
 
     description = "Snowflake ID"
@@ -66,21 +67,23 @@ class SnowflakeField(_Drawn, models.BigIntegerField):  # type: ignore[type-arg,m
 
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         # Whoever saves a row comes here, too; only a migration fills rows with what it asks of this method.
-        caller = sys._getframe(1)
-        if callable(self.default) and caller.f_code is BaseDatabaseSchemaEditor.effective_default.__code__:
+        caller: Any = sys._getframe(1)
+        while caller.f_code.co_name == "get_db_prep_save":  # of a subclass
+            caller = caller.f_back
+        asked = caller.f_code is BaseDatabaseSchemaEditor.effective_default.__code__
+        if asked and callable(self.default) and not caller.f_locals["self"].collect_sql:
             self._refuse_one_for_many(connection)
         return super().get_db_prep_save(value, connection)
 
     def _refuse_one_for_many(self, connection: Any) -> None:
         """Raises where several rows would get one default: rows without the column, or with NULL in it."""
-        table, quote = self.model._meta.db_table, connection.ops.quote_name
+        table, column = map(connection.ops.quote_name, (self.model._meta.db_table, self.column))
         with connection.cursor() as cursor:
-            if table not in connection.introspection.table_names(cursor):
-                return  # sqlmigrate may run before the table exists
-            columns = [column.name for column in connection.introspection.get_table_description(cursor, table)]
-            unset = f" WHERE {quote(self.column)} IS NULL" if self.column in columns else ""
-            cursor.execute(f"SELECT count(*) FROM (SELECT 1 FROM {quote(table)}{unset} LIMIT 2) AS two")
-            if cursor.fetchone()[0] > 1:
+            cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0")
+            there = self.column.lower() in [described[0].lower() for described in cursor.description]
+            unset = f"WHERE {column} IS NULL" if there else ""
+            cursor.execute(f"SELECT 1 FROM {table} {unset} {connection.ops.limit_offset_sql(0, 2)}")
+            if len(cursor.fetchall()) > 1:
                 raise IntegrityError(
                     f"{table} has several rows, and this migration would give all of them one {self.name}, since Django"
                     " calls a default once. Add the field with null=True, default=None, give each row its own ID in"
@@ -89,7 +92,10 @@ class SnowflakeField(_Drawn, models.BigIntegerField):  # type: ignore[type-arg,m
 
 
 class SnowflakeAutoField(_Drawn, models.BigAutoField):  # type: ignore[type-arg,misc]
-    """The primary key of models that name none. As with every auto field, it is None until the row is saved."""
+    """The primary key of models that name none. As with every auto field, it is None until the row is saved.
+
+    For another generator in all models let DEFAULT_AUTO_FIELD name a subclass whose __init__ passes it.
+    """
 
     description = "Snowflake ID"
     db_returning = False  # since Python has drawn it

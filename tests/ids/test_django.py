@@ -150,6 +150,7 @@ def test_the_recipe_for_rows_that_are_there(tmp_path: Path) -> None:
         (2, "SnowflakeField()", "refused"),
         (2, "SnowflakeField(unique=True)", "refused"),
         (2, "SnowflakeField(null=True)", "refused"),
+        (2, "Further()", "refused"),
         (2, "SnowflakeField(default=default_generator().next_id)", "refused"),
         (2, "SnowflakeField(null=True, default=None)", "None"),
         (2, "SnowflakeField(default=7)", "7"),
@@ -168,7 +169,14 @@ def test_add_field(tmp_path: Path, rows: int, field: str, outcome: str) -> None:
         drawn = {outcome!r} == "drawn"
         assert all(number > 2**50 for number in numbers()) if drawn else numbers() == [{outcome}] * {rows}, numbers()
     """.replace("FILL", textwrap.indent(FILL, "    "))
-    second = "from senet_fast.ids.django import default_generator\n" + ADDED.format(field=field)
+    further = """
+    from senet_fast.ids.django import default_generator
+
+    class Further(SnowflakeField):
+        def get_db_prep_save(self, value, connection):
+            return super().get_db_prep_save(value, connection)
+    """
+    second = textwrap.dedent(further) + ADDED.format(field=field)
     program = program.replace("[refused]", "[]")
     run_project(tmp_path, ORDER, program, {"0001_initial": FIRST, "0002_number": second})
 
