@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from senet_fast._version import __version__
-from senet_fast.commands import UsageError, complain, decode, demo, discard, flush_stderr, fuse, ids, info, range
+from senet_fast.commands import UsageError, complain, decode, demo, discard, flush_stderr, fuse, ids, info, range, sql
 
-COMMANDS = (demo, fuse, ids, decode, range, info)
+COMMANDS = (demo, fuse, ids, decode, range, sql, info)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,7 +16,9 @@ def test_no_command_prints_help() -> None:
     done = run()
     assert done.returncode == 0
     assert done.stderr == ""
-    assert all(f"\n    {command} " in done.stdout for command in ("demo", "fuse", "ids", "decode", "range", "info"))
+    assert all(
+        f"\n    {command} " in done.stdout for command in ("demo", "fuse", "ids", "decode", "range", "sql", "info")
+    )
 
 
 def test_a_reader_that_stops_is_no_error() -> None:
@@ -127,7 +129,26 @@ def test_info() -> None:
     assert facts["torch"] in text
 
 
-@pytest.mark.parametrize("command", ["ids --worker-id 1", "decode 1", "range 2024-01-01 2024-01-02"])
+def test_sql() -> None:
+    """tests/ids/test_sql.py gives it to databases."""
+    for dialect in ("postgresql", "mysql", "sqlite", "clickhouse"):
+        done = run("sql", "--dialect", dialect, "--layout", "sonyflake")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert all(word in done.stdout for word in ("snowflake_timestamp", "snowflake_worker", "1409529600000"))
+    assert "1288834974657" in run("sql", "--dialect", "sqlite").stdout
+    for arguments, named in [
+        (["--dialect", "db2"], "dialect is 'db2'; expected one of postgresql"),
+        (["--dialect", "sqlite", "--layout", "nobody"], "'nobody'; expected one of"),
+        ([], "--dialect"),
+    ]:
+        done = run("sql", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert named in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["ids --worker-id 1", "decode 1", "range 2024-01-01 2024-01-02", "sql --dialect mysql"]
+)
 def test_id_commands_load_neither_torch_nor_numpy(command: str) -> None:
     code = f"""
 import sys

@@ -31,6 +31,7 @@ from senet_fast.ids.layout import (
     Layout,
 )
 from senet_fast.ids.leases import Grant, Lease, LeaseStatus
+from senet_fast.ids.public import PublicID
 from senet_fast.ids.strings import from_string, to_string
 
 try:
@@ -67,6 +68,7 @@ __all__ = [
     "LeaseError",
     "LeaseExpired",
     "LeaseStatus",
+    "PublicID",
     "PythonSnowflake",
     "Snowflake",
     "SnowflakeError",

@@ -279,6 +279,13 @@ class PythonSnowflake:
                 view[done] = value
                 done += 1
 
+    def try_fill(self, out: Buffer | npt.NDArray[np.int64]) -> int:
+        view = _checks.int64_view(out)
+        ids = self._claim(len(view), patience_s=0) if len(view) else []
+        for place, value in enumerate(ids):
+            view[place] = value
+        return len(ids)
+
     def __iter__(self) -> PythonSnowflake:
         return self
 

@@ -21,6 +21,7 @@ cdef class Snowflake:
     cdef int issue_run(self, int64_t* out, uint64_t n, bint stream) except -1 nogil
 
     cdef uint64_t _now_ms(self) except? 0 nogil
+    cdef int64_t _draw(self, int64_t* out, uint64_t n, bint stream, double patience_ns) except -1 nogil
     cdef int64_t _attempt(self, uint64_t n, uint64_t* first, void** claimer, double patience_ns) except -1 nogil
     cdef int64_t _wait(self) except -1 nogil
     cdef int _settle(self, void* unsettled, path, grant) except -1

@@ -15,7 +15,7 @@ from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Held
 from senet_fast.ids._native cimport *
 
 # Below this many IDs, releasing the GIL costs more than writing them.
-cdef uint64_t RELEASE_GIL_FROM = 256
+cdef int64_t RELEASE_GIL_FROM = 256
 # In bulk. A thread that holds the GIL may keep it for 5 ms, so it is not asked for once a tick.
 cdef uint64_t CHECK_SIGNALS_EVERY_NS = 50_000_000
 
@@ -265,9 +265,7 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
         """The next ID, or None where next_id() would have to wait."""
         cdef uint64_t first
         cdef Generator* generator
-        if self._attempt(1, &first, <void**>&generator, 0):
-            return id_of(generator[0], first)
-        return None
+        return id_of(generator[0], first) if self._attempt(1, &first, <void**>&generator, 0) else None
 
     def next_ids(self, n):
         """The next n IDs, as a NumPy int64 array."""
@@ -279,11 +277,14 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
     def fill(self, out):
         """Fills `out`, a writable C-contiguous buffer of native int64 in any number of dimensions, with the next IDs.
 
-        A buffer that does not fit is left untouched. If a wait raises midway (ClockMovedBackwards, ClockOutOfRange,
-        SnowflakeTimeout, a signal handler), the front of `out` holds IDs that are valid and will not be issued again,
-        and the rest is untouched.
+        A buffer that does not fit is left untouched. If a wait raises midway (ClockMovedBackwards, SnowflakeTimeout, a
+        signal handler, ...), the front of `out` holds IDs that will not be issued again; the rest is untouched.
         """
         fill_buffer(self, out, True)
+
+    def try_fill(self, out):
+        """Fills the front of `out` with what fill() would draw without waiting, and returns how many IDs that is."""
+        return fill_buffer(self, out, True, False)
 
     def decode(self, ids):
         """The fields of an ID, or of a sequence or array of IDs, as Layout.decode()."""
@@ -318,21 +319,17 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
         return self._wait()
 
     cdef int issue_run(self, int64_t* out, uint64_t n, bint stream) except -1 nogil:
-        cdef Generator* generator
-        cdef uint64_t first, now_ns
+        cdef uint64_t now_ns
         cdef uint64_t waiting_since = monotonic_ns(), signals_checked = waiting_since
         cdef int64_t count
         cdef bint interrupted
         while n:
-            interrupted = False
-            count = self._attempt(n, &first, <void**>&generator, kPatienceNs)
-            if count:
-                write_words(generator[0], out, first, count, stream)
-                out += count
-                n -= count
+            count = self._draw(out, n, stream, kPatienceNs)
+            out += count
+            n -= count
             now_ns = monotonic_ns()
             if count:
-                waiting_since = now_ns
+                waiting_since, interrupted = now_ns, False
             else:
                 self._check_timeout(now_ns - waiting_since)
                 interrupted = nap()
@@ -347,6 +344,15 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
             return realtime_ms()
         with gil:
             return _checks.clock_ms(self._clock())
+
+    # Up to n IDs into out, and how many: what one claim gives.
+    cdef int64_t _draw(self, int64_t* out, uint64_t n, bint stream, double patience_ns) except -1 nogil:
+        cdef Generator* generator
+        cdef uint64_t first
+        cdef int64_t count = self._attempt(n, &first, <void**>&generator, patience_ns)
+        if count:
+            write_words(generator[0], out, first, count, stream)
+        return count
 
     # Claims up to n words, and says by which generator; 0 where the next one lies ahead of the clock. Where the lease has
     # ended, it may wait for a renewal.
@@ -436,24 +442,20 @@ cdef bint is_int64(Py_buffer* view) noexcept:
     return (code[0] == c"l" or code[0] == c"q") and code[1] == 0
 
 
-cdef int fill_held(Snowflake self, int64_t* out, uint64_t n, bint stream) except -1:
-    cdef Generator* generator
-    cdef uint64_t first
-    cdef int64_t count
-    if n < RELEASE_GIL_FROM:
-        count = self._attempt(n, &first, <void**>&generator, kPatienceNs)
-        if count:
-            write_words(generator[0], out, first, count, False)
-            out += count
-            n -= count
-    if n:
+cdef int64_t fill_held(Snowflake self, int64_t* out, int64_t n, bint stream, bint wait) except -1:
+    cdef int64_t count = self._draw(out, n, False, kPatienceNs if wait else 0) if n < RELEASE_GIL_FROM else 0
+    if count < n and (wait or n >= RELEASE_GIL_FROM):
         with nogil:
-            self.issue_run(out, n, stream)
-    return 0
+            if wait:
+                self.issue_run(out + count, n - count, stream)
+            else:
+                count = self._draw(out, n, stream, 0)
+    return count
 
 
-cdef int fill_buffer(Snowflake self, out, bint stream) except -1:
+cdef int64_t fill_buffer(Snowflake self, out, bint stream, bint wait=True) except -1:
     cdef Py_buffer view
+    cdef int64_t n
     try:
         PyObject_GetBuffer(out, &view, PyBUF_FULL_RO)
     except (TypeError, ValueError, BufferError):
@@ -462,8 +464,7 @@ cdef int fill_buffer(Snowflake self, out, bint stream) except -1:
     try:
         if view.readonly or not is_int64(&view) or <uintptr_t>view.buf % 8 or not PyBuffer_IsContiguous(&view, b"C"):
             _checks.int64_view(out)
-        if view.len:
-            fill_held(self, <int64_t*>view.buf, view.len // 8, stream and <uint64_t>view.len // 8 >= kStreamFrom)
+        n = view.len // 8
+        return fill_held(self, <int64_t*>view.buf, n, stream and <uint64_t>n >= kStreamFrom, wait) if n else 0
     finally:
         PyBuffer_Release(&view)
-    return 0

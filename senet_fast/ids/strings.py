@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import NamedTuple
+
+from senet_fast.ids.layout import check_int
 
 _DIGITS = "0123456789"
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -55,11 +59,7 @@ def to_string(number: int, form: str = "base62") -> str:
     Strings of one form compare like the IDs, byte by byte (a database's collation for base62 must be binary).
     """
     digits, width, _ = _form(form)
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise TypeError(f"id is {number!r} ({type(number).__name__}); expected an int")
-    rest = number.__index__()
-    if not 0 <= rest <= _MAX:
-        raise ValueError(f"id = {rest}; expected 0 <= id <= {_MAX} (63 bits)")
+    rest = check_int("id", number, 0, _MAX, " (63 bits)")
     text = ""
     for _ in range(width):
         rest, digit = divmod(rest, len(digits))
@@ -91,3 +91,33 @@ def decimal(name: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII):
         raise ValueError(f"{name} is {text[:80]!r}; expected a decimal number, of 1 to 19 of the digits 0 to 9")
     return int(text)
+
+
+class Codec(NamedTuple):
+    """How an API spells IDs. `pattern` is the regular expression of what `write` writes and `read` reads."""
+
+    read: Callable[[object], int]
+    write: Callable[[int], str]
+    pattern: str
+
+
+@functools.cache
+def codec(form: str) -> Codec:
+    """The codec of a form, or of "int", decimal digits. It reads ints, too (NumPy's, but no bool). What is no ID is a
+    ValueError.
+    """
+    if form != "int" and form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected int, {', '.join(FORMS)}")
+
+    def read(value: object) -> int:
+        if isinstance(value, str):
+            value = decimal("id", value) if form == "int" else from_string(value, form)
+        try:
+            return check_int("id", value, 0, _MAX, " (63 bits)")
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+    if form == "int":
+        return Codec(read, lambda number: str(check_int("id", number, 0, _MAX, " (63 bits)")), "^[0-9]{1,19}$")
+    digits = "".join([FORMS[form].digits, *FORMS[form].aliases])
+    return Codec(read, functools.partial(to_string, form=form), f"^[{digits}]{{{FORMS[form].width}}}$")

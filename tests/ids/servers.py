@@ -131,6 +131,37 @@ class PostgreSQLServer(Server):
         return f"leases.PostgreSQL({self.address!r}, **{options})"
 
 
+class MariaDBServer(Server):
+    """For SQL only: no lease is kept there."""
+
+    package = "pymysql"
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "socket")
+
+    def command(self) -> list[str] | None:
+        found, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
+        if not found or not install:
+            return None
+        data = ["--no-defaults", f"--datadir={self.folder / 'data'}"]
+        if os.getuid() == 0:
+            data.append("--user=root")
+        if not (self.folder / "data").exists():
+            made = subprocess.run(
+                [install, *data, "--auth-root-authentication-method=normal", "--skip-test-db"],
+                capture_output=True,
+                timeout=LIMIT_S,
+            )
+            assert made.returncode == 0, made.stdout + made.stderr
+        return [found, *data, f"--socket={self.socket}", "--skip-networking", f"--pid-file={self.folder / 'pid'}"]
+
+    def ping(self) -> None:
+        import pymysql
+
+        pymysql.connect(unix_socket=self.socket, user="root", connect_timeout=2).close()
+
+
 class ZooKeeperServer(Server):
     package = "kazoo"
 

@@ -3,7 +3,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from ids_testing import Generator
+from ids_testing import FakeClock, Generator
 
 from senet_fast.ids import TWITTER
 
@@ -76,3 +76,19 @@ def test_neighbours_are_untouched(generator_class: Generator, worker_id: int) ->
     assert (out[:100] == -1).all()
     assert (out[900:] == -1).all()
     assert (out[100:900] > 0).all()
+
+
+@pytest.mark.parametrize("n", [9, 5000])  # with and without the GIL
+def test_try_fill(generator_class: Generator, worker_id: int, fake_clock: FakeClock, n: int) -> None:
+    """What there is without waiting; of a claim that may begin in unused milliseconds, all of it."""
+    generator = generator_class(worker_id, clock=fake_clock, max_lag_ms=2)
+    out = np.full(n, -1)
+    assert generator.try_fill(out[:0]) == 0
+    assert generator.try_fill(out) == min(n, 4096)
+    assert generator.try_fill(out) == (9 if n == 9 else 0)
+    assert (np.diff(out[:4096]) > 0).all()
+    assert (out[4096:] == -1).all()
+    fake_clock.now_ms += 10
+    assert generator.try_fill(np.full(n, -1)) == n
+    with pytest.raises(TypeError, match="out is NoneType"):
+        generator.try_fill(None)  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, run_program
 
 from senet_fast.ids import TWITTER, Layout, Snowflake, aio, to_string
 
+NO_IDS = [np.int64(-1), np.uint64(2**63), np.True_, np.float64(5), np.array([5]), np.datetime64(5, "ms")]
+
 
 def test_asyncio(generator_class: Generator) -> None:
     """Many tasks draw more than a tick holds, and the loop runs on."""
@@ -46,6 +48,50 @@ def test_asyncio_timeout(generator_class: Generator, fake_clock: FakeClock) -> N
 
     with pytest.raises(TimeoutError):
         asyncio.run(main())
+
+
+def test_asyncio_cancelled(generator_class: Generator) -> None:
+    """No slice is begun after the cancellation, so that a loop need not wait for the rest to close."""
+    layout = Layout(timestamp=38, sequence=3, epoch_ms=1_600_000_000_000, tick_ms=20)
+    generator = generator_class(layout=layout)
+    slices: list[int] = []
+
+    class Counting:
+        layout = generator.layout
+        try_next, try_fill = generator.try_next, generator.try_fill
+
+        @staticmethod
+        def fill(out: np.ndarray) -> None:
+            slices.append(out.size)
+            generator.fill(out)
+
+    async def main() -> int:
+        task = asyncio.create_task(aio.next_ids(Counting(), 2000))  # for 5 s
+        while not slices:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return len(slices)
+
+    begun = asyncio.run(main())  # which joins the thread
+    assert len(slices) == begun
+    assert max(slices) == 16  # two ticks' worth: 40 ms
+
+
+def test_asyncio_of_many(generator_class: Generator, worker_id: int, fake_clock: FakeClock) -> None:
+    """A burst of unused milliseconds is one slice; several slices are in order; bad counts."""
+    layout = Layout(timestamp=41, worker=10, sequence=3, epoch_ms=0)
+    generator = generator_class(worker_id, layout, max_lag_ms=50, clock=fake_clock, timeout=1)
+    fake_clock.now_ms += 100
+    assert asyncio.run(aio.next_ids(generator, 400)).size == 400  # 320 IDs are a slice, and this clock stands still
+    generator = generator_class(worker_id, layout)
+    drawn = asyncio.run(aio.next_ids(generator, 1000))
+    assert drawn.dtype == np.int64
+    assert (np.diff(drawn) > 0).all()
+    assert asyncio.run(aio.next_ids(generator, 0)).size == 0
+    with pytest.raises(ValueError, match="n = -1; expected"):
+        asyncio.run(aio.next_ids(generator, -1))
 
 
 def test_sqlalchemy(worker_id: int) -> None:
@@ -88,52 +134,31 @@ def test_sqlalchemy(worker_id: int) -> None:
         session.add(Order(id=-1, name="bad"))
         with pytest.raises(sqlalchemy.exc.StatementError, match="id = -1; expected 0 <= id"):
             session.commit()
+        session.rollback()
 
+        kept = session.get(Order, old)
+        assert kept is not None
+        for kind in (np.int64, np.uint64):
+            assert session.get(Order, kind(old)) is kept
+            assert session.scalars(sqlalchemy.select(Order.name).where(Order.id == kind(old))).all() == ["old"]
+            session.add(Order(id=kind(ord(kind.__name__[0])), name="numpy"))
+        session.commit()
+        session.expunge_all()
+        assert session.get(Order, ord("u")).id == ord("u")
+        for bad in (str(old), float(old), *NO_IDS):
+            if not isinstance(bad, np.ndarray):  # which SQLAlchemy cannot look up
+                with pytest.raises(sqlalchemy.exc.StatementError, match="expected"):
+                    session.get(Order, bad)
+        with pytest.raises(sqlalchemy.exc.StatementError, match=f"id is '{old}' .str.; expected an int"):
+            session.get(Order, str(old))
 
-DJANGO = """
-import os
-import django
-from django.conf import settings
-settings.configure(
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField", USE_TZ=True,
-)
-django.setup()
-from django.db import connection, migrations, models
-from django.db.migrations.writer import MigrationWriter
-from senet_fast.ids import TWITTER, Snowflake
-from senet_fast.ids.django import SnowflakeField, default_generator
-
-class Order(models.Model):
-    id = SnowflakeField(primary_key=True)
-    name = models.TextField()
-    class Meta:
-        app_label = "shop"
-
-with connection.schema_editor() as editor:
-    editor.create_model(Order)
-first = Order(name="a")
-assert first.id > 0
-first.save()
-Order.objects.bulk_create([Order(name=name) for name in "bcd"])
-ids = list(Order.objects.order_by("id").values_list("id", flat=True))
-assert ids[0] == first.id and len(set(ids)) == 4, ids
-assert list(Order.objects.order_by("id").values_list("name", flat=True)) == ["a", "b", "c", "d"]
-text, imports = MigrationWriter.serialize(SnowflakeField(primary_key=True, generator="shop.ids.generator"))
-assert "generator='shop.ids.generator'" in text and "default" not in text, text
-again = Order._meta.pk.clone()
-assert again.next_id() > max(ids) and not again.editable
-pid = os.fork()  # a prefork server
-child = default_generator().next_id()
-if pid == 0:
-    os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_django(tmp_path: Path) -> None:
-    pytest.importorskip("django")
-    run_program(DJANGO, env={"SENET_FAST_LEASES": str(tmp_path)})
+        names = sqlalchemy.select(Order.name)
+        count = len(session.scalars(names).all())
+        with pytest.raises(sqlalchemy.exc.IntegrityError):  # one default for all rows
+            session.execute(sqlalchemy.insert(Order).from_select(["name"], names))
+        session.rollback()
+        session.execute(sqlalchemy.insert(Order), [{"name": name} for name in session.scalars(names)])
+        assert len(set(session.scalars(sqlalchemy.select(Order.id)))) == 2 * count
 
 
 def test_pydantic(worker_id: int) -> None:
@@ -151,7 +176,10 @@ def test_pydantic(worker_id: int) -> None:
     assert order.model_dump_json() == f'{{"id":"{number}","link":"{to_string(number)}"}}'
     assert Order.model_validate_json(order.model_dump_json()) == order
     assert Order(id=str(number)).id == number
-    for bad in ("1_0", "-1", -1, 2**63, 1.5, None, "9" * 20, True):
+    for kind in (np.int64, np.uint64, np.int32, np.array):
+        read = Order(id=kind(77), link=kind(78))
+        assert (read.id, read.link, type(read.id), type(read.link)) == (77, 78, int, int)
+    for bad in (*("1_0", "-1", -1, 2**63, 1.5, None, "9" * 20, "9" * 19, "\u0661", True, [1]), *NO_IDS):
         with pytest.raises(pydantic.ValidationError):
             Order(id=bad)
     with pytest.raises(pydantic.ValidationError, match="expected 11 of base62"):
@@ -159,6 +187,42 @@ def test_pydantic(worker_id: int) -> None:
     assert Order.model_json_schema()["properties"]["id"]["type"] == "string"
     with pytest.raises(ValueError, match="form is 'roman'"):
         id_type("roman")
+
+
+def test_pydantic_serves_numpy_ids_without_numpy() -> None:
+    pytest.importorskip("pydantic")
+    run_program(
+        "import sys, pydantic, senet_fast.ids.pydantic as ids\n"
+        "assert pydantic.TypeAdapter(ids.SnowflakeID).validate_python(5) == 5 and 'numpy' not in sys.modules"
+    )
+
+
+def test_msgspec(worker_id: int) -> None:
+    msgspec = pytest.importorskip("msgspec")
+    from senet_fast.ids.msgspec import SnowflakeID, dec_hook, enc_hook
+
+    class Link(SnowflakeID):
+        form = "base62"
+
+    order_type = msgspec.defstruct("Order", [("id", SnowflakeID), ("links", list[Link], msgspec.field(default=[]))])
+    number = Snowflake(worker_id).next_id()
+    order = order_type(SnowflakeID(np.int64(number)), [Link(number)])
+    for module in (msgspec.json, msgspec.msgpack):
+        written = module.encode(order, enc_hook=enc_hook)
+        assert module.decode(written) == {"id": str(number), "links": [to_string(number)]}
+        read = module.decode(written, type=order_type, dec_hook=dec_hook)
+        assert read == order
+        assert (type(read.id), type(read.links[0])) == (SnowflakeID, Link)
+    with pytest.raises(msgspec.ValidationError, match=r"id is 'x'; expected a decimal number.*\$.id"):
+        msgspec.json.decode('{"id": "x"}', type=order_type, dec_hook=dec_hook)
+    with pytest.raises(TypeError, match="unsupported"):
+        msgspec.json.encode(order)  # rather than a number
+    for hook, arguments in ((enc_hook, (1j,)), (dec_hook, (complex, "1"))):
+        with pytest.raises(NotImplementedError, match="complex"):
+            hook(*arguments)
+    for bad, error in [(-1, ValueError), ("5", TypeError), (True, TypeError)]:
+        with pytest.raises(error, match="expected"):
+            SnowflakeID(bad)
 
 
 class Samples:
@@ -193,7 +257,7 @@ def blocks() -> list[str]:
 
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("\n")[0][:40])
 def test_the_recipes_run(block: str, tmp_path: Path) -> None:
-    for name in ("pandas", "pyarrow", "sqlalchemy", "pydantic", "torch"):
+    for name in ("pandas", "pyarrow", "sqlalchemy", "django", "rest_framework", "pydantic", "msgspec", "torch"):
         if f"import {name}" in block or f"from {name}" in block:
             pytest.importorskip(name)
     environment = {"SENET_FAST_LEASES": str(tmp_path / "leases"), "PYTHONPATH": str(ROOT)}
