@@ -17,7 +17,7 @@ cdef extern from "ids/snowflake.h" namespace "senet::ids" nogil:
     cppclass Generator:
         Generator()
         State* state
-        uint64_t worker_id, max_lag, max_drift
+        uint64_t worker_id, max_lag, max_drift, start_mask, seed
         CLayout layout
     struct Run:
         uint64_t first, count

@@ -128,6 +128,14 @@ class _Place:
 _places_here: dict[tuple[Layout, int, Any], _Place] = {}
 
 
+def _mix(x: int) -> int:
+    """SplitMix64's output function: spreads well, and hides nothing."""
+    x &= _UNBOUNDED
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _UNBOUNDED
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _UNBOUNDED
+    return x ^ x >> 31
+
+
 def _system_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -148,6 +156,7 @@ class PythonSnowflake:
         max_lag_ms: int = 0,
         max_drift_ms: int = 0,
         timeout: float | None = None,
+        sequence_start: Literal[0, "random", "rolling"] = 0,
         clock: Callable[[], int] | Literal["coarse", "tsc"] | None = None,
         on_fork: Literal["raise", "share"] = "raise",
         file: str | os.PathLike[str] | None = None,
@@ -158,6 +167,7 @@ class PythonSnowflake:
         self._max_lag_ticks = _checks.milliseconds("max_lag_ms", max_lag_ms) // layout.tick_ms
         self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
         self._timeout = _checks.timeout(timeout)
+        self._start_mask, self._seed = _checks.sequence_start(sequence_start, layout)
         _checks.clock(clock)
         own_clock = clock if callable(clock) else None
         self._clock = own_clock or _system_ms
@@ -265,7 +275,10 @@ class PythonSnowflake:
             end = min((last_tick + 1) << width, granted)
             # A call that does not fit into this tick may begin before it.
             begin = max(0, now - min(self._max_lag_ticks << width, max(0, n - room)))
-            first = max(place.word + 1, begin)
+            first = place.word + 1
+            if first < begin:  # behind a tick that is used up it starts at 0: bursts lose nothing to starts
+                start = self._start(place.word, tick)
+                first = begin + start if n + start <= room else begin
             if first < end:
                 words = range(first, min(first + n, end))
                 place.word = words[-1]
@@ -277,6 +290,13 @@ class PythonSnowflake:
                 f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}{drift}"
             )
         return range(0)
+
+    def _start(self, last: int, tick: int) -> int:
+        """The sequence at which a claim behind `last` opens `tick`: a hash of the tick and the seed, or the one behind
+        the last ID's; 0 behind none.
+        """
+        rolled = max(0, last + 1)
+        return (_mix(tick * 0x9E3779B97F4A7C15 + self._seed) if self._seed else rolled) & self._start_mask
 
     def _ids(self, words: range) -> list[int]:
         layout = self._layout

@@ -86,7 +86,7 @@ cdef dict _places_here = {}
 
 cdef class Snowflake:
     """Snowflake(worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None, \
-clock=None, on_fork="raise", file=None, lease=None)
+sequence_start=0, clock=None, on_fork="raise", file=None, lease=None)
 
     Issues IDs that are unique and strictly increasing, from any number of threads, without a lock. No ID carries a
     time that the clock has not reached yet. Where a tick's sequence is used up, calls sleep until the next tick;
@@ -101,35 +101,36 @@ clock=None, on_fork="raise", file=None, lease=None)
     max_drift_ms: calls may run so many ms ahead of the clock. Needs `file` or a lease that remembers the last ID: a
         restarted process would issue the borrowed IDs again.
     timeout: the longest, in seconds, that a call may wait without getting an ID; then SnowflakeTimeout. None: no limit.
+    sequence_start: where the sequence of a tick starts: at 0, where `id % shards` is one shard at low traffic; "random":
+        by a hash that spreads and hides nothing; "rolling": behind the last ID's. Both stay in its first quarter.
     clock: what tells the time. None: the system's clock. "coarse": the time of the kernel's last tick, some ms ago
         (1 to 10, by its HZ), cheaper. "tsc": the system's clock, read once a millisecond and counted on by the
         processor (x86). A callable that returns ms since 1970-01-01 UTC, for tests: called for every claim, so it is
         slow; generators share state only if their callables are equal.
-    on_fork: "raise": a forked child's copy raises ForkedError. "share": children issue from the same state.
+    on_fork: "raise": a forked child's copy raises ForkedError, and so does a generator made there for a worker of the
+        parent. "share": children issue from the same state.
     file: a path; the last ID lives there, for all processes of the host that name the file with the same worker and
         layout, and after a restart. Not on network file systems, and never to be deleted while in use.
     lease: where the worker id comes from, see senet_fast.ids.leases; past its end calls raise LeaseExpired. It is
         renewed by a thread, and given back by close(), at the end of a `with` block, and at exit.
 
     Without `file` or `lease` the last ID is remembered as long as the process lives. Across a restart it is not: if the
-    clock was set back meanwhile, IDs may repeat.
-
-    After a fork, the child's copy raises ForkedError, and so does a generator made there for a worker of the parent.
-    Past the layout's lifetime, or before its epoch, calls raise ClockOutOfRange.
+    clock was set back meanwhile, IDs may repeat. Past the layout's lifetime, or before its epoch, calls raise
+    ClockOutOfRange.
     """
 
     def __cinit__(
         self, worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None,
-        clock=None, on_fork="raise", file=None, lease=None,
+        sequence_start=0, clock=None, on_fork="raise", file=None, lease=None,
     ):
         cdef Generator* generator = new Generator()
         self._generator = generator
-        _checks.layout(layout)
-        self.layout = layout
+        self.layout = _checks.layout(layout)
         self._max_backward_ms = _checks.milliseconds("max_backward_ms", max_backward_ms)
         self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
         lag_ms = _checks.milliseconds("max_lag_ms", max_lag_ms)
         self._timeout_ns = _checks.timeout(timeout) * 1e9
+        generator.start_mask, generator.seed = _checks.sequence_start(sequence_start, layout)
         self._clock = _checks.clock(clock)
         if clock == "tsc" and not has_steady_counter():
             raise ValueError("clock is 'tsc', and this processor's counter has no steady rate; expected another clock")
@@ -380,7 +381,6 @@ cdef int fill_held(Snowflake self, int64_t* out, uint64_t n, bint stream) except
     if n:
         with nogil:
             self.issue_run(out, n, stream)
-    return 0
 
 
 cdef int fill_buffer(Snowflake self, out, bint stream) except -1:
@@ -397,4 +397,3 @@ cdef int fill_buffer(Snowflake self, out, bint stream) except -1:
             fill_held(self, <int64_t*>view.buf, view.len // 8, stream and <uint64_t>view.len // 8 >= kStreamFrom)
     finally:
         PyBuffer_Release(&view)
-    return 0

@@ -254,7 +254,7 @@ DISCORD = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1420070400000)
 INSTAGRAM = Layout(timestamp=40, worker=13, sequence=10, epoch_ms=1314220021721)
 
 # mastodon/mastodon, lib/mastodon/snowflake.rb: 48 bits of Unix milliseconds and 16 bits of sequence, no worker. There
-# the sequence starts at a salted hash; a generator here counts from 0. The 48th bit (the sign) is left out.
+# the sequence starts at a salted hash; here where `sequence_start` says. The 48th bit (the sign) is left out.
 MASTODON = Layout(timestamp=47, sequence=16, epoch_ms=0)
 
 # sony/sonyflake, version 1: units of 10 ms from 2014-09-01, sequence above machine id. Version 2 starts at 2025-01-01.
