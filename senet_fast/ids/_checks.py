@@ -57,13 +57,14 @@ def on_fork(value: str) -> str:
 def sequence_start(value: int | str, layout: Layout) -> tuple[int, int]:
     """The largest sequence at which a tick may start, a power of two less 1; and the seed, 0 for rolling starts.
 
-    A start costs its tick a quarter of the sequence at the most, or with a sequence of 1 bit a half.
+    Three quarters of the tick's IDs remain, or with a sequence of 1 bit a half; and rolling starts are back at 0 soon,
+    since until then `id % 10` may be one of two shards, where the time between IDs adds to a multiple of 5.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"sequence_start is {value!r} ({type(value).__name__}); expected 0, 'random' or 'rolling'")
     if value not in (0, "random", "rolling"):
         raise ValueError(f"sequence_start is {value!r}; expected 0, 'random' or 'rolling'")
-    largest = max(2, layout.sequence.max + 1 >> 2) - 1
+    largest = max(2, min(1024, layout.sequence.max + 1 >> 2)) - 1
     return (largest if value else 0), (seed() if value == "random" else 0)
 
 
