@@ -57,8 +57,8 @@ def on_fork(value: str) -> str:
 def sequence_start(value: int | str, layout: Layout) -> tuple[int, int]:
     """The largest sequence at which a tick may start, a power of two less 1; and the seed, 0 for rolling starts.
 
-    Three quarters of the tick's IDs remain, or with a sequence of 1 bit a half; and rolling starts are back at 0 soon,
-    since until then `id % 10` may be one of two shards, where the time between IDs adds to a multiple of 5.
+    Three quarters of the tick's IDs remain, or with a sequence of 1 bit a half. Rolling starts are back at 0 after 1024
+    IDs at the most: until then IDs at a steady interval may all fall on two of ten shards.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"sequence_start is {value!r} ({type(value).__name__}); expected 0, 'random' or 'rolling'")

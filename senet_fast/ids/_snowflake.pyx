@@ -101,8 +101,8 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None)
     max_drift_ms: calls may run so many ms ahead of the clock. Needs `file` or a lease that remembers the last ID: a
         restarted process would issue the borrowed IDs again.
     timeout: the longest, in seconds, that a call may wait without getting an ID; then SnowflakeTimeout. None: no limit.
-    sequence_start: where the sequence of a tick starts: at 0, where `id % shards` is one shard at low traffic; "random":
-        by a hash that spreads and hides nothing; "rolling": behind the last ID's. Both leave 3/4 of the sequence.
+    sequence_start: where the sequence of a tick starts. 0: `id % shards` is one shard at low traffic. "random": by a
+        hash that spreads and hides nothing. "rolling": behind the last ID's. Both leave 3/4 of the tick's IDs.
     clock: what tells the time. None: the system's clock. "coarse": the time of the kernel's last tick, some ms ago
         (1 to 10, by its HZ), cheaper. "tsc": the system's clock, read once a millisecond and counted on by the
         processor (x86). A callable that returns ms since 1970-01-01 UTC, for tests: called for every claim, so it is
