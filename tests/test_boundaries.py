@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FORBIDDEN_IN_KERNELS = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|aten|pybind11|Python\.h|bindings)')
-SUFFIXES = {".py", ".pyx", ".pxd", ".pyi", ".cpp", ".cu", ".h", ".cuh", ".inl"}
+SUFFIXES = {".py", ".pyx", ".pxd", ".pxi", ".pyi", ".cpp", ".cu", ".h", ".cuh", ".inl"}
 MAX_LINES = 400
 
 
@@ -77,7 +77,7 @@ def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
 
 
 def test_ids_stand_alone(root: Path) -> None:
-    for path in sources(root, "senet_fast/ids", suffixes={".py", ".pyx", ".pxd"}):
+    for path in sources(root, "senet_fast/ids", suffixes={".py", ".pyx", ".pxd", ".pxi"}):
         text = path.read_text()
         assert not re.search(r"^\s*(?:from|import|cimport)\s+(torch|senet_fast\.se)\b", text, re.MULTILINE), path
         assert not re.search(r"^(?:from|import|cimport)\s+numpy\b", text, re.MULTILINE), (

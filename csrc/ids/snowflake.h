@@ -1,4 +1,5 @@
-// Snowflake IDs: one atomic word per worker and layout. No Python, no clock: time is an argument.
+// Snowflake IDs: one atomic word per worker and layout. No Python, no clock, no source of randomness: time and the seed are
+// arguments.
 //
 // The word is the last ID issued, `tick << sequence_bits | sequence`; a tick is `tick_ms` milliseconds, and the layout's
 // epoch begins tick kFirstTick, which keeps the words below 4 free for kForked, kClosed and kFresh. Adding one carries
@@ -6,6 +7,9 @@
 // max(word + 1, now << sequence_bits) + n - 1. A claim never reaches past the tick of `now` (plus max_drift), nor past
 // the lease: running out of sequence and a clock that steps back are both "the next word lies after now", and the
 // caller waits.
+//
+// A claim that opens a tick may start a little above its first word (start_mask), so that `id % shards` is not always that
+// of sequence 0. It skips words and never goes back to them, so nothing above depends on where it starts.
 #pragma once
 
 #include <algorithm>
@@ -50,6 +54,8 @@ struct Generator {
   uint64_t max_lag;    // words that a claim may begin before now, where it would not fit otherwise
   uint64_t max_drift;  // ticks that a claim may reach past now
   Layout layout;
+  uint64_t start_mask = 0;  // the sequences at which a tick may start: 0 to this, which is a power of two less 1
+  uint64_t seed = 0;        // of random starts; 0: rolling ones
   Generator* before = nullptr;  // which this one replaced; claims may still be under way on it
 };
 
@@ -81,6 +87,21 @@ inline uint64_t tick_at(const Layout& layout, uint64_t now_ms) {
 
 inline uint64_t first_word(const Layout& layout) { return kFirstTick << layout.sequence_bits; }
 
+// SplitMix64's output function: spreads well, and hides nothing.
+inline uint64_t mix(uint64_t x) {
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return x ^ x >> 31;
+}
+
+// The sequence at which a claim behind `last` opens `tick`: a hash of the tick and the seed, or the one behind the last
+// ID's; 0 behind none.
+inline uint64_t start_of(const Generator& generator, uint64_t last, uint64_t tick) {
+  if (!generator.start_mask) return 0;
+  const uint64_t rolled = last > kFresh ? last + 1 : 0;
+  return (generator.seed ? mix((tick - kFirstTick) * 0x9e3779b97f4a7c15 + generator.seed) : rolled) & generator.start_mask;
+}
+
 inline uint64_t expired_or_refused(const State& state) {
   const uint64_t last = state.word.load(std::memory_order_relaxed);
   return last <= kClosed ? last : kExpired;
@@ -97,14 +118,19 @@ inline Run claim(const Generator& generator, uint64_t now_ms, uint64_t n) {
   if (now >= granted) return {expired_or_refused(*generator.state), 0};
   const uint64_t last_tick = std::min(tick + generator.max_drift, layout.timestamp_max + kFirstTick);
   const uint64_t end = std::min((last_tick + 1) << layout.sequence_bits, granted);
-  const uint64_t room = std::min(now + mask(layout.sequence_bits) + 1, granted) - now;
+  // Of the tick, what is granted; worked out by the few claims that ask for it.
+  const auto room = [&] { return std::min(now + mask(layout.sequence_bits) + 1, granted) - now; };
   uint64_t begin = now;
-  if (generator.max_lag && n > room) begin -= std::min({n - room, generator.max_lag, now - first_word(layout)});
+  if (generator.max_lag && n > room()) begin -= std::min({n - room(), generator.max_lag, now - first_word(layout)});
   uint64_t last = generator.state->word.load(std::memory_order_relaxed);
   uint64_t first, count;
   do {
     if (last <= kClosed) return {last, 0};
-    first = std::max(last + 1, begin);
+    first = last + 1;
+    if (first < begin) {  // behind a tick that is used up it starts at 0: bursts lose nothing to starts
+      const uint64_t start = start_of(generator, last, tick);
+      first = n + start <= room() ? begin + start : begin;
+    }
     if (first >= end) return {kWait, 0};
     count = std::min(n, end - first);
   } while (!generator.state->word.compare_exchange_weak(last, first + count - 1, std::memory_order_relaxed));

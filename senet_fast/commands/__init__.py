@@ -49,7 +49,7 @@ def discard(stream: TextIO) -> None:
 
 def number(text: str) -> int:
     """An argument that is a count or a worker id, as argparse's `type`."""
-    from senet_fast.ids.strings import decimal
+    from senet_fast.ids._numbers import decimal
 
     try:
         return decimal("the number", text)
@@ -77,7 +77,8 @@ def formatter(form: str) -> Callable[[int], str]:
 def reader(form: str) -> Callable[[str], int]:
     """What reads an ID as --format says. Hexadecimal digits may be fewer than the 16 of one width."""
     from senet_fast.ids import from_string
-    from senet_fast.ids.strings import FORMS, decimal
+    from senet_fast.ids._numbers import decimal
+    from senet_fast.ids.strings import FORMS
 
     if form == "int":
         return partial(decimal, "id")

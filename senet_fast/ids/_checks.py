@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.ids.layout import Layout, check_int
+from senet_fast.ids._numbers import check_int
+from senet_fast.ids.layout import Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,25 @@ def on_fork(value: str) -> str:
     if value not in ("raise", "share"):
         raise ValueError(f"on_fork is {value!r}; expected 'raise' or 'share'")
     return value
+
+
+def sequence_start(value: int | str, layout: Layout) -> tuple[int, int]:
+    """The largest sequence at which a tick may start, a power of two less 1; and the seed, 0 for rolling starts.
+
+    Three quarters of the tick's IDs remain, or with a sequence of 1 bit a half. Rolling starts are back at 0 after 1024
+    IDs at the most: until then IDs at a steady interval may all fall on two of ten shards.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"sequence_start is {value!r} ({type(value).__name__}); expected 0, 'random' or 'rolling'")
+    if value not in (0, "random", "rolling"):
+        raise ValueError(f"sequence_start is {value!r}; expected 0, 'random' or 'rolling'")
+    largest = max(2, min(1024, layout.sequence.max + 1 >> 2)) - 1
+    return (largest if value else 0), (seed() if value == "random" else 0)
+
+
+def seed() -> int:
+    """Of one generator's random starts; never 0."""
+    return int.from_bytes(os.urandom(8), "little") | 1
 
 
 def file(value: str | os.PathLike[str] | None) -> str | None:

@@ -18,7 +18,7 @@ cdef extern from "ids/snowflake.h" namespace "senet::ids" nogil:
         Generator()
         Generator(const Generator&)
         State* state
-        uint64_t worker_id, max_lag, max_drift
+        uint64_t worker_id, max_lag, max_drift, start_mask, seed
         CLayout layout
         Generator* before
     Generator* current(void* const*)

@@ -62,7 +62,7 @@ def find(
             new = make(kind, fd)
             if place is not None and place.last_tick is not None:
                 new.skip_to_tick(place.last_tick + 1)
-            # Atomic: of several threads, or a signal handler in the midst of this, the first one's place is everybody's.
+            # Atomic: of several threads, or a signal handler within this, the first one's place is everybody's.
             (places if place is None else place.successors).setdefault(key, new)
             place = places[key] = _latest(places, key) or new
         if place.kind != kind:

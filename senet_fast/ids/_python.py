@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
-import struct
-import tempfile
-import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, overload
 
-from senet_fast.ids import _checks, _places, _wordfile
+from senet_fast.ids import _checks, _places
+from senet_fast.ids._python_place import Place
 from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
 from senet_fast.ids.leases import Lease, LockFile
@@ -27,126 +22,18 @@ if TYPE_CHECKING:
 
     from senet_fast.ids.layout import SupportsArray
 
-_UNBOUNDED = (1 << 64) - 1
+_places_here: dict[tuple[Layout, int, Any], Place] = {}
 
 
-class _Place:
-    """The last ID issued, as `tick << sequence bits | sequence`, and where the lease ends; one of these for all
-    generators of a worker and layout. Shared ones live in a file, which may have no name.
-    """
-
-    def __init__(self, layout: Layout, kind: Hashable, fd: int | None) -> None:
-        self.layout = layout
-        self.kind = kind
-        self.last_tick: int | None = None  # once closed
-        self.successors: dict[Any, _Place] = {}
-        self._pid = self._lock_pid = os.getpid()
-        self._lock, self._depth = threading.RLock(), 0
-        # What signal handlers stored while the thread that they interrupted was alone, and may store an earlier word.
-        self.stored_within: list[int] = []
-        self._file = None if fd is None else os.fdopen(os.dup(fd), "r+b", 0)
-        if kind == "share":
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the place
-            self._file.truncate(mmap.PAGESIZE)
-        self._memory = mmap.mmap(self._file.fileno() if self._file else -1, mmap.PAGESIZE)
-        if fd is None:
-            self._store(-1, _UNBOUNDED)
-
-    def __del__(self) -> None:
-        if self._file:
-            self._file.close()
-
-    @property
-    def forked(self) -> bool:
-        return self.kind == "raise" and self._pid != os.getpid()
-
-    @property
-    def gone(self) -> bool:
-        return self.forked or self.closed
-
-    @property
-    def closed(self) -> bool:
-        return self.last_tick is not None or self._load()[1] == 0
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone among the threads, and the processes too where they share the place; but for signal handlers, which may
-        come here again in the thread that is here.
-        """
-        if self._lock_pid != os.getpid():  # a fork: the lock may have been held, and the file's lock is the parent's
-            self._lock_pid, self._lock, self._depth = os.getpid(), threading.RLock(), 0
-            if self._file:
-                with self._file as parents:
-                    self._file = os.fdopen(os.open(f"/proc/self/fd/{parents.fileno()}", os.O_RDWR), "r+b", 0)
-        with self._lock:
-            depth = self._depth
-            try:
-                self._depth = depth + 1
-                self._lock_file(fcntl.F_WRLCK)
-                yield
-            finally:
-                while self._load()[0] < self.word:  # until no handler came in between
-                    self._store(self.word, self.end)
-                self._depth = depth
-                if depth == 0:
-                    self._lock_file(fcntl.F_UNLCK)
-
-    def _lock_file(self, kind: int) -> None:
-        if self._file:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, mmap.PAGESIZE, 0))
-
-    # In the file ticks are counted from 2, as _wordfile has it.
-    def _load(self) -> tuple[int, int]:
-        word, end = struct.unpack_from("=QQ", self._memory, _wordfile.OFFSET)
-        return word - (_wordfile.FIRST_TICK << self.layout.sequence.width), end
-
-    def _store(self, word: int, end: int) -> None:
-        first = _wordfile.FIRST_TICK << self.layout.sequence.width
-        struct.pack_into("=QQ", self._memory, _wordfile.OFFSET, word + first, end)
-
-    @property
-    def word(self) -> int:
-        return max([self._load()[0], *self.stored_within])
-
-    @word.setter
-    def word(self, word: int) -> None:
-        if self.is_within:
-            self.stored_within.append(word)
-        self._store(word, self._load()[1])
-
-    @property
-    def is_within(self) -> bool:
-        """Whether this is a signal handler's call, and the interrupted call is alone here, too."""
-        return self._depth > 1
-
-    @property
-    def end(self) -> int:
-        return self._load()[1]
-
-    def skip_to(self, from_ms: int) -> None:
-        self.skip_to_tick(_places.first_tick(self.layout, from_ms))
-
-    def skip_to_tick(self, tick: int) -> None:
-        with self.locked():
-            self.word = max(self.word, (tick << self.layout.sequence.width) - 1)
-
-    def grant(self, until_ms: int) -> None:
-        end = _places.end_tick(self.layout, until_ms) << self.layout.sequence.width
-        with self.locked():
-            self._store(self.word, end if self.end == _UNBOUNDED else max(self.end, end))
-
-    def close(self) -> int:
-        """Refuses all later claims; the time of the first tick that is free, in ms."""
-        width = self.layout.sequence.width
-        with self.locked():
-            if self.last_tick is None:
-                self.last_tick = max(-1, self.word >> width)
-            if isinstance(self.kind, str):  # a named file stays open to others
-                self._store(self.word, 0)
-        return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
+_MASK = (1 << 64) - 1
 
 
-_places_here: dict[tuple[Layout, int, Any], _Place] = {}
+def _mix(x: int) -> int:
+    """SplitMix64's output function: spreads well, and hides nothing."""
+    x &= _MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
 
 
 def _system_ms() -> int:
@@ -169,6 +56,7 @@ class PythonSnowflake:
         max_lag_ms: int = 0,
         max_drift_ms: int = 0,
         timeout: float | None = None,
+        sequence_start: Literal[0, "random", "rolling"] = 0,
         clock: Callable[[], int] | Literal["coarse", "tsc"] | None = None,
         on_fork: Literal["raise", "share"] = "raise",
         file: str | os.PathLike[str] | None = None,
@@ -181,6 +69,7 @@ class PythonSnowflake:
         self._max_lag_ticks = _checks.milliseconds("max_lag_ms", max_lag_ms) // layout.tick_ms
         self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
         self._timeout = _checks.timeout(timeout)
+        self._start_mask, self._seed = _checks.sequence_start(sequence_start, layout)
         _checks.clock(clock)
         own_clock = clock if callable(clock) else None
         self._clock = own_clock or _system_ms
@@ -209,19 +98,17 @@ class PythonSnowflake:
                 self._held.close()
             raise
 
-    def _settle(self, worker_id: int, path: str | None, grant: Grant | None) -> _Place:
+    def _settle(self, worker_id: int, path: str | None, grant: Grant | None) -> Place:
         layout = self._layout
         key = layout, worker_id, self._own_clock
-        make = lambda kind, fd: _Place(layout, kind, fd)  # noqa: E731
-        place = _places.find(
-            _places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms
-        )
+        make = lambda kind, fd: Place(layout, kind, fd)  # noqa: E731
+        place = _places.find(_places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms)
         self._refuse(place, worker_id)
         if self._begins_now:  # what came before may have been issued by the worker's last process
             place.skip_to_tick(self._tick(self._now_ms()))
         return place
 
-    def _adopt(self, grant: Grant) -> _Place:
+    def _adopt(self, grant: Grant) -> Place:
         """Goes on from another grant, after the last ID of the one before."""
         assert self._held
         old, _ = self._issuer
@@ -319,7 +206,7 @@ class PythonSnowflake:
             self._held.extend(self._now_ms(), min(patience_s, self._timeout))
         return self._claim_from(*self._issuer, n)
 
-    def _claim_from(self, place: _Place, worker_id: int, n: int) -> list[int]:
+    def _claim_from(self, place: Place, worker_id: int, n: int) -> list[int]:
         layout = self._layout
         width = layout.sequence.width
         with place.locked():
@@ -340,7 +227,10 @@ class PythonSnowflake:
                 end = min((last_tick + 1) << width, granted)
                 # A call that does not fit into this tick may begin before it.
                 begin = max(0, now - min(self._max_lag_ticks << width, max(0, n - room)))
-                first = max(place.word + 1, begin)
+                first = place.word + 1
+                if first < begin:  # behind a tick that is used up it starts at 0: bursts lose nothing to starts
+                    start = self._start(place.word, tick)
+                    first = begin + start if n + start <= room else begin
                 if first >= end:
                     break
                 words = range(first, min(first + n, end))
@@ -355,6 +245,13 @@ class PythonSnowflake:
                 f"the clock reads {behind_ms} ms before the last ID; max_backward_ms = {self._max_backward_ms}{drift}"
             )
         return []
+
+    def _start(self, last: int, tick: int) -> int:
+        """The sequence at which a claim behind `last` opens `tick`: a hash of the tick and the seed, or the one behind
+        the last ID's; 0 behind none.
+        """
+        rolled = max(0, last + 1)
+        return (_mix(tick * 0x9E3779B97F4A7C15 + self._seed) if self._seed else rolled) & self._start_mask
 
     def _ids(self, words: range, worker_id: int) -> list[int]:
         layout = self._layout
@@ -385,7 +282,7 @@ class PythonSnowflake:
             time.sleep(0.001 - time.time() % 0.001)
         return ids
 
-    def _refuse(self, place: _Place, worker_id: int) -> None:
+    def _refuse(self, place: Place, worker_id: int) -> None:
         if place.forked:
             raise ForkedError(
                 f"worker {worker_id} belongs to the parent of this forked process;"

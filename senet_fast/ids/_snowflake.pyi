@@ -20,6 +20,7 @@ class Snowflake:
         max_lag_ms: int = 0,
         max_drift_ms: int = 0,
         timeout: float | None = None,
+        sequence_start: Literal[0, "random", "rolling"] = 0,
         clock: Callable[[], int] | Literal["coarse", "tsc"] | None = None,
         on_fork: Literal["raise", "share"] = "raise",
         file: str | os.PathLike[str] | None = None,

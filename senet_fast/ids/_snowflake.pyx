@@ -27,62 +27,7 @@ cdef enum Clock:
     REALTIME, COARSE, COUNTED, CALLABLE
 
 
-cdef class _Place:
-    """The state of one (layout, worker_id, clock)."""
-    cdef State* state
-    cdef bint mapped
-    cdef readonly object layout, kind, last_tick, successors
-
-    def __cinit__(self, layout, kind, file):
-        self.layout = layout
-        self.successors = {}
-        self.kind = kind
-        self.mapped = file is not None
-        if file is not None:
-            self.state = map_state(file, _wordfile.OFFSET)
-        elif kind == "share":
-            self.state = new_shared_state()
-        else:
-            self.state = new_private_state()
-        if self.state == NULL:
-            raise MemoryError("no page for the state of a Snowflake generator")
-
-    def __dealloc__(self):
-        if self.state != NULL:
-            free_state(self.state)
-
-    @property
-    def gone(self):
-        return self.state.word.load(memory_order_acquire) <= kClosed
-
-    def skip_to(self, from_ms):
-        self.skip_to_tick(_places.first_tick(self.layout, from_ms))
-
-    def skip_to_tick(self, tick):
-        cdef uint64_t ticks = tick + kFirstTick
-        skip_to(self.state[0], (ticks << <int>self.layout.sequence.width) - 1)
-
-    def grant(self, until_ms):
-        cdef uint64_t ticks = _places.end_tick(self.layout, until_ms) + kFirstTick
-        grant(self.state[0], ticks << <int>self.layout.sequence.width)
-
-    def close(self):
-        """Refuses all later claims of this process, and of children that share the state; the time of the first tick
-        that is free, in ms.
-        """
-        cdef uint64_t last
-        if self.last_tick is not None:  # closed already
-            return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
-        if self.mapped:
-            last = self.state.word.load(memory_order_acquire)
-            if not unmap_state(self.state):
-                raise MemoryError("no page for the state of a closed Snowflake generator")
-        else:
-            last = close(self.state[0])
-        tick = -1 if last <= kFresh else <int64_t>((last >> <int>self.layout.sequence.width) - kFirstTick)
-        self.last_tick = tick
-        return self.layout.epoch_ms + (tick + 1) * self.layout.tick_ms
-
+include "_place.pxi"
 
 # Kept until another takes its worker: a generator made again within the same tick goes on from the last ID.
 cdef dict _places_here = {}
@@ -90,7 +35,7 @@ cdef dict _places_here = {}
 
 cdef class Snowflake:
     """Snowflake(worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None, \
-clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None)
+sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None)
 
     Issues IDs that are unique and strictly increasing, from any number of threads, without a lock. No ID carries a
     time that the clock has not reached yet. Where a tick's sequence is used up, calls sleep until the next tick;
@@ -105,11 +50,14 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
     max_drift_ms: calls may run so many ms ahead of the clock. Needs `file` or a lease that remembers the last ID: a
         restarted process would issue the borrowed IDs again.
     timeout: the longest, in seconds, that a call may wait without getting an ID; then SnowflakeTimeout. None: no limit.
+    sequence_start: where the sequence of a tick starts. 0: `id % shards` is one shard at low traffic. "random": by a
+        hash that spreads and hides nothing. "rolling": behind the last ID's. Both leave 3/4 of the tick's IDs.
     clock: what tells the time. None: the system's clock. "coarse": the time of the kernel's last tick, some ms ago
         (1 to 10, by its HZ), cheaper. "tsc": the system's clock, read once a millisecond and counted on by the
         processor (x86). A callable that returns ms since 1970-01-01 UTC, for tests: called for every claim, so it is
         slow; generators share state only if their callables are equal.
-    on_fork: "raise": a forked child's copy raises ForkedError. "share": children issue from the same state.
+    on_fork: "raise": a forked child's copy raises ForkedError, and so does a generator made there for a worker of the
+        parent. "share": children issue from the same state.
     file: a path; the last ID lives there, for all processes of the host that name the file with the same worker and
         layout, and after a restart. Not on network file systems, and never to be deleted while in use.
     lease: where the worker id comes from, see senet_fast.ids.leases; past its end calls raise LeaseExpired. It is
@@ -121,24 +69,22 @@ clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_cha
         thread that renews, or for a lease without one by the call that met it.
 
     Without `file` or `lease` the last ID is remembered as long as the process lives. Across a restart it is not: if the
-    clock was set back meanwhile, IDs may repeat.
-
-    After a fork, the child's copy raises ForkedError, and so does a generator made there for a worker of the parent.
-    Past the layout's lifetime, or before its epoch, calls raise ClockOutOfRange.
+    clock was set back meanwhile, IDs may repeat. Past the layout's lifetime, or before its epoch, calls raise
+    ClockOutOfRange.
     """
 
     def __cinit__(
         self, worker_id=None, layout=TWITTER, *, max_backward_ms=1000, max_lag_ms=0, max_drift_ms=0, timeout=None,
-        clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None,
+        sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=True, on_lease_change=None,
     ):
         cdef Generator* generator = new Generator()
         self._generator = generator
-        _checks.layout(layout)
-        self.layout = layout
+        self.layout = _checks.layout(layout)
         self._max_backward_ms = _checks.milliseconds("max_backward_ms", max_backward_ms)
         self._max_drift_ms = _checks.milliseconds("max_drift_ms", max_drift_ms)
         lag_ms = _checks.milliseconds("max_lag_ms", max_lag_ms)
         self._timeout_ns = _checks.timeout(timeout) * 1e9
+        generator.start_mask, generator.seed = _checks.sequence_start(sequence_start, layout)
         self._clock = _checks.clock(clock)
         if clock == "tsc" and not has_steady_counter():
             raise ValueError("clock is 'tsc', and this processor's counter has no steady rate; expected another clock")
@@ -433,38 +379,4 @@ cdef int raise_expired(Snowflake self, now_ms) except -1:
     )
 
 
-cdef bint is_int64(Py_buffer* view) noexcept:
-    cdef const char* code = view.format
-    if code == NULL or view.itemsize != 8:
-        return False
-    if code[0] == c"@" or code[0] == c"=":
-        code += 1
-    return (code[0] == c"l" or code[0] == c"q") and code[1] == 0
-
-
-cdef int64_t fill_held(Snowflake self, int64_t* out, int64_t n, bint stream, bint wait) except -1:
-    cdef int64_t count = self._draw(out, n, False, kPatienceNs if wait else 0) if n < RELEASE_GIL_FROM else 0
-    if count < n and (wait or n >= RELEASE_GIL_FROM):
-        with nogil:
-            if wait:
-                self.issue_run(out + count, n - count, stream)
-            else:
-                count = self._draw(out, n, stream, 0)
-    return count
-
-
-cdef int64_t fill_buffer(Snowflake self, out, bint stream, bint wait=True) except -1:
-    cdef Py_buffer view
-    cdef int64_t n
-    try:
-        PyObject_GetBuffer(out, &view, PyBUF_FULL_RO)
-    except (TypeError, ValueError, BufferError):
-        _checks.int64_view(out)
-        raise
-    try:
-        if view.readonly or not is_int64(&view) or <uintptr_t>view.buf % 8 or not PyBuffer_IsContiguous(&view, b"C"):
-            _checks.int64_view(out)
-        n = view.len // 8
-        return fill_held(self, <int64_t*>view.buf, n, stream and <uint64_t>n >= kStreamFrom, wait) if n else 0
-    finally:
-        PyBuffer_Release(&view)
+include "_buffers.pxi"

@@ -1,8 +1,8 @@
 """The file that holds the last ID of one worker and layout, for all processes that name it.
 
 256 bytes of text say whose it is; behind them stand two native 64-bit numbers: the last ID issued, as
-`tick << sequence bits | sequence` with ticks counted from 2, or 3 for none; and the end up to which the holder of a lock
-file may issue before it looks again whether the file is still there.
+`tick << sequence bits | sequence` with ticks counted from 2, or 3 for none; and the end up to which the holder of a
+lock file may issue before it looks again whether the file is still there.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
-from senet_fast.ids.strings import decimal
+from senet_fast.ids._numbers import check_int, decimal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,16 +57,6 @@ class DecodedIDs(NamedTuple):
     timestamp_ms: npt.NDArray[np.int64]
     worker_id: npt.NDArray[np.int64]
     sequence: npt.NDArray[np.int64]
-
-
-def check_int(name: str, value: Any, low: int, high: int, why: str = "") -> int:
-    """`value` as an int within low..high, or an error that names the argument, its value and what was expected."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an int")
-    number = operator.index(value)
-    if not low <= number <= high:
-        raise ValueError(f"{name} = {number}; expected {low} <= {name} <= {high}{why}")
-    return number
 
 
 def _check_array(name: str, values: Any, low: int, high: int, why: str = "", dtypes: Any = ("int64",)) -> None:
@@ -330,7 +320,7 @@ DISCORD = Layout(timestamp=41, worker={"worker": 5, "process": 5}, sequence=12, 
 INSTAGRAM = Layout(timestamp=40, worker=13, sequence=10, epoch_ms=1314220021721)
 
 # mastodon/mastodon, lib/mastodon/snowflake.rb: 48 bits of Unix milliseconds and 16 bits of sequence, no worker. There
-# the sequence starts at a salted hash; a generator here counts from 0. The 48th bit (the sign) is left out.
+# the sequence starts at a salted hash; here where `sequence_start` says. The 48th bit (the sign) is left out.
 MASTODON = Layout(timestamp=47, sequence=16, epoch_ms=0)
 
 # sony/sonyflake, sonyflake.go: units of 10 ms from 2014-09-01, sequence above machine id; and v2/sonyflake.go, whose

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from senet_fast.ids.layout import check_int
+from senet_fast.ids._numbers import check_int
 from senet_fast.ids.strings import codec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from senet_fast.ids.layout import check_int
+from senet_fast.ids._numbers import check_int
 from senet_fast.ids.strings import from_string, to_string
 
 _ROUNDS = 10

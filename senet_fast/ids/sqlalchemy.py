@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, and_
 from sqlalchemy.types import TypeDecorator
 
-from senet_fast.ids.layout import Layout, check_int
+from senet_fast.ids._numbers import check_int
+from senet_fast.ids.layout import Layout
 
 
 class SnowflakeID(TypeDecorator[int]):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from senet_fast.ids.layout import check_int
+from senet_fast.ids._numbers import check_int, decimal
 
 _DIGITS = "0123456789"
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -82,15 +81,6 @@ def from_string(text: str, form: str = "base62") -> int:
     if number > _MAX:
         raise ValueError(f"text is {text!r}; expected at most {to_string(_MAX, form)!r} (63 bits)")
     return number
-
-
-def decimal(name: str, text: str) -> int:
-    """The number that `text` spells in the digits 0 to 9, and in nothing looser: int() reads signs, underscores, spaces
-    and the digits of other scripts, too.
-    """
-    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII):
-        raise ValueError(f"{name} is {text[:80]!r}; expected a decimal number, of 1 to 19 of the digits 0 to 9")
-    return int(text)
 
 
 class Codec(NamedTuple):

@@ -96,6 +96,41 @@ void test_lag_and_drift() {
   CHECK(claim(early, kEpoch + mask(41), 1 << 20).count == 4096);  // the last tick
 }
 
+// A claim that opens a tick, and fits behind a start in it, starts there; every other claim is as it was.
+void test_starts() {
+  const uint64_t begin = (kNow - kEpoch + 2) << 12;
+  State state;
+  const Generator plain{&state, 1, 0, 0, kTwitter}, rolling{&state, 1, 0, 0, kTwitter, 1023, 0};
+  const Generator random{&state, 1, 2 << 12, 3, kTwitter, 1023, 99};
+  CHECK(claim(rolling, kNow - 2, 1).first == begin - 2 * 4096);  // behind no ID
+  CHECK(claim(rolling, kNow - 1, 5).first == begin - 4096 + 1);
+  CHECK(claim(rolling, kNow, 4090).first == begin + 6);
+  CHECK(claim(rolling, kNow, 1).count == 0);
+  CHECK(claim(rolling, kNow + 1, 1).first == begin + 4096);  // behind a tick that is used up
+  CHECK(claim(plain, kNow + 2, 1500).first == begin + 2 * 4096);
+  CHECK(claim(rolling, kNow + 3, 1).first == begin + 3 * 4096 + (1500 & 1023));
+  CHECK(claim(rolling, kNow + 4, 4096 - 477 + 1).first == begin + 4 * 4096);  // fits no more behind 477
+  state.word = begin + 3 * 4096 + 476;
+  CHECK(claim(rolling, kNow + 4, 4096 - 477).first == begin + 4 * 4096 + 477);
+  CHECK(claim(rolling, kNow + 4, 1).first == kWait);
+
+  // SplitMix64's published outputs for the seed 1234567: the first two.
+  CHECK(mix(1234567 + 0x9e3779b97f4a7c15) == 6457827717110365317u);
+  CHECK(mix(1234567 + 2 * 0x9e3779b97f4a7c15) == 3203168211198807973u);
+  std::set<uint64_t> starts;
+  for (uint64_t tick = 10; tick < 1010; tick++) {
+    const Run run = claim(random, kNow + tick, 1);
+    CHECK(run.count == 1 && run.first - (begin + tick * 4096) < 1024);
+    starts.insert(run.first & 4095);
+    CHECK(claim(random, kNow + tick, 2).first == run.first + 1);
+  }
+  CHECK(starts.size() > 500);  // of 1024; 638 are expected, give or take 12
+  CHECK(claim(random, kNow + 2000, 4096).first == begin + 2000 * 4096);
+  CHECK(claim(random, kNow + 3000, 3 * 4096).first == begin + 2998 * 4096);  // late
+  CHECK(claim(random, kNow + 3000, 4096).first == begin + 3001 * 4096);      // early
+  CHECK(claim(random, kNow + 3001, 1).first == begin + 3002 * 4096);
+}
+
 // A clock that lags goes on in the tick of the last ID, and no further.
 void test_catch_up() {
   State state;
@@ -160,7 +195,8 @@ void test_write_run() {
   }
 }
 
-// Threads hammer one word, one at a time and in runs, with clocks that disagree by some milliseconds.
+// Threads hammer one word, one at a time and in runs, with clocks that disagree by some milliseconds and every kind of
+// start.
 void test_threads() {
   constexpr int kThreads = 4, kClaims = 20000;
   State* state = new_private_state();
@@ -169,7 +205,7 @@ void test_threads() {
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; t++) {
     threads.emplace_back([&, t] {
-      const Generator generator{state, 7, 0, 0, kTwitter};
+      const Generator generator{state, 7, 0, 0, kTwitter, t < 2 ? 0u : 1023u, t == 2 ? 99u : 0u};
       for (int i = 0; i < kClaims; i++) {
         const uint64_t now = kNow + static_cast<uint64_t>(i / 16 + t);
         const Run run = claim(generator, now, t % 2 ? 1 : 5);
@@ -276,6 +312,7 @@ int main() {
   test_claim();
   test_first_tick();
   test_lag_and_drift();
+  test_starts();
   test_catch_up();
   test_lease();
   test_write_run();

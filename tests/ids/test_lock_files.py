@@ -244,7 +244,9 @@ def test_a_container_or_private_folder_is_refused(
 ) -> None:
     monkeypatch.delenv("SENET_FAST_LEASES", raising=False)
     monkeypatch.setattr(lock_file._host, "why_private", lambda path: "this is a container (it says so)")
-    with pytest.raises(LeaseError, match=r"is not the same for all processes of this host: this is a container \(it sa"):
+    with pytest.raises(
+        LeaseError, match=r"is not the same for all processes of this host: this is a container \(it sa"
+    ):
         Snowflake.acquire(layout=own_layout)
     for named in (LockFile(tmp_path), LockFile.of(0, together=False)):
         with Snowflake.acquire(named, own_layout):

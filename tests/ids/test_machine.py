@@ -4,14 +4,24 @@ Random lives of hosts that lease one worker in turn, with clocks that differ and
 
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from ids_testing import FakeClock, Table
 
-from senet_fast.ids import Grant, Layout, LeaseError, PythonSnowflake, Snowflake, SnowflakeError
+from senet_fast.ids import (
+    ClockOutOfRange,
+    Grant,
+    Layout,
+    LeaseError,
+    PythonSnowflake,
+    Snowflake,
+    SnowflakeError,
+    _checks,
+)
 
 BEGIN_MS = 1_800_000_000_000
 LAYOUTS = [
@@ -19,6 +29,7 @@ LAYOUTS = [
     Layout(timestamp=35, sequence=3, worker=3, epoch_ms=1_700_000_000_000, tick_ms=10),
     Layout(timestamp=4, sequence=5, epoch_ms=BEGIN_MS - 20, tick_ms=7),
 ]
+STARTS = st.sampled_from([0, "random", "rolling"])
 
 
 class Lives(RuleBasedStateMachine):
@@ -27,28 +38,43 @@ class Lives(RuleBasedStateMachine):
         lag_ms=st.sampled_from([0, 0, 3, 25]),
         drift_ms=st.sampled_from([0, 3, 25]),
         lease_ms=st.none() | st.tuples(st.integers(-5, 15), st.integers(1, 60)),
+        start=STARTS,
+        seed=st.integers(1, 2**64 - 1),
     )
-    def begin(self, layout: Layout, lag_ms: int, drift_ms: int, lease_ms: tuple[int, int] | None) -> None:
+    def begin(
+        self, layout: Layout, lag_ms: int, drift_ms: int, lease_ms: tuple[int, int] | None, start: Any, seed: int
+    ) -> None:
         self.layout, self.clock, self.begun = layout, FakeClock(BEGIN_MS), BEGIN_MS
         self.lag_ms, self.drift_ms, self.lease = lag_ms, drift_ms if lease_ms else 0, lease_ms
         self.twins: list[Any] = []
         self.leases: list[Table] = []
         self.last = -1
         options: dict[str, Any] = {"max_lag_ms": lag_ms, "max_drift_ms": self.drift_ms, "timeout": 0}
-        options |= {"max_backward_ms": 50, "clock": self.clock}
-        for kind in (Snowflake, PythonSnowflake):
-            if lease_ms:
-                first, end = BEGIN_MS + lease_ms[0], BEGIN_MS + lease_ms[1]
-                self.leases.append(Table(Grant(0, first, end), renew_every=None))
-                self.twins.append(kind(layout=layout, lease=self.leases[-1], **options))
-            else:
-                self.twins.append(kind(0, layout, **options))
+        options |= {"max_backward_ms": 50, "clock": self.clock, "sequence_start": start}
+        self.options = options
+        with patch.object(_checks, "seed", return_value=seed):
+            for kind in (Snowflake, PythonSnowflake):
+                if lease_ms:
+                    first, end = BEGIN_MS + lease_ms[0], BEGIN_MS + lease_ms[1]
+                    self.leases.append(Table(Grant(0, first, end), renew_every=None))
+                    self.twins.append(kind(layout=layout, lease=self.leases[-1], **options))
+                else:
+                    self.twins.append(kind(0, layout, **options))
 
     def both(self, draw: Any) -> np.ndarray:
         outcomes = [draw(twin) for twin in self.twins]
         assert outcomes[0][0] == outcomes[1][0]
         assert (outcomes[0][1] == outcomes[1][1]).all()
         return outcomes[0][1]
+
+    @precondition(lambda self: not self.lease)
+    @rule(start=STARTS, seed=st.integers(1, 2**64 - 1))
+    def others_take_over(self, start: Any, seed: int) -> None:
+        """Generators of the same word, that start elsewhere."""
+        with patch.object(_checks, "seed", return_value=seed), suppress(ClockOutOfRange):  # both, by the same clock
+            self.twins = [
+                type(twin)(0, self.layout, **{**self.options, "sequence_start": start}) for twin in self.twins
+            ]
 
     @rule(step=st.integers(-30, 30))
     def clock_steps(self, step: int) -> None:
@@ -137,11 +163,13 @@ class Holders(RuleBasedStateMachine):
         skews=st.tuples(*[st.integers(-40, 40)] * 3),
         lag_ms=st.sampled_from([0, 20]),
         drift_ms=st.sampled_from([0, 20]),
+        start=STARTS,
     )
-    def begin(self, kind: Any, layout: Layout, skews: tuple[int, ...], lag_ms: int, drift_ms: int) -> None:
+    def begin(self, kind: Any, layout: Layout, skews: tuple[int, ...], lag_ms: int, drift_ms: int, start: Any) -> None:
         self.kind, self.layout, self.store = kind, layout, Store()
         self.clocks = [FakeClock(BEGIN_MS + skew) for skew in skews]
         self.options = {"max_lag_ms": lag_ms, "max_drift_ms": drift_ms, "timeout": 0, "max_backward_ms": 1000}
+        self.options["sequence_start"] = start
         self.held: list[tuple[Any, Holding] | None] = [None] * 3
         self.issued: set[int] = set()
 

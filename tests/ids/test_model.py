@@ -1,8 +1,8 @@
 """A model of the claim, the fork, the lease and the shared word (csrc/ids/snowflake.h, leases/), in every interleaving.
 
 Invariants: no ID twice; each state's IDs increase; no ID's tick lies after the clock's by more than max_drift, nor
-before it by more than max_lag. A checker that finds nothing proves nothing, so each bug that a reader might think
-harmless is planted once, and must be found.
+before it by more than max_lag; where a sequence starts, a claim gets no fewer IDs than from 0. A checker that finds
+nothing proves nothing, so each bug that a reader might think harmless is planted once, and must be found.
 """
 
 from collections.abc import Callable, Generator
@@ -36,12 +36,14 @@ class World:
     version: int = 0  # of until, where the store counts its writes
     seen: dict[str, int] = field(default_factory=dict)  # the version that a holder wrote last
     killed: bool = False
+    dice: int = 0  # where a random start falls
     log: dict[int, int] = field(default_factory=dict)  # the last ID of each state
 
     def key(self) -> Any:
         states = tuple((state.word, state.granted) for state in self.states)
         store = self.until, self.owner, self.version, tuple(sorted(self.seen.items()))
-        return self.clock, states, frozenset(self.issued), store, self.killed, tuple(sorted(self.log.items()))
+        here = self.clock, self.killed, self.dice, frozenset(self.issued)
+        return here, states, store, tuple(sorted(self.log.items()))
 
     def issue(self, state: State, words: range, ticks: range) -> None:
         at = next(i for i, one in enumerate(self.states) if one is state)
@@ -60,6 +62,7 @@ class Options:
     skew: int = 0
     lag: int = 0
     drift: int = 0
+    start: str = "0"  # or "random", "rolling"
 
 
 def claim(world: World, state: State, n: int, bugs: str, options: Options) -> Generator[None, None, bool]:
@@ -85,17 +88,32 @@ def claim(world: World, state: State, n: int, bugs: str, options: Options) -> Ge
         begin = now - max(0, n - room)
     yield
     last = state.word
+    opens = last + 1 < begin
     while True:
         if last <= CLOSED:
             return False
         first = max(last + 1, begin)
+        enough = min(n, end - first)
+        if bugs != "whether a tick is opened is asked once":
+            opens = last + 1 < begin
+        if opens:
+            if options.start == "random":
+                yield
+            start = {"0": 0, "random": world.dice, "rolling": (last + 1) % (1 << BITS)}[options.start]
+            if n + start <= room or bugs == "a start that the claim does not fit behind":
+                first = begin + start
+            if bugs == "what a start skips is counted":
+                n -= start
         if bugs == "a burst goes back behind the last ID" and n > room:
             first = begin
         if bugs == "the clock is trusted" and last >= end:
             first = now
-        if first >= end:
-            return False
+        if bugs == "the sequence goes round" and options.start != "0" and first >= end:
+            first = now
         count = min(n, end - first)
+        assert count >= enough, f"{count} IDs, {enough} from 0"
+        if count <= 0:
+            return False
         yield
         if bugs == "no compare before the swap" or state.word == last:
             state.word = first + count - 1
@@ -147,14 +165,14 @@ def fork(bugs: str) -> tuple[World, list[Actor]]:
     return world, [draws(world, parent, (1, 2), bugs), draws(world, parent, (1,), bugs), child(), clock(world, (1,))]
 
 
-def bursts(bugs: str) -> tuple[World, list[Actor]]:
+def bursts(bugs: str, start: str = "0") -> tuple[World, list[Actor]]:
     """Threads of one worker: one may be late, one early, one is neither."""
-    world = World()
+    world = World(dice=1)
     state = world.states[0]
     return world, [
-        draws(world, state, (5,), bugs, Options(lag=2)),
-        draws(world, state, (1, 2), bugs),
-        draws(world, state, (4,), bugs, Options(drift=1)),
+        draws(world, state, (5,), bugs, Options(lag=2, start=start)),
+        draws(world, state, (1, 2), bugs, Options(start=start)),
+        draws(world, state, (4,), bugs, Options(drift=1, start=start)),
         clock(world, (1, -1, 2)),
     ]
 
@@ -229,18 +247,18 @@ def close(world: World, state: State, me: str, bugs: str) -> Actor:
     state.word = CLOSED
 
 
-def lease(bugs: str, skew: int) -> tuple[World, list[Actor]]:
+def lease(bugs: str, skew: int, start: str = "0") -> tuple[World, list[Actor]]:
     """A holder that may be paused at any step, its renewals, and a successor whose clock differs."""
-    world = World(states=[State(granted=0), State(granted=0)])
+    world = World(dice=1, states=[State(granted=0), State(granted=0)])
     one, two = world.states
 
     def holder() -> Actor:
         if (yield from acquire(world, one, "A", bugs)):
-            yield from draws(world, one, (1, 2), bugs)
+            yield from draws(world, one, (1, 2), bugs, Options(start=start))
 
     def successor() -> Actor:
         if (yield from acquire(world, two, "B", bugs)):
-            yield from draws(world, two, (2,), bugs, Options(skew))
+            yield from draws(world, two, (2,), bugs, Options(skew, start=start))
 
     return world, [holder(), renew(world, one, "A", bugs), successor(), clock(world, (1, 1, 1, 1))]
 
@@ -315,6 +333,19 @@ def session_lost(bugs: str) -> tuple[World, list[Actor]]:
     return world, actors
 
 
+def starts(bugs: str) -> tuple[World, list[Actor]]:
+    """Generators of one word that each start a tick's sequence elsewhere. A random start at 0 is the default."""
+    world = World()
+
+    def dice() -> Actor:
+        for world.dice in (1, 0):
+            yield
+
+    random = draws(world, world.states[0], (1, 2), bugs, Options(start="random"))
+    rolling = draws(world, world.states[0], (1, 1), bugs, Options(start="rolling"))
+    return world, [random, rolling, dice(), clock(world, (1, -1, 2))]
+
+
 Scenario = Callable[[str], tuple[World, list[Actor]]]
 SCENARIOS: dict[str, Scenario] = {
     "threads": threads,
@@ -323,6 +354,9 @@ SCENARIOS: dict[str, Scenario] = {
     "lease, successor behind": lambda bugs: lease(bugs, -2),
     "lease, successor ahead": lambda bugs: lease(bugs, 1),
     "given back": given_back,
+    "starts": starts,
+    "starts, bursts": lambda bugs: bursts(bugs, "random"),
+    "starts, lease": lambda bugs: lease(bugs, 0, "random"),
     "bursts": bursts,
     "restart, late": lambda bugs: restart(bugs, Options(lag=1)),
     "restart, early": lambda bugs: restart(bugs, Options(drift=2)),
@@ -351,6 +385,10 @@ def test_no_interleaving_repeats_an_id(name: str) -> None:
         ("bursts", "a burst goes back behind the last ID", "after"),
         ("restart, late", "a burst begins before the generator", "twice"),
         ("restart, early", "borrowed without a mark", "twice"),
+        ("starts", "whether a tick is opened is asked once", "twice"),
+        ("starts", "the sequence goes round", "after"),
+        ("starts", "a start that the claim does not fit behind", "1 IDs, 2 from 0"),
+        ("starts", "what a start skips is counted", "0 IDs, 1 from 0"),
         ("session lost", "taken over whatever was written meanwhile", "twice"),
     ],
 )

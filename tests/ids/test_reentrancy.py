@@ -4,7 +4,6 @@ interrupted once, by a call that a handler could make there.
 
 import gc
 import itertools
-import os
 import signal
 import sys
 import threading
@@ -63,7 +62,9 @@ def test_a_claim_within_a_claim(kind: str, worker_id: int, tmp_path: Path) -> No
         within: list[int] = []
 
         def twice(within: list[int] = within) -> None:  # a second signal comes while the first is handled
-            interrupted(lambda: within.append(generator.next_id()), step * 7 % 211, lambda: within.append(next(generator)))
+            interrupted(
+                lambda: within.append(generator.next_id()), step * 7 % 211, lambda: within.append(next(generator))
+            )
 
         more = interrupted(lambda: ids.extend(generator._claim(3, 0)), step, twice)
         after = generator.next_id()
@@ -82,7 +83,9 @@ def test_a_generator_made_while_one_is_made(generator_class: Generator, own_layo
         made: list[Any] = []
 
         def make(worker_id: int = step // 2 % 1024, made: list[Any] = made) -> None:
-            made.append(generator_class(lease=Table(Grant(worker_id), renew_every=None), layout=own_layout, clock=clock))
+            made.append(
+                generator_class(lease=Table(Grant(worker_id), renew_every=None), layout=own_layout, clock=clock)
+            )
 
         more = interrupted(make, step, make)
         ids = [number for _ in range(3) for generator in made for number in generator.next_ids(2).tolist()]

@@ -127,7 +127,7 @@ def _held_to(fd: int, path: str, top: Folder | None) -> Folder:
             shared_by = top.shared_by
         elif status.st_uid != os.geteuid() and not (shared_by is not None and status.st_uid == 0):
             raise LeaseError(
-                f"{said}; expected a folder of {user(os.geteuid())}, or one of root's with mode 2770 that a group shares"
+                f"{said}; expected one of {user(os.geteuid())}, or one of root's with mode 2770 that a group shares"
             )
         _lock_out_cleaners(fd, path)
         return Folder(fd, path, shared_by)

@@ -271,7 +271,9 @@ class Held:
                 wait = 0 if self._reacquire else None
             except Exception as error:
                 if self._error is None:
-                    logger.warning("worker %d: its renewal failed, and is tried again: %s", self.grant.worker_id, _said(error))
+                    logger.warning(
+                        "worker %d: its renewal failed, and is tried again: %s", self.grant.worker_id, _said(error)
+                    )
                 self._error, self._hopeless, wait = _said(error), True, (every or 0) / 4
             finally:
                 self._asked = None
@@ -345,7 +347,9 @@ class Held:
         try:
             if self._turn.take(mine, PATIENCE_S):
                 self._close()
-            elif not self._turn.is_of(threading.get_ident()):  # else this thread is at it, and goes on after the handler
+            elif not self._turn.is_of(
+                threading.get_ident()
+            ):  # else this thread is at it, and goes on after the handler
                 raise LeaseError(f"worker {self.grant.worker_id} has been closed by another thread for {PATIENCE_S} s")
         finally:
             self._turn.end(mine)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from senet_fast.ids._numbers import check_int
 from senet_fast.ids.errors import LeaseError
-from senet_fast.ids.layout import Layout, check_int
+from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases._held import Grant
 
 
