@@ -100,9 +100,9 @@ def test_etcd_with_certificates(certificates: Path, tmp_path: Path, own_layout: 
         use_all(etcd_lease(url, ssl=context), own_layout)
         refused = f"no etcd answers kv/range: {url}: .*(?i:certificate|alert|reset|eof|pipe)"
         with pytest.raises(ConnectionError, match=refused):
-            etcd_lease(url, ssl=stranger, ttl=3.0).acquire(own_layout)
+            etcd_lease(url, ssl=stranger).acquire(own_layout)
         with pytest.raises(ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
-            etcd_lease(url, ttl=3.0).acquire(own_layout)
+            etcd_lease(url).acquire(own_layout)
 
 
 def test_etcd_with_endpoints_that_do_not_answer(etcd: EtcdServer, own_layout: Layout) -> None:
@@ -124,11 +124,13 @@ def test_etcd_with_endpoints_that_do_not_answer(etcd: EtcdServer, own_layout: La
     for bad, said in ((["localhost:2379"], "url is 'localhost:2379'; expected"), ([], "url is empty")):
         with pytest.raises(ValueError, match=said):
             etcd_lease(bad)
-    with pytest.raises(ValueError, match="user in the URL of localhost; expected user= and password=") as caught:
+    with pytest.raises(ValueError, match="names a user of localhost; expected user= and password=") as caught:
         etcd_lease("http://app:word@localhost:2379")
     assert "word@" not in str(caught.value)
     with pytest.raises(ValueError, match="password is missing; expected both"):
         etcd_lease(dead, user="app")
+    with pytest.raises(ValueError, match=f"ssl with {dead}; expected https://"):
+        etcd_lease(dead, ssl=ssl.create_default_context())
 
 
 def test_etcd_answers_that_get_lost(etcd: EtcdServer, own_layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,8 @@ class Etcd(StoreLease):
         self._urls = [_checked(one) for one in ([url] if isinstance(url, str) else url)]
         if not self._urls:
             raise ValueError("url is empty; expected a URL such as 'http://localhost:2379', or several")
+        if ssl is not None and not all(one.startswith("https:") for one in self._urls):
+            raise ValueError(f"ssl with {', '.join(self._urls)}; expected https:// in front of each, where it is used")
         if (user is None) != (password is None):
             raise ValueError(f"{'user' if user is None else 'password'} is missing; expected both user and password")
         self._login = None if user is None else {"name": user, "password": password}
@@ -210,7 +212,7 @@ def _values(done: Any) -> list[str]:
 def _checked(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.password is not None or parts.username is not None:
-        raise ValueError(f"a user in the URL of {parts.hostname}; expected user= and password=, which no message shows")
+        raise ValueError(f"url names a user of {parts.hostname}; expected user= and password=, which no message shows")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url is {url!r}; expected one such as 'http://localhost:2379'")
     return url.rstrip("/")
