@@ -27,10 +27,36 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
         yield server  # type: ignore[misc]
 
 
-def test_etcd_with_users(tmp_path: Path, own_layout: Layout) -> None:
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority's, a server's and a client's that it signed, and a key for tokens."""
+    folder = tmp_path_factory.mktemp("certificates")
+    (folder / "extensions").write_text(
+        "basicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
+    )
+    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout"
+    commands = [f"{new} ca.key -x509 -days 2 -subj /CN=authority -addext keyUsage=keyCertSign -out ca.pem"]
+    for name in ("server", "client"):
+        sign = "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions"
+        commands += [f"{new} {name}.key -subj /CN={name} -out {name}.csr", f"{sign} -in {name}.csr -out {name}.pem"]
+    commands += ["openssl genrsa -out token.key 2048", "openssl rsa -in token.key -pubout -out token.pub"]
+    for command in commands:
+        try:
+            done = subprocess.run(command.split(), cwd=folder, capture_output=True, timeout=60)
+        except FileNotFoundError:
+            pytest.skip("needs openssl")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("tokens", ["simple", "jwt"])
+def test_etcd_with_users(tokens: str, certificates: Path, tmp_path: Path, own_layout: Layout) -> None:
+    """Simple tokens are forgotten by a server that restarts; signed ones are of a revision of the rights."""
     from senet_fast.ids.leases.etcd import _text
 
-    with running(EtcdServer(tmp_path)) as server:
+    keys = f",pub-key={certificates}/token.pub,priv-key={certificates}/token.key,sign-method=RS256,ttl=10m"
+    kind = "simple" if tokens == "simple" else f"jwt{keys}"
+    with running(EtcdServer(tmp_path, "--auth-token", kind)) as server:
         url = server.address  # type: ignore[attr-defined]
         admin = etcd_lease(url)
         with pytest.raises(LeaseError, match="authentication is not enabled"):
@@ -47,7 +73,7 @@ def test_etcd_with_users(tmp_path: Path, own_layout: Layout) -> None:
         lease = etcd_lease(url, **app)
         lease.acquire(own_layout)
         lease.renew()
-        server.stop()  # which forgets its tokens
+        server.stop()
         server.start()
         lease.renew()
         admin = etcd_lease(url, user="root", password="word")
@@ -65,27 +91,6 @@ def test_etcd_with_users(tmp_path: Path, own_layout: Layout) -> None:
                 refused.acquire(own_layout)
             shown = "".join(traceback.format_exception(caught.value)) + repr(refused)
             assert secret not in shown
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority's, and a server's and a client's that it signed."""
-    folder = tmp_path_factory.mktemp("certificates")
-    (folder / "extensions").write_text(
-        "basicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout"
-    commands = [f"{new} ca.key -x509 -days 2 -subj /CN=authority -addext keyUsage=keyCertSign -out ca.pem"]
-    for name in ("server", "client"):
-        sign = "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions"
-        commands += [f"{new} {name}.key -subj /CN={name} -out {name}.csr", f"{sign} -in {name}.csr -out {name}.pem"]
-    for command in commands:
-        try:
-            done = subprocess.run(command.split(), cwd=folder, capture_output=True, timeout=60)
-        except FileNotFoundError:
-            pytest.skip("needs openssl")
-        assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_etcd_with_certificates(certificates: Path, tmp_path: Path, own_layout: Layout) -> None:

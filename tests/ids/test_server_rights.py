@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ids_testing import in_threads
 from servers import PostgreSQLServer, RedisServer, Server, ZooKeeperServer, running, use_all
 
 from senet_fast.ids import Layout, LeaseError, Snowflake, leases
@@ -126,7 +127,13 @@ def test_postgresql_with_settings_and_connections_of_ones_own(role: Role, own_la
 
     role.run(leases.PostgreSQL.ddl(role.table, role.name))
     use_all(role.lease(lambda: psycopg.connect(role.address, autocommit=True, row_factory=dict_row)), own_layout)
-    use_all(role.lease(options="-c default_transaction_isolation=serializable"), own_layout)
+
+    def often() -> None:
+        address = f"{role.address} options='-c default_transaction_isolation=serializable'"
+        for _ in range(15):
+            use_all(leases.PostgreSQL(address, table=role.table, ttl=TTL, workers=range(20)), own_layout)
+
+    in_threads([often] * 4)  # serializable transactions would fail in each other's way
     pools = pytest.importorskip("psycopg_pool")
     with pools.ConnectionPool(role.address, min_size=1, max_size=1) as pool:
         use_all(role.lease(pool.connection), own_layout)
