@@ -50,7 +50,7 @@ sanitize:
 	@$(PYTHON) tools/bootstrap.py sanitize
 
 # Tests that hardly run the extension, or only in other processes.
-PURE_PYTHON := model server_leases ecosystem django rest_framework sql
+PURE_PYTHON := model server_leases server_rights etcd uwsgi deploying ecosystem django rest_framework sql
 
 # The ID extension, built into a package of its own and run by its Python tests. libasan must be loaded before Python.
 sanitize-ids:

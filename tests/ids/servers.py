@@ -1,19 +1,25 @@
 """Servers of the leases, on loopback, with data that is thrown away."""
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
+import urllib.request
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ids_testing import LIMIT_S
+
+from senet_fast.ids import Layout
 
 
 def free_port() -> int:
@@ -191,19 +197,23 @@ class ZooKeeperServer(Server):
 class EtcdServer(Server):
     package = "json"
 
+    def __init__(self, folder: Path, *options: str, context: ssl.SSLContext | None = None) -> None:
+        super().__init__(folder)
+        self.options, self.context = options, context
+        self.address = f"{'https' if context else 'http'}://127.0.0.1:{self.port}"
+
     def command(self) -> list[str] | None:
         found = shutil.which("etcd")
-        client, peer = f"http://127.0.0.1:{self.port}", "http://127.0.0.1:0"
-        listen = ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
+        peer = "http://127.0.0.1:0"
+        listen = ["--listen-client-urls", self.address, "--advertise-client-urls", self.address, *self.options]
+        listen += ["--listen-peer-urls", peer]
         return found and [found, "--data-dir", str(self.folder / "data"), *listen, "--log-level", "error"]  # type: ignore[return-value]
 
     def ping(self) -> None:
-        import urllib.request
-
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).read()
+        urllib.request.urlopen(f"{self.address}/health", timeout=2, context=self.context).read()
 
     def lease(self, **options: Any) -> str:
-        return f"leases.Etcd('http://127.0.0.1:{self.port}', **{options})"
+        return f"leases.Etcd({self.address!r}, **{options})"
 
 
 SERVERS: dict[str, Callable[[Path], Server]] = {
@@ -212,6 +222,28 @@ SERVERS: dict[str, Callable[[Path], Server]] = {
     "zookeeper": ZooKeeperServer,
     "etcd": EtcdServer,
 }
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Skips the test where the server, or the Python package of its lease, is not installed."""
+    name = type(server).__name__
+    if server.command() is None:
+        pytest.skip(f"needs a program for {name}")
+    if importlib.util.find_spec(server.package) is None:
+        pytest.skip(f"needs the Python package {server.package}")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def use_all(lease: Any, layout: Layout) -> None:
+    """All that a holder asks of a server."""
+    assert lease.acquire(layout).until_ms <= lease.renew()
+    lease.release(0)
+
 
 # What a process needs to evaluate Server.lease().
 PRELUDE = """

@@ -1,6 +1,5 @@
 """Leases of real servers: kills, pauses, restarts, lost renewals, clocks that differ. Never an ID twice."""
 
-import importlib.util
 import os
 import signal
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ids_testing import Generator, Program, wait_for
-from servers import PRELUDE, SERVERS, Server
+from servers import PRELUDE, SERVERS, Server, running
 
 from senet_fast.ids import Layout, LeaseError, LeaseExpired, PythonSnowflake, Snowflake
 
@@ -21,16 +20,8 @@ TTL = 1.0  # a busy machine must not keep a renewal, a third of it, from being i
 
 @pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = SERVERS[request.param](tmp_path_factory.mktemp(request.param))
-    if made.command() is None:
-        pytest.skip(f"needs a {request.param} server")
-    if importlib.util.find_spec(made.package) is None:
-        pytest.skip(f"needs the Python package {made.package}")
-    try:
-        made.start()
+    with running(SERVERS[request.param](tmp_path_factory.mktemp(request.param))) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from senet_fast.ids._numbers import check_int
@@ -46,7 +47,7 @@ class StoreLease:
         workers = candidates(self._named, layout)
         self._owner = secrets.token_hex(16)  # a new one each time: a late message of the last time must not count
         deadline = time.monotonic() + self._wait
-        while isinstance(taken := self._take(layout_name(layout), workers), Taken):
+        while isinstance(taken := self._try(layout_name(layout), workers), Taken):
             if time.monotonic() + taken.retry_s > deadline:
                 raise LeaseError(
                     f"all {len(workers)} worker ids are held; the next may be free in {taken.retry_s:.1f} s, and"
@@ -56,17 +57,33 @@ class StoreLease:
         self._worker_id = taken.worker_id
         return taken
 
+    def _try(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
+        with self._explained(LeaseError):
+            return self._take(layout, workers)
+
     def renew(self) -> int:
-        until_ms = self._extend()
+        with self._explained(PermissionError):  # not LeaseError: the right may be given back before the lease ends
+            until_ms = self._extend()
         if until_ms is None:
             raise LeaseError(f"worker {self._worker_id} is no longer held by this lease")
         return until_ms
 
     def release(self, unused_from_ms: int) -> None:
         try:
-            self._give_back(unused_from_ms)
+            with self._explained(LeaseError):
+                self._give_back(unused_from_ms)
         finally:
             self._worker_id = -1
+
+    @contextmanager
+    def _explained(self, kind: type[Exception]) -> Iterator[None]:
+        """Raises `kind` with a sentence of its own where the server refuses for want of a right."""
+        try:
+            yield
+        except Exception as error:
+            if (refusal := self._refusal(error)) is None:
+                raise
+            raise kind(refusal) from error
 
     def _take(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
         raise NotImplementedError
@@ -77,6 +94,10 @@ class StoreLease:
 
     def _give_back(self, unused_from_ms: int) -> None:
         raise NotImplementedError
+
+    def _refusal(self, error: Exception) -> str | None:
+        """Which right is missing and how it is given; None where `error` is about something else."""
+        return None
 
 
 def named(workers: Iterable[int] | None) -> Sequence[int] | None:

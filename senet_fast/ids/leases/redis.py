@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,8 +64,9 @@ class Redis(StoreLease):
     """A worker id that a Redis server (6 or newer) leases, by its own clock.
 
     client: a redis.Redis, or a URL such as "redis://localhost:6379/0".
-    prefix: of the three keys of each layout, which must not expire nor be evicted. If they are lost with the server's
-        data, the next grant waits for ttl, until all that were given have ended.
+    prefix: with which the three keys of each layout begin, which must not expire nor be evicted. If they are lost with
+        the server's data, the next grant waits for ttl, until all that were given have ended. Two prefixes are two
+        stores, which know nothing of each other's holders.
     replicas: how many replicas must have confirmed a grant before it counts. A failover to one that missed a renewal
         would let two holders overlap for less than ttl; Redis does not exclude that altogether.
     """
@@ -81,15 +83,35 @@ class Redis(StoreLease):
         self._prefix = prefix
         self._replicas = replicas
         self._keys: list[str] = []
+        self._script = ""  # that was run last
+
+    @staticmethod
+    def acl(prefix: str = "senet_fast", *, replicas: int = 0) -> str:
+        """The least that a user needs: the keys and commands for Redis' ACL SETUSER."""
+        keys = re.sub(r"([\\*?\[\]])", r"\\\1", prefix)
+        commands = "+eval +time +get +set +hget +hset +hdel" + (" +wait" if replicas else "")
+        return f"~{keys}:* {commands}"
+
+    def _refusal(self, error: Exception) -> str | None:
+        # Inside a script, Redis 7 says no more than the line where the script stood.
+        found = re.search(r"can't (?:run|access).*script: .*@user_script:(\d+)", said := str(error))
+        if not (found or type(error).__name__ == "NoPermissionError" or "NOPERM" in said):
+            return None
+        if found and (call := re.search(r"redis\.call\('(\w+)'", self._script.splitlines()[int(found[1]) - 1])):
+            said = f"the script may not call {call[1]} ({said})"
+        least = self.acl(self._prefix, replicas=self._replicas)
+        return f"Redis refuses its user a right: {said}; expected at least {least}"
 
     def _run(self, script: str, *arguments: object) -> Any:
+        self._script = script
         answer = self._client.eval(script, len(self._keys), *self._keys, *arguments)
         if self._replicas and (confirmed := self._client.wait(self._replicas, self._ttl_ms // 3)) < self._replicas:
             raise ConnectionError(f"{confirmed} replicas of Redis confirmed; replicas = {self._replicas}")
         return answer
 
     def _take(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
-        self._keys = [f"{{{self._prefix}:{layout}}}:{name}" for name in ("until", "owner", "born")]
+        # What is between the first braces decides the slot of a cluster, the same one for the three.
+        self._keys = [f"{self._prefix}:{{{layout}}}:{name}" for name in ("until", "owner", "born")]
         whole = isinstance(workers, range) and workers.step == 1 and len(workers) > 0
         ranges = [workers[0], workers[-1]] if whole else [w for w in workers for _ in "12"]
         worker_id, *times = self._run(_TAKE, self._owner, self._ttl_ms, *ranges)

@@ -33,6 +33,16 @@ class ZooKeeper(StoreLease):
         """With an end: kazoo's own calls wait as long as the connection is down."""
         return getattr(self._client, f"{request}_async")(*arguments, **options).get(timeout=self._ttl_ms / 1000)
 
+    def _refusal(self, error: Exception) -> str | None:
+        from kazoo.exceptions import AuthFailedError, NoAuthError
+
+        if not isinstance(error, (AuthFailedError, NoAuthError)):
+            return None
+        return (
+            f"ZooKeeper refuses its client a right ({type(error).__name__}); expected a KazooClient whose auth_data may"
+            f" create, delete, read and write under {self._path}, and whose default_acl lets all holders do so"
+        )
+
     def _take(self, layout: str, workers: Sequence[int]) -> Grant | Taken:
         from kazoo.exceptions import NodeExistsError, NoNodeError
 
