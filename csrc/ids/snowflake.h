@@ -54,8 +54,8 @@ struct Generator {
   uint64_t max_lag;    // words that a claim may begin before now, where it would not fit otherwise
   uint64_t max_drift;  // ticks that a claim may reach past now
   Layout layout;
-  uint64_t start_mask = 0;  // the sequences at which a tick may start: 0 to this, which is a power of two less 1
-  uint64_t seed = 0;        // of random starts; 0: rolling ones
+  uint64_t start_mask = 0;      // the sequences at which a tick may start: 0 to this, which is a power of two less 1
+  uint64_t seed = 0;            // of random starts; 0: rolling ones
   Generator* before = nullptr;  // which this one replaced; claims may still be under way on it
 };
 

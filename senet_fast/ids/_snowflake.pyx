@@ -300,8 +300,8 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
             write_words(generator[0], out, first, count, stream)
         return count
 
-    # Claims up to n words, and says by which generator; 0 where the next one lies ahead of the clock. Where the lease has
-    # ended, it may wait for a renewal.
+    # Claims up to n words, and says by which generator; 0 where the next one lies ahead of the clock. Where the lease
+    # has ended, it may wait for a renewal.
     cdef int64_t _attempt(self, uint64_t n, uint64_t* first, void** claimer, double patience_ns) except -1 nogil:
         cdef Generator* generator
         cdef uint64_t last, now_ms

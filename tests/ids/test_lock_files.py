@@ -215,8 +215,7 @@ print(*[next(g) for g in generators for _ in range(2000)], flush=True)
     with Program(program) as other:
         mine: list[int] = []
         with pytest.raises(LeaseExpired, match="was deleted or exchanged while it was held"):
-            while True:
-                mine.append(raising.next_id())
+            mine.extend(raising)
         wait_for(lambda: before.append(going_on.next_id()) or (going_on.lease and going_on.lease.losses))
         theirs = [int(word) for word in other.line().split()]
     assert len({*mine, *before, *theirs}) == len(mine) + len(before) + len(theirs)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
+from senet_fast.ids.leases._threads import why_no_thread
 
 PATIENCE_S = 2.0  # for a store's answer, while closing or while a call meets the lease's end
 LOOK_MS = 100  # how long the holder of a file issues before it looks whether the file is still there
@@ -395,10 +396,13 @@ class Held:
     def why(self) -> str:
         """What became of the renewals, for the message of LeaseExpired."""
         asked, error = self._asked, self._error
+        thread = "" if self._thread is None else why_no_thread()
         if error is not None:
             what = "its renewal failed" if self._state == "held" or not self._reacquire else "it was lost"
-            return f"; {what}: {error}"
-        return "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"
+            return f"; {what}: {error}{thread}"
+        return (
+            "" if asked is None else f"; its renewal has had no answer for {time.monotonic() - asked:.1f} s"
+        ) + thread
 
 
 def _said(error: Exception) -> str:

@@ -23,7 +23,7 @@ def mounts(process: str) -> list[Mount]:
     except OSError:
         return []
     fields = [line.split(" ") for line in lines]
-    return [Mount(*line[2:5], line[line.index("-") + 1]) for line in fields]
+    return [Mount(line[2], line[3], line[4], line[line.index("-") + 1]) for line in fields]
 
 
 def covering(path: str, seen: Iterable[Mount]) -> Mount | None:

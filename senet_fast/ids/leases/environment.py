@@ -26,7 +26,7 @@ VARIABLES = (
     "POD_NAME",
 )
 
-# The alphabet of the names that Kubernetes makes up; a Deployment's pods end in five letters of it, which may be digits.
+# The alphabet of the names that Kubernetes makes up: a Deployment's pods end in five of these, which may all be digits.
 _MADE_UP = "[bcdfghjklmnpqrstvwxz2456789]"
 
 

@@ -107,8 +107,8 @@ class LockFile:
         if not is_named and (why := _host.why_private(path)):
             raise LeaseError(
                 f"{path} is not the same for all processes of this host: {why}. Others would take the same worker ids."
-                f" Name a folder that all of them see, such as a shared volume, by {VARIABLE} or LockFile(directory); or"
-                " lease from Redis, PostgreSQL, etcd or ZooKeeper; or take the number that the scheduler gave, by"
+                f" Name a folder that all of them see, such as a shared volume, by {VARIABLE} or LockFile(directory);"
+                " or lease from Redis, PostgreSQL, etcd or ZooKeeper; or take the number that the scheduler gave, by"
                 " Environment(). If this is the only process with IDs of the layout, fix a worker_id"
             )
         return path
@@ -181,7 +181,8 @@ class LockFile:
 
     def _write(self, until_ms: int) -> None:
         """The last ID before `until_ms`."""
-        assert self._fd is not None and self._layout is not None
+        assert self._fd is not None
+        assert self._layout is not None
         layout = self._layout
         tick = -((layout.epoch_ms - until_ms) // layout.tick_ms) + _wordfile.FIRST_TICK
         _wordfile.write_word(self._fd, (tick << layout.sequence.width) - 1)
