@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from senet_fast.ids.errors import LeaseError
 
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40
 _PATIENCE_S = 5.0  # for a cleaner that is at work in a folder
 _HOW_ELSE = (
     "; name a folder that this user may write to, by SENET_FAST_LEASES or LockFile(directory), or a worker id, by"
@@ -63,24 +63,62 @@ def open_top(path: str) -> Folder:
     else's to write; or have mode 2770 (setgid), which shares it with its group, and be this user's or root's.
     """
     try:
-        _make(path)
-        fd = _open(path, None, path)
+        fd, path = _walk(path)
     except OSError as error:
         raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{_HOW_ELSE}") from None
     return _held_to(fd, path, None)
 
 
-def _make(path: str) -> None:
-    """The folder and what is missing above it; os.makedirs would leave the modes of those to the umask."""
+def _walk(path: str, links: int = 0) -> tuple[int, str]:
+    """Opens an absolute path from folder to folder, and makes what is missing; also gives the path without links. Root
+    comes only through folders in which nobody else could exchange the next one, and through links of root's own.
+    """
+    is_root = os.geteuid() == 0
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = ""
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
+        for name in path.strip("/").split("/"):
+            status = os.fstat(fd)
+            if is_root and status.st_uid != 0:
+                raise LeaseError(f"{path} lies in {here}, and {user(status.st_uid)} could exchange it; root needs another")
+            if is_root and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+                raise LeaseError(f"{path} lies in {here}, which everybody may write to; root needs another folder")
+            within, here = here or "/", f"{here}/{name}"
+            if here != path and (target := _link(name, fd, here, is_root)) is not None:
+                if links == _MOST_LINKS:
+                    raise LeaseError(f"{path} leads through more than {_MOST_LINKS} symbolic links")
+                return _walk(os.path.normpath(os.path.join(within, target) + path[len(here) :]), links + 1)
+            how = os.O_RDONLY if here == path else os.O_PATH  # what lies on the way need not be readable
+            try:
+                below = _open(name, fd, here, how)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=fd)
+                below = _open(name, fd, here, how)
+            os.close(fd)
+            fd = below
+        found, fd = fd, -1
+        return found, path
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _link(name: str, within: int, path: str, is_root: bool) -> str | None:
+    """Where a symbolic link on the way leads to; None for anything else."""
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except FileNotFoundError:
-        if os.path.isdir(os.path.dirname(path)):
-            raise
-        _make(os.path.dirname(path))
-        _make(path)
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISLNK(status.st_mode):
+            return None
+        if is_root and (status.st_uid != 0 or status.st_nlink > 1):
+            raise LeaseError(f"{path} is a symbolic link of {user(status.st_uid)}; root follows none but its own")
+        return os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def open_below(top: Folder, name: str) -> Folder:
@@ -100,13 +138,13 @@ def open_below(top: Folder, name: str) -> Folder:
     return _held_to(fd, path, top)
 
 
-def _open(name: str, within: int | None, path: str) -> int:
+def _open(name: str, within: int, path: str, how: int = os.O_RDONLY) -> int:
     try:
-        return os.open(name, _OPEN, dir_fd=within)
+        return os.open(name, how | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except OSError:
         mode = os.stat(name, dir_fd=within, follow_symlinks=False).st_mode
         if not stat.S_ISDIR(mode):
-            raise LeaseError(f"{path} is {kind_of(mode)}; expected a folder") from None
+            raise LeaseError(f"{path} is {kind_of(mode)}; expected a folder{_HOW_ELSE}") from None
         raise
 
 
