@@ -7,6 +7,7 @@ from hypothesis import settings
 from ids_testing import FakeClock, Generator
 
 from senet_fast.ids import Layout, PythonSnowflake, Snowflake
+from senet_fast.ids.leases import _host
 
 settings.register_profile("patient", settings(), deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
@@ -35,3 +36,10 @@ def worker_id() -> int:
 def own_layout() -> Layout:
     """Widths of TWITTER, with an epoch that no other test uses: every worker of it is free in this process."""
     return Layout(timestamp=41, worker=10, sequence=12, epoch_ms=next(_epochs))
+
+
+@pytest.fixture
+def a_shared_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host, where /var/tmp is everybody's."""
+    monkeypatch.setattr(_host, "why_private", lambda path: None)
+    monkeypatch.delenv("SENET_FAST_LEASES", raising=False)

@@ -175,7 +175,9 @@ def test_folders_that_are_none(own_layout: Layout, tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written(own_layout: Layout) -> None:
     for path in ("/dev/null/nowhere", "/proc/nowhere"):
-        with pytest.raises(LeaseError, match=r"(of the lock files, /proc/n|/dev/null is a d).*SENET_FAST_LEASES.*--worker"):
+        with pytest.raises(
+            LeaseError, match=r"(of the lock files, /proc/n|/dev/null is a d).*SENET_FAST_LEASES.*--worker"
+        ):
             LockFile(path).acquire(own_layout)
 
 

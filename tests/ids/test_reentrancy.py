@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from ids_testing import LIMIT_S, FakeClock, Generator, Table, run_program, wait_for
+from ids_testing import LIMIT_S, FakeClock, Generator, Table, in_child, run_program, wait_for
 
 from senet_fast.ids import Grant, Layout, LeaseExpired, PythonSnowflake
 from senet_fast.ids.leases import LockFile
@@ -125,7 +125,7 @@ def test_closing_while_a_lock_file_is_looked_at(generator_class: Generator, own_
     """The handler comes while the call renews, or acquires again what was lost; nothing stays locked."""
     clock = FakeClock(0)
     for lost in (False, True):
-        for step in itertools.count():
+        for step in itertools.count(0, 5 if lost else 1):
             clock.now_ms = time.time_ns() // 1_000_000
             generator = generator_class.acquire(LockFile(tmp_path), own_layout, clock=clock)
             assert generator.worker_id == 0
@@ -168,6 +168,33 @@ def test_another_thread_waits_until_it_is_closed(generator_class: Generator, wor
         closer.join(LIMIT_S)
     assert lease.released
     assert not any(closer.is_alive() for closer in closers)
+
+
+def test_a_fork_while_another_thread_looks(generator_class: Generator, own_layout: Layout, tmp_path: Path) -> None:
+    """The thread is not there in the child, which must not wait for it."""
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(LockFile):
+        def renew(self) -> int:
+            began.set()
+            go_on.wait(LIMIT_S)
+            return super().renew()
+
+    clock = FakeClock(time.time_ns() // 1_000_000)
+    generator = generator_class.acquire(Slow(tmp_path), own_layout, clock=clock)
+    clock.now_ms += 1000
+    thread = threading.Thread(target=generator.next_id)
+    thread.start()
+    began.wait(LIMIT_S)
+
+    def draw() -> None:
+        go_on.set()  # of the child
+        assert generator.try_next() is not None
+
+    assert in_child(draw) is None
+    go_on.set()
+    thread.join(LIMIT_S)
+    generator.close()
 
 
 def test_signals_that_close_what_is_being_closed(generator_class: Generator) -> None:

@@ -80,7 +80,9 @@ def _walk(path: str, links: int = 0) -> tuple[int, str]:
         for name in path.strip("/").split("/"):
             status = os.fstat(fd)
             if is_root and status.st_uid != 0:
-                raise LeaseError(f"{path} lies in {here}, and {user(status.st_uid)} could exchange it; root needs another")
+                raise LeaseError(
+                    f"{path} lies in {here}, and {user(status.st_uid)} could exchange it; root needs another"
+                )
             if is_root and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
                 raise LeaseError(f"{path} lies in {here}, which everybody may write to; root needs another folder")
             within, here = here or "/", f"{here}/{name}"

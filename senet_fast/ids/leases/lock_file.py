@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import mmap
 import os
@@ -17,6 +18,7 @@ from senet_fast.ids.leases._held import Grant
 from senet_fast.ids.leases._store import candidates, layout_name, named, now_ms
 
 VARIABLE = "SENET_FAST_LEASES"
+_DEFAULT = "/var/tmp/senet_fast_ids-"
 _AHEAD_MS = 1000  # how far a last ID may lie ahead of the clock; and how far a group's file is written ahead
 
 _logger = logging.getLogger("senet_fast.ids")
@@ -26,7 +28,26 @@ def default_directory() -> str:
     """A folder for each user: nobody else can take its names, fill it or change what is in it. /var/tmp outlives a
     restart of the host, as $XDG_RUNTIME_DIR does not, and services without a home have it, too.
     """
-    return f"/var/tmp/senet_fast_ids-{os.geteuid()}"
+    return f"{_DEFAULT}{os.geteuid()}"
+
+
+@functools.cache
+def _tell_of_others(path: str) -> None:
+    """Once: who else of this host has a default folder, and the same worker ids in it."""
+    parent, prefix = os.path.split(_DEFAULT)
+    with os.scandir(parent) as entries:
+        found = [entry for entry in entries if entry.name.startswith(prefix) and entry.path != path]
+    for entry in found:
+        uid = entry.stat(follow_symlinks=False).st_uid
+        if entry.name == f"{prefix}{uid}":
+            _logger.warning(
+                "%s has lock files of its own in %s, whose worker ids are those of %s, too: IDs of the two users can"
+                " repeat. To share worker ids, name a folder of mode 2770 that a group of both owns by %s",
+                _folder.user(uid),
+                entry.path,
+                path,
+                VARIABLE,
+            )
 
 
 def directory(given: str | os.PathLike[str] | None = None) -> tuple[str, bool]:
@@ -111,6 +132,8 @@ class LockFile:
                 " or lease from Redis, PostgreSQL, etcd or ZooKeeper; or take the number that the scheduler gave, by"
                 " Environment(). If this is the only process with IDs of the layout, fix a worker_id"
             )
+        if not is_named:
+            _tell_of_others(path)
         return path
 
     def _first_free(self, workers: Iterable[int], layout: Layout) -> Grant:
