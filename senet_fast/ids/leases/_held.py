@@ -167,20 +167,20 @@ class Held:
                 f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
             )
         if file is not None and self._lease.renew_every == 0:
-            until_ms = self.until_look(now_ms)
+            until_ms = self._until_look(now_ms, self._ahead_ms)
             content = _wordfile.read(*file)
             if content is None or content.last_ms(self._layout) is None:
                 # Made in place of one that was deleted? Whoever held that may issue until it looks again.
-                place.skip_to(until_ms)
+                place.skip_to(self._until_look(now_ms, 0))
         place.skip_to(from_ms)
         if until_ms is not None:
             place.grant(until_ms)
         self._place, self._until_ms = place, until_ms
 
-    def until_look(self, now_ms: int) -> int:
-        """The end of the tick in which the file will be looked at again."""
+    def _until_look(self, now_ms: int, ahead_ms: int) -> int:
+        """The end of the tick in which the file is looked at again by claims that may run `ahead_ms` ahead of the clock."""
         layout = self._layout
-        ticks = (now_ms + LOOK_MS + self._ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
+        ticks = (now_ms + LOOK_MS + ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
         return layout.epoch_ms + ticks * layout.tick_ms
 
     def extend(self, now_ms: int, patience_s: float) -> bool:
@@ -189,7 +189,7 @@ class Held:
         """
         if self._lease.renew_every == 0:
             return self._extend_here(now_ms, patience_s)
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None or self._thread is threading.current_thread() or self._pid != os.getpid():
             return False
         answers, deadline = self._answers, time.monotonic() + patience_s
         if self._asked is None and not self._hopeless:
@@ -216,10 +216,16 @@ class Held:
                     if self.grant.file:
                         place.close()  # what is mapped is the old file, which children may have, too
                     self._lost(error)
+                except Exception as error:  # may pass: the next call tries again
+                    self._error = _said(error)
+                    return False
                 else:
-                    self._until_ms = self.until_look(now_ms) if self.grant.file else until_ms
-                    place.grant(self._until_ms)
-                    self._renewals += 1
+                    if self.grant.file:
+                        until_ms = self._until_look(now_ms, self._ahead_ms)
+                    else:
+                        self._renewals += 1
+                    place.grant(until_ms)
+                    self._until_ms, self._error = until_ms, None
                     return True
             return self._state == "lost" and self._reacquire and self._acquired_again()
         finally:
@@ -324,10 +330,11 @@ class Held:
         try:
             if self._turn.take(mine, PATIENCE_S):
                 self._close()
-            elif not self._turn.is_of(
-                threading.get_ident()
-            ):  # else this thread is at it, and goes on after the handler
-                raise LeaseError(f"worker {self.grant.worker_id} has been closed by another thread for {PATIENCE_S} s")
+            elif not self._turn.is_of(threading.get_ident()):  # else this thread has it, and closes behind the handler
+                raise LeaseError(
+                    f"worker {self.grant.worker_id} is given back by another thread, which has been at its lease for"
+                    f" {PATIENCE_S} s"
+                )
         finally:
             self._turn.end(mine)
 
