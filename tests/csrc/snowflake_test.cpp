@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <set>
 #include <thread>
 #include <vector>
@@ -263,6 +264,44 @@ void test_shared() {
   std::fclose(file);
 }
 
+// Generators that are exchanged while others claim: state and worker id belong together, whatever a claim began with.
+void test_exchange_under_threads() {
+  constexpr uint64_t kWorkers = 1000;
+  static State states[kWorkers];
+  std::vector<std::unique_ptr<Generator>> generators;
+  for (uint64_t worker = 0; worker < kWorkers; worker++) {
+    generators.push_back(std::make_unique<Generator>(Generator{&states[worker], worker, 0, 0, kTwitter}));
+  }
+  void* slot = nullptr;
+  publish(&slot, generators[0].get());
+  std::vector<std::vector<int64_t>> ids(3);
+  std::atomic<uint64_t> now{kNow};
+  std::vector<std::thread> threads;
+  for (std::vector<int64_t>& own : ids) {
+    threads.emplace_back([&] {
+      while (true) {
+        const Generator* generator = current(&slot);
+        const Run run = claim(*generator, now, 1);
+        if (run.count) own.push_back(id_of(*generator, run.first));
+        if (generator->worker_id == kWorkers - 1) return;
+      }
+    });
+  }
+  for (uint64_t worker = 1; worker < kWorkers; worker++) {
+    now++;
+    skip_to(states[worker], states[worker - 1].word.load() + (1 << 12));  // as a generator that goes on does
+    publish(&slot, generators[worker].get());
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::set<int64_t> all;
+  size_t issued = 0;
+  for (const std::vector<int64_t>& own : ids) {
+    all.insert(own.begin(), own.end());
+    issued += own.size();
+  }
+  CHECK(issued && all.size() == issued);
+}
+
 // Claims that are under way while a state is closed: none ends above what close() returned.
 void test_close_under_threads() {
   for (int round = 0; round < 200; round++) {
@@ -318,6 +357,7 @@ int main() {
   test_write_run();
   test_threads();
   test_close_under_threads();
+  test_exchange_under_threads();
   test_fork();
   test_shared();
   test_clock();

@@ -178,7 +178,7 @@ class Held:
         self._place, self._until_ms = place, until_ms
 
     def _until_look(self, now_ms: int, ahead_ms: int) -> int:
-        """The end of the tick in which the file is looked at again by claims that may run `ahead_ms` ahead of the clock."""
+        """The end of the tick in which claims that may run `ahead_ms` ahead of the clock look at the file again."""
         layout = self._layout
         ticks = (now_ms + LOOK_MS + ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
         return layout.epoch_ms + ticks * layout.tick_ms
