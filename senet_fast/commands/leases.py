@@ -120,6 +120,7 @@ def run_free(options: argparse.Namespace) -> int:
         check_int("N", options.worker_id, 0, fields.worker.max, f" ({fields.worker.width} bits)")
     except ValueError as error:
         raise UsageError(error) from None
+    options.code = 1  # where what is said cannot be written, nothing is removed
     try:
         path, _ = lock_file.directory(options.directory)
         _admin.free(
