@@ -8,7 +8,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from senet_fast.commands import UsageError, complain, layout, number
+from senet_fast.commands import UsageError, complain, layout, number, printable
 
 if TYPE_CHECKING:
     from senet_fast.commands import Subparsers
@@ -106,8 +106,7 @@ def as_row(file: "File") -> str:
         file.path,
         *([] if file.why_not is None else [file.why_not]),
     )
-    # Names of files may have tabs, line ends and bytes that are no text.
-    return "\t".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in field) for field in fields)
+    return "\t".join(map(printable, fields))
 
 
 def run_free(options: argparse.Namespace) -> int:
@@ -124,7 +123,11 @@ def run_free(options: argparse.Namespace) -> int:
     try:
         path, _ = lock_file.directory(options.directory)
         _admin.free(
-            path, fields, options.worker_id, force=options.force, say=lambda sentence: print(sentence, flush=True)
+            path,
+            fields,
+            options.worker_id,
+            force=options.force,
+            say=lambda sentence: print(printable(sentence), flush=True),
         )
     except LeaseError as error:
         complain("leases", error)

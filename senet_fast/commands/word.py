@@ -5,7 +5,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.commands import complain
+from senet_fast.commands import complain, printable
 
 if TYPE_CHECKING:
     from senet_fast.commands import Subparsers
@@ -69,5 +69,5 @@ def run(options: argparse.Namespace) -> int:
     facts["held"] = f"by {pids}" if pids else words[facts["held"]]
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:{width}}  {'none' if value is None else value}")
+        print(f"{name:{width}}  {'none' if value is None else printable(str(value))}")
     return 0

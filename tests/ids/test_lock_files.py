@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from ids_testing import FakeClock, Forked, Generator, Program, Table, wait_for
 
-from senet_fast.ids import Grant, Layout, LeaseError, LeaseExpired, Snowflake
+from senet_fast.ids import DISCORD, TWITTER, Grant, Layout, LeaseError, LeaseExpired, Snowflake
 from senet_fast.ids.leases import LockFile, _host, lock_file
 from senet_fast.ids.leases._host import Mount
-from senet_fast.ids.leases._store import layout_name
+from senet_fast.ids.leases._store import layout_name, layout_named
 
 
 def test_lock_files(own_layout: Layout, tmp_path: Path) -> None:
@@ -296,3 +296,26 @@ def test_one_lock_file_holds_one_worker(own_layout: Layout, tmp_path: Path) -> N
         pytest.raises(LeaseError, match="already holds a worker id; expected one LockFile for each"),
     ):
         Snowflake.acquire(lease)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TWITTER,
+        DISCORD,
+        Layout(timestamp=40, worker=3, sequence=13, epoch_ms=1, tick_ms=2),
+        Layout(timestamp=40, sequence=1, epoch_ms=0),
+    ],
+)
+def test_names_of_folders_are_read_back(layout: Layout) -> None:
+    name = layout_name(layout)
+    assert layout_named(name) == layout
+    for wrong in (
+        f"{name}-",
+        f"{name}x",
+        f"x{name}",
+        name.replace("-", "--"),
+        name.replace("sequence", "sequence0"),
+        "",
+    ):
+        assert layout_named(wrong) is None

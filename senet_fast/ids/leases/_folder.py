@@ -6,6 +6,7 @@ written by everybody, is refused by name. Modes are changed only of what this pr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import os
@@ -223,7 +224,7 @@ def _why_not(status: os.stat_result, folder: Folder) -> str | None:
 
 
 class Look(NamedTuple):
-    """What has a name in a folder. `fd`: open for reading, None where it is no plain file or may not be read."""
+    """What has a name in a folder. `fd`: open for reading, None where it is no plain file or may not be used."""
 
     fd: int | None
     status: os.stat_result
@@ -243,6 +244,10 @@ def look_at(folder: Folder, name: str) -> Look:
         raise
     except OSError as error:
         return Look(None, status, error.strerror)
+    # open_file() opens it to write; here that would copy the file, where it lies in a lower layer of an overlay.
+    if not os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True):
+        os.close(fd)
+        return Look(None, status, os.strerror(errno.EACCES))
     status = os.fstat(fd)
     return Look(fd, status, _why_not(status, folder))
 
@@ -255,17 +260,20 @@ def remove(folder: Folder, name: str, status: os.stat_result) -> None:
     away = f".{name}.removed-{secrets.token_hex(8)}"
     os.rename(name, away, **within)
     moved = os.stat(away, dir_fd=folder.fd, follow_symlinks=False)
-    is_it = (status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)) == (
-        moved.st_dev,
-        moved.st_ino,
-        stat.S_IFMT(moved.st_mode),
-    )
-    if not is_it:
-        with suppress(FileExistsError):  # a third one: the holder of the second notices
-            os.link(away, name, **within, follow_symlinks=False)
-    os.unlink(away, dir_fd=folder.fd)
-    if not is_it:
-        raise LeaseError(f"{folder.path}/{name} was exchanged meanwhile, so it was left; look again")
+    if _identity(moved) == _identity(status):
+        return os.unlink(away, dir_fd=folder.fd)
+    said = f"{folder.path}/{name} was exchanged meanwhile"
+    try:
+        os.link(away, name, **within, follow_symlinks=False)  # os.rename() would replace a third one
+        os.unlink(away, dir_fd=folder.fd)
+    except OSError as error:
+        raise LeaseError(f"{said}, and what took its place is {away} now ({error.strerror})") from None
+    raise LeaseError(f"{said}, so it was left; look again")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """A removed file's inode number may be the next one's, of another kind; while the file is open, nobody else's."""
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 def is_there(folder: Folder, name: str, fd: int) -> bool:
@@ -275,7 +283,7 @@ def is_there(folder: Folder, name: str, fd: int) -> bool:
             (os.fstat(fd), os.stat(name, dir_fd=folder.fd, follow_symlinks=False)),
             (os.fstat(folder.fd), os.stat(folder.path, follow_symlinks=False)),
         ):
-            if (here.st_dev, here.st_ino) != (now.st_dev, now.st_ino):
+            if _identity(here) != _identity(now):
                 return False
     except OSError:
         return False
