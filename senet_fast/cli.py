@@ -6,9 +6,23 @@ import sys
 from collections.abc import Sequence
 
 from senet_fast._version import __version__
-from senet_fast.commands import UsageError, complain, decode, demo, discard, flush_stderr, fuse, ids, info, range, sql
+from senet_fast.commands import (
+    UsageError,
+    complain,
+    decode,
+    demo,
+    discard,
+    flush_stderr,
+    fuse,
+    ids,
+    info,
+    leases,
+    range,
+    sql,
+    word,
+)
 
-COMMANDS = (demo, fuse, ids, decode, range, sql, info)
+COMMANDS = (demo, fuse, ids, decode, range, sql, leases, word, info)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,8 @@ def test_no_command_prints_help() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     assert all(
-        f"\n    {command} " in done.stdout for command in ("demo", "fuse", "ids", "decode", "range", "sql", "info")
+        f"\n    {command} " in done.stdout
+        for command in ("demo", "fuse", "ids", "decode", "range", "sql", "leases", "word", "info")
     )
 
 

@@ -47,6 +47,11 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def printable(text: str) -> str:
+    """Names of files may have tabs, line ends, and bytes that are no text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def number(text: str) -> int:
     """An argument that is a count or a worker id, as argparse's `type`."""
     from senet_fast.ids._numbers import decimal

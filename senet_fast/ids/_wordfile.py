@@ -15,7 +15,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,11 @@ class Content(NamedTuple):
         tick = (self.word >> layout.sequence.width) - FIRST_TICK
         return None if tick < 0 else tick * layout.tick_ms + layout.epoch_ms
 
+    def last_id(self, layout: Layout, worker_id: int) -> int | None:
+        """The last ID, None for none."""
+        last_ms = self.last_ms(layout)
+        return None if last_ms is None else layout.encode(last_ms, worker_id, self.word & layout.sequence.max)
+
 
 def boot() -> str:
     """What names this run of the kernel: a file that the last run did not get to write back is then recognised."""
@@ -60,12 +65,24 @@ def whose(layout: Layout, worker_id: int) -> str:
     return f"worker_id={worker_id} {layout!r}"
 
 
-def open_file(path: str | os.PathLike[str]) -> int:
-    """The file's descriptor; the file is made where it is not there."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o660)
+def of_whom(content: Content, path: str | os.PathLike[str]) -> tuple[Layout, int]:
+    """The layout and the worker id that `whose` names; ValueError where it names none."""
+    numbers = {name: int(digits) for name, digits in re.findall(r"(\w+)=([0-9]{1,18})\b", content.whose)}
+    with suppress(TypeError, ValueError):
+        worker_id = numbers.pop("worker_id", -1)
+        layout = Layout(**numbers)
+        if whose(layout, worker_id) == content.whose and 0 <= worker_id <= layout.worker.max:
+            return layout, worker_id
+    raise ValueError(f"file {os.fspath(path)!r} is damaged: it says {content.whose!r}, which is no worker of a layout")
+
+
+def open_file(path: str | os.PathLike[str], flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """The file's descriptor; the file is made where it is not there, unless other flags are given."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o660)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ValueError(f"file {os.fspath(path)!r} is no plain file; expected one, or a name that is free")
+        or_none = ", or a name that is free" if flags & os.O_CREAT else ""
+        raise ValueError(f"file {os.fspath(path)!r} is no plain file; expected one{or_none}")
     return fd
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from ids_testing import FakeClock, Forked, Generator, Program, Table, wait_for
 
-from senet_fast.ids import Grant, Layout, LeaseError, LeaseExpired, Snowflake
+from senet_fast.ids import DISCORD, TWITTER, Grant, Layout, LeaseError, LeaseExpired, Snowflake
 from senet_fast.ids.leases import LockFile, _host, lock_file
 from senet_fast.ids.leases._host import Mount
-from senet_fast.ids.leases._store import layout_name
+from senet_fast.ids.leases._store import layout_name, layout_named
 
 
 def test_lock_files(own_layout: Layout, tmp_path: Path) -> None:
@@ -218,12 +218,14 @@ from senet_fast.ids import Layout, Snowflake
 from senet_fast.ids.leases import LockFile
 take = lambda workers: Snowflake.acquire(LockFile({str(folder)!r}, workers=workers), {own_layout!r})
 generators = take([0]), take([1, 2])
+print("acquired", flush=True)
 print(*[next(g) for g in generators for _ in range(2000)], flush=True)
 """
     with Program(program) as other:
         mine: list[int] = []
         with pytest.raises(LeaseExpired, match="was deleted or exchanged while it was held"):
             mine.extend(raising)
+        assert other.line() == "acquired"  # before the loss is noticed, and worker 1 acquired again, here
         wait_for(lambda: before.append(going_on.next_id()) or (going_on.lease and going_on.lease.losses))
         theirs = [int(word) for word in other.line().split()]
     assert len({*mine, *before, *theirs}) == len(mine) + len(before) + len(theirs)
@@ -304,3 +306,26 @@ def test_one_lock_file_holds_one_worker(own_layout: Layout, tmp_path: Path) -> N
         pytest.raises(LeaseError, match="already holds a worker id; expected one LockFile for each"),
     ):
         Snowflake.acquire(lease)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TWITTER,
+        DISCORD,
+        Layout(timestamp=40, worker=3, sequence=13, epoch_ms=1, tick_ms=2),
+        Layout(timestamp=40, sequence=1, epoch_ms=0),
+    ],
+)
+def test_names_of_folders_are_read_back(layout: Layout) -> None:
+    name = layout_name(layout)
+    assert layout_named(name) == layout
+    for wrong in (
+        f"{name}-",
+        f"{name}x",
+        f"x{name}",
+        name.replace("-", "--"),
+        name.replace("sequence", "sequence0"),
+        "",
+    ):
+        assert layout_named(wrong) is None

@@ -6,10 +6,12 @@ written by everybody, is refused by name. Modes are changed only of what this pr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import os
 import pwd
+import secrets
 import stat
 import time
 from contextlib import suppress
@@ -26,11 +28,12 @@ _HOW_ELSE = (
 
 
 class Folder(NamedTuple):
-    """An open folder. `shared_by`: the group whose members share it, None for this user's own."""
+    """An open folder. `shared_by`: the group whose members share it, None for its owner's own."""
 
     fd: int
     path: str
     shared_by: int | None
+    owner: int
 
 
 def user(uid: int) -> str:
@@ -140,7 +143,7 @@ def open_below(top: Folder, name: str) -> Folder:
     return _held_to(fd, path, top)
 
 
-def _open(name: str, within: int, path: str, how: int = os.O_RDONLY) -> int:
+def _open(name: str, within: int | None, path: str, how: int = os.O_RDONLY) -> int:
     try:
         return os.open(name, how | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except OSError:
@@ -150,30 +153,56 @@ def _open(name: str, within: int, path: str, how: int = os.O_RDONLY) -> int:
         raise
 
 
-def _held_to(fd: int, path: str, top: Folder | None) -> Folder:
-    """The open folder, locked against cleaners, if its owner and mode are as they must be; else it is closed."""
+def look_into(name: str, top: Folder | None = None) -> Folder:
+    """The folder of lock files `name`, in `top`, whoever's it is; neither made nor locked. FileNotFoundError where
+    there is none; LeaseError says what LockFile finds wrong with it.
+    """
+    path = name if top is None else f"{top.path}/{name}"
     try:
-        status = os.fstat(fd)
-        mode = stat.S_IMODE(status.st_mode)
-        said = f"{path} belongs to {user(status.st_uid)} and {group(status.st_gid)} with mode {mode:04o}"
-        shared_by = status.st_gid if mode & 0o2020 == 0o2020 else None
-        if mode & 0o002:
-            raise LeaseError(f"{said}, so everybody may write to it; expected 0700, or 2770 to share it with a group")
-        if mode & 0o020 and shared_by is None:
-            raise LeaseError(f"{said}; expected 0700, or 2770 (with setgid) to share worker ids with the group")
-        if top is not None and top.shared_by is not None:
-            if status.st_gid != top.shared_by:
-                raise LeaseError(f"{said}; expected {group(top.shared_by)}, which shares {top.path}")
-            shared_by = top.shared_by
-        elif status.st_uid != os.geteuid() and not (shared_by is not None and status.st_uid == 0):
-            raise LeaseError(
-                f"{said}; expected one of {user(os.geteuid())}, or one of root's with mode 2770 that a group shares"
-            )
-        _lock_out_cleaners(fd, path)
-        return Folder(fd, path, shared_by)
+        fd = _open(name, None if top is None else top.fd, path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}") from None
+    try:
+        return _checked(fd, path, top, os.fstat(fd).st_uid)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _held_to(fd: int, path: str, top: Folder | None) -> Folder:
+    """The open folder, locked against cleaners, if its owner and mode are as they must be; else it is closed."""
+    try:
+        folder = _checked(fd, path, top, os.geteuid())
+        _lock_out_cleaners(fd, path)
+        return folder
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _checked(fd: int, path: str, top: Folder | None, user_id: int) -> Folder:
+    """The open folder, if its owner and mode are as they must be for `user_id`, or for the owner of `top`."""
+    if top is not None:
+        user_id = top.owner
+    status = os.fstat(fd)
+    mode = stat.S_IMODE(status.st_mode)
+    said = f"{path} belongs to {user(status.st_uid)} and {group(status.st_gid)} with mode {mode:04o}"
+    shared_by = status.st_gid if mode & 0o2020 == 0o2020 else None
+    if mode & 0o002:
+        raise LeaseError(f"{said}, so everybody may write to it; expected 0700, or 2770 to share it with a group")
+    if mode & 0o020 and shared_by is None:
+        raise LeaseError(f"{said}; expected 0700, or 2770 (with setgid) to share worker ids with the group")
+    if top is not None and top.shared_by is not None:
+        if status.st_gid != top.shared_by:
+            raise LeaseError(f"{said}; expected {group(top.shared_by)}, which shares {top.path}")
+        shared_by = top.shared_by
+    elif status.st_uid != user_id and not (shared_by is not None and status.st_uid == 0):
+        raise LeaseError(
+            f"{said}; expected one of {user(user_id)}, or one of root's with mode 2770 that a group shares"
+        )
+    return Folder(fd, path, shared_by, status.st_uid)
 
 
 def _lock_out_cleaners(fd: int, path: str) -> None:
@@ -212,22 +241,79 @@ def open_file(folder: Folder, name: str) -> int:
             mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode
             raise ValueError(error.strerror if stat.S_ISREG(mode) else f"is {kind_of(mode)}") from None
         raise LeaseError(f"{folder.path}/{name}: {error.strerror}{_HOW_ELSE}") from None
-    status = os.fstat(fd)
-    why = None
-    if not stat.S_ISREG(status.st_mode):
-        why = f"is {kind_of(status.st_mode)}"
-    elif status.st_nlink > 1:
-        why = f"has {status.st_nlink} names"
-    elif status.st_mode & (0o002 if shared else 0o022):
-        why = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-    elif shared and status.st_gid != folder.shared_by:
-        why = f"belongs to {group(status.st_gid)}"
-    elif not shared and status.st_uid != os.geteuid():
-        why = f"belongs to {user(status.st_uid)}"
-    if why is None:
+    if (why := _why_not(os.fstat(fd), folder)) is None:
         return fd
     os.close(fd)
     raise ValueError(why)
+
+
+def _why_not(status: os.stat_result, folder: Folder) -> str | None:
+    """Why the file is none to use; None if it is one."""
+    shared = folder.shared_by is not None
+    if not stat.S_ISREG(status.st_mode):
+        return f"is {kind_of(status.st_mode)}"
+    if status.st_nlink > 1:
+        return f"has {status.st_nlink} names"
+    if status.st_mode & (0o002 if shared else 0o022):
+        return f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    if shared and status.st_gid != folder.shared_by:
+        return f"belongs to {group(status.st_gid)}"
+    if not shared and status.st_uid != folder.owner:
+        return f"belongs to {user(status.st_uid)}"
+    return None
+
+
+class Look(NamedTuple):
+    """What has a name in a folder. `fd`: open for reading, None where it is no plain file or may not be used."""
+
+    fd: int | None
+    status: os.stat_result
+    why_not: str | None
+
+
+def look_at(folder: Folder, name: str) -> Look:
+    """What is there, and why open_file() refuses it. Nothing is made, waited for or changed by that. FileNotFoundError
+    where there is nothing.
+    """
+    status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
+        return Look(None, status, _why_not(status, folder))
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder.fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return Look(None, status, error.strerror)
+    # open_file() opens it to write; here that would copy the file, where it lies in a lower layer of an overlay.
+    if not os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True):
+        os.close(fd)
+        return Look(None, status, os.strerror(errno.EACCES))
+    status = os.fstat(fd)
+    return Look(fd, status, _why_not(status, folder))
+
+
+def remove(folder: Folder, name: str, status: os.stat_result) -> None:
+    """Removes what `status` is of. LeaseError where something else has its name by now, which keeps it: only what has
+    been moved away can be looked at and then deleted without anything coming in between.
+    """
+    within = {"src_dir_fd": folder.fd, "dst_dir_fd": folder.fd}
+    away = f".{name}.removed-{secrets.token_hex(8)}"
+    os.rename(name, away, **within)
+    moved = os.stat(away, dir_fd=folder.fd, follow_symlinks=False)
+    if _identity(moved) == _identity(status):
+        return os.unlink(away, dir_fd=folder.fd)
+    said = f"{folder.path}/{name} was exchanged meanwhile"
+    try:
+        os.link(away, name, **within, follow_symlinks=False)  # os.rename() would replace a third one
+        os.unlink(away, dir_fd=folder.fd)
+    except OSError as error:
+        raise LeaseError(f"{said}, and what took its place is {away} now ({error.strerror})") from None
+    raise LeaseError(f"{said}, so it was left; look again")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """A removed file's inode number may be the next one's, of another kind; while the file is open, nobody else's."""
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 def is_there(folder: Folder, name: str, fd: int) -> bool:
@@ -237,7 +323,7 @@ def is_there(folder: Folder, name: str, fd: int) -> bool:
             (os.fstat(fd), os.stat(name, dir_fd=folder.fd, follow_symlinks=False)),
             (os.fstat(folder.fd), os.stat(folder.path, follow_symlinks=False)),
         ):
-            if (here.st_dev, here.st_ino) != (now.st_dev, now.st_ino):
+            if _identity(here) != _identity(now):
                 return False
     except OSError:
         return False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from senet_fast.ids._numbers import check_int
@@ -121,6 +122,17 @@ def layout_name(layout: Layout) -> str:
     fields = [(name, getattr(layout, name)) for name in ("timestamp", "worker", "sequence")]
     widths = [f"{name}{field.width}" for name, field in sorted(fields, key=lambda f: -f[1].shift) if field.width]
     return "-".join([*widths, f"{layout.epoch_ms}", *([f"tick{layout.tick_ms}"] if layout.tick_ms != 1 else [])])
+
+
+def layout_named(name: str) -> Layout | None:
+    """The layout of which layout_name() makes `name`; None if there is none."""
+    numbers = {field or "epoch_ms": int(digits) for field, digits in re.findall(r"([a-z]*)([0-9]{1,18})\b", name)}
+    if "tick" in numbers:
+        numbers["tick_ms"] = numbers.pop("tick")
+    with suppress(TypeError, ValueError):
+        if layout_name(layout := Layout(**numbers)) == name:
+            return layout
+    return None
 
 
 def now_ms() -> int:

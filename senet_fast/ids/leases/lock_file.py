@@ -9,6 +9,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
@@ -62,6 +63,27 @@ def directory(given: str | os.PathLike[str] | None = None) -> tuple[str, bool]:
             f"{VARIABLE} is {named_by!r}; expected an absolute path, since each process may run in a folder of its own"
         )
     return os.path.normpath(path), True
+
+
+class Last(NamedTuple):
+    """The time of a file's last ID, None for none; and how far that lies ahead of the clock."""
+
+    ms: int | None
+    ahead_ms: int
+
+    @property
+    def too_far(self) -> bool:
+        """Whether the worker is passed over for it."""
+        return self.ahead_ms > _AHEAD_MS
+
+
+def last(fd: int, path: str, layout: Layout, worker_id: int) -> Last:
+    """The last ID of this worker's file; ValueError where the file is damaged or another's."""
+    content = _wordfile.read(fd, path)
+    if content is not None:
+        _wordfile.check(content, path, layout, worker_id)
+    ms = None if content is None else content.last_ms(layout)
+    return Last(ms, 0 if ms is None else max(0, ms - now_ms()))
 
 
 class NoneFree(LeaseError):
@@ -149,13 +171,10 @@ class LockFile:
             self._fd, self._name = fd, f"{worker_id}"
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if self._together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                content = _wordfile.read(fd, self._path)
-                if content is not None:
-                    _wordfile.check(content, self._path, layout, worker_id)
-                last_ms = None if content is None else content.last_ms(layout)
+                found = last(fd, self._path, layout, worker_id)
                 if not _folder.is_there(folder, self._name, fd):
                     held += 1  # it was exchanged meanwhile
-                elif last_ms is not None and last_ms > now_ms() + _AHEAD_MS:
+                elif found.too_far:
                     ahead += 1
                 else:
                     if unusable:
