@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import select
@@ -100,18 +101,20 @@ def isolated(call: Callable[[], object]) -> None:
 
 
 @contextmanager
-def attacking(step: Callable[[int], object], uid: int = MALLORY, gid: int = MALLORY) -> Iterator[None]:
-    """Runs `step` again and again meanwhile, whatever it raises."""
+def attacking(step: Callable[[int], object]) -> Iterator[Callable[[], int]]:
+    """Mallory runs `step` again and again meanwhile, whatever it raises; tells how often it did."""
+    steps = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
 
     def run() -> None:
         for number in count():
             with suppress(OSError):
                 step(number)
+            steps[0] = number
 
     signal_was = signal.alarm(0)
-    attacker = Child(run, uid, gid)
+    attacker = Child(run, MALLORY, MALLORY)
     try:
-        yield
+        yield lambda: steps[0]
     finally:
         attacker.kill()
         signal.alarm(signal_was)

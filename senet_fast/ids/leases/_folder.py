@@ -149,7 +149,7 @@ def _open(name: str, within: int | None, path: str, how: int = os.O_RDONLY) -> i
     except OSError:
         mode = os.stat(name, dir_fd=within, follow_symlinks=False).st_mode
         if not stat.S_ISDIR(mode):
-            raise LeaseError(f"{path} is {kind_of(mode)}; expected a folder{_HOW_ELSE}") from None
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is {kind_of(mode)}; expected a folder") from None
         raise
 
 
