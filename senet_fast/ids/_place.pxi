@@ -47,8 +47,8 @@ cdef class _Place:
         if self.last_tick is not None:  # closed already
             return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
         if self.mapped:
-            last = self.state.word.load(memory_order_acquire)
-            if not unmap_state(self.state):
+            last = unmap_state(self.state)
+            if not last:
                 raise MemoryError("no page for the state of a closed Snowflake generator")
         else:
             last = close(self.state[0])

@@ -114,10 +114,13 @@ class PythonSnowflake:
         old, _ = self._issuer
         worker_id = _checks.worker_id(grant.worker_id, self._layout)
         place = self._settle(worker_id, None, grant)
-        last_tick = old.word >> self._layout.sequence.width if old.last_tick is None else old.last_tick
-        place.skip_to_tick(max(0, last_tick + 1))
         self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
-        self._issuer = place, worker_id
+        with old.locked():  # claims that find it closed find the new one, too
+            if place is not old:
+                old.close()
+                assert old.last_tick is not None
+                place.skip_to_tick(old.last_tick + 1)
+            self._issuer = place, worker_id
         return place
 
     @classmethod
@@ -198,12 +201,14 @@ class PythonSnowflake:
         """Up to n IDs; none where the next one lies ahead of the clock. Where the lease has ended, it may wait for a
         renewal.
         """
+        issuer = self._issuer
         try:
-            return self._claim_from(*self._issuer, n)
+            return self._claim_from(*issuer, n)
         except LeaseExpired:
             if self._held is None:
                 raise
-            self._held.extend(self._now_ms(), min(patience_s, self._timeout))
+            if issuer is self._issuer:
+                self._held.extend(self._now_ms(), min(patience_s, self._timeout))
         return self._claim_from(*self._issuer, n)
 
     def _claim_from(self, place: Place, worker_id: int, n: int) -> list[int]:

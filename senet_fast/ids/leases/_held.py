@@ -81,6 +81,8 @@ class LeaseStatus(NamedTuple):
 class Place(Protocol):
     """What `Held` needs of a generator's state."""
 
+    @property
+    def gone(self) -> bool: ...
     def skip_to(self, from_ms: int) -> None: ...
     def grant(self, until_ms: int) -> None: ...
     def close(self) -> int: ...
@@ -191,6 +193,7 @@ class Held:
                 f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
             )
         if file is not None and self._lease.renew_every == 0:
+            self._lease.renew()  # looks: the file may have been deleted between its acquisition and `now_ms`
             until_ms = self._until_look(now_ms)
             content = _wordfile.read(*file)
             if content is None or content.last_ms(self._layout) is None:
@@ -202,7 +205,7 @@ class Held:
         self._place, self._until_ms = place, until_ms
 
     def _until_look(self, now_ms: int) -> int:
-        """The end of the tick in which the file will be looked at again."""
+        """The end of the tick in which the file will be looked at again, after a look that was not before `now_ms`."""
         layout = self._layout
         ticks = (now_ms + LOOK_MS + self._ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
         return layout.epoch_ms + ticks * layout.tick_ms
@@ -235,10 +238,11 @@ class Held:
             place = self._place
             if self._state == "held" and place is not None:
                 try:
+                    if place.gone:
+                        raise LeaseError("another process that shares its last ID lost it, or gave it back")
                     until_ms = self._lease.renew()
                 except LeaseError as error:
-                    if self.grant.file:
-                        place.close()  # what is mapped is the old file, which children may have, too
+                    place.close()  # what is mapped is the old file, which children may have, too
                     self._lost(error)
                 else:
                     self._until_ms = self._until_look(now_ms) if self.grant.file else until_ms
@@ -291,7 +295,8 @@ class Held:
         return max(messages, key="close".__eq__, default="")
 
     def _lost(self, error: LeaseError) -> None:
-        self._state, self._error, self._hopeless = "lost", _said(error), not self._reacquire
+        self._error, self._hopeless = _said(error), not self._reacquire
+        self._become("lost")
         self._losses += 1
         and_now = "another is acquired" if self._reacquire else "no more IDs are issued"
         logger.warning("worker %d was lost, and %s: %s", self.grant.worker_id, and_now, self._error)
@@ -303,7 +308,7 @@ class Held:
         before = self.grant.worker_id
         try:
             with suppress(Exception):  # it is another's; this tells the lease that it holds nothing any more
-                self._lease.release(self._unused_from_ms)
+                self._lease.release(self._unused_from_ms if self._until_ms is None else self._until_ms)
             grant = self._lease.acquire(self._layout)
             place = None
             try:
@@ -321,11 +326,16 @@ class Held:
         finally:
             self._asked = None
         self.grant, self._error, self._hopeless, self._pid = grant, None, False, os.getpid()
-        self._state = "held"
+        self._become("held")
         self._answers += 1
         logger.warning("worker %d issues as %d from now on", before, grant.worker_id)
         self._tell()
         return True
+
+    def _become(self, state: str) -> None:
+        self._state = state
+        if self._close_wanted:  # whoever closes says so first, and sets the state after that
+            self._state = "closed"
 
     def _tell(self) -> None:
         if self._on_change is None:
