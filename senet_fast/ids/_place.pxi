@@ -5,6 +5,7 @@ cdef class _Place:
     cdef State* state
     cdef bint mapped
     cdef readonly object layout, kind, last_tick, successors
+    cdef public object holder
 
     def __cinit__(self, layout, kind, file):
         self.layout = layout

@@ -102,7 +102,10 @@ class PythonSnowflake:
         layout = self._layout
         key = layout, worker_id, self._own_clock
         make = lambda kind, fd: Place(layout, kind, fd)  # noqa: E731
-        place = _places.find(_places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms)
+        holder = self._held.holder if self._held else None
+        place = _places.find(
+            _places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms, holder
+        )
         self._refuse(place, worker_id)
         if self._begins_now:  # what came before may have been issued by the worker's last process
             place.skip_to_tick(self._tick(self._now_ms()))
@@ -201,15 +204,17 @@ class PythonSnowflake:
         """Up to n IDs; none where the next one lies ahead of the clock. Where the lease has ended, it may wait for a
         renewal.
         """
-        issuer = self._issuer
-        try:
-            return self._claim_from(*issuer, n)
-        except LeaseExpired:
-            if self._held is None:
-                raise
-            if issuer is self._issuer:
-                self._held.extend(self._now_ms(), min(patience_s, self._timeout))
-        return self._claim_from(*self._issuer, n)
+        extended = False
+        while True:
+            issuer = self._issuer
+            try:
+                return self._claim_from(*issuer, n)
+            except LeaseExpired:
+                if self._held is None or (extended and issuer is self._issuer):
+                    raise
+                if issuer is self._issuer:
+                    self._held.extend(self._now_ms(), min(patience_s, self._timeout))
+                    extended = True
 
     def _claim_from(self, place: Place, worker_id: int, n: int) -> list[int]:
         layout = self._layout

@@ -129,7 +129,7 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
         key = layout, generator.worker_id, self._clock if self._kind == CALLABLE else None
         place = _places.find(
             _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", self._on_fork, path, grant,
-            self._max_drift_ms,
+            self._max_drift_ms, self._held.holder if self._held else None,
         )
         self._place = place, self._place  # kept with all before, as others may replace it
         generator.state = place.state

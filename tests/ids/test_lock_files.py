@@ -210,12 +210,14 @@ import sys
 from senet_fast.ids import Layout, Snowflake
 from senet_fast.ids.leases import LockFile
 generators = [Snowflake.acquire(LockFile({str(folder)!r}, workers=[n]), {own_layout!r}) for n in (0, 1)]
+print("acquired", flush=True)
 print(*[next(g) for g in generators for _ in range(2000)], flush=True)
 """
     with Program(program) as other:
         mine: list[int] = []
         with pytest.raises(LeaseExpired, match="was deleted or exchanged while it was held"):
             mine.extend(raising)
+        assert other.line() == "acquired"  # else the one that goes on may have been first to worker 1
         wait_for(lambda: before.append(going_on.next_id()) or (going_on.lease and going_on.lease.losses))
         theirs = [int(word) for word in other.line().split()]
     assert len({*mine, *before, *theirs}) == len(mine) + len(before) + len(theirs)

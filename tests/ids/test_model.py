@@ -1,6 +1,6 @@
-"""The claim, the fork, the restart and the shared word (csrc/ids/snowflake.h) in every interleaving of a model. A checker
-that finds nothing proves nothing, so each bug that a reader might think harmless is planted once, and must be found.
-Leases are in test_model_leases.py.
+"""The claim, the fork, the restart and the shared word (csrc/ids/snowflake.h) in every interleaving of a model. A
+checker that finds nothing proves nothing, so each bug that a reader might think harmless is planted once, and must be
+found. Leases are in test_model_leases.py, and their losses in test_model_losses.py.
 """
 
 from collections.abc import Callable

@@ -130,6 +130,7 @@ class Held:
         on_change: Callable[[LeaseStatus], object] | None = None,
     ) -> None:
         self.grant = lease.acquire(layout)
+        self.holder = object()
         self._lease = lease
         self._layout = layout
         self._reacquire = reacquire
@@ -239,7 +240,7 @@ class Held:
             if self._state == "held" and place is not None:
                 try:
                     if place.gone:
-                        raise LeaseError("another process that shares its last ID lost it, or gave it back")
+                        raise LeaseError("another process that shares it lost it or gave it back, or another took it")
                     until_ms = self._lease.renew()
                 except LeaseError as error:
                     place.close()  # what is mapped is the old file, which children may have, too
@@ -401,7 +402,7 @@ class Held:
 
     def end(self) -> str:
         """How the lease ended, for the message of LeaseExpired where no end was granted."""
-        return f"was lost: {self._error}" if self._state == "lost" else CLOSED
+        return CLOSED if self._state == "closed" else f"was lost: {self._error or 'another holds it'}"
 
     def why(self) -> str:
         """What became of the renewals, for the message of LeaseExpired."""
