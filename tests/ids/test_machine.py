@@ -240,7 +240,6 @@ class Losable:
     def __init__(self, store: Workers, renew_every: float) -> None:
         self.store, self.renew_every = store, renew_every
         self.worker_id = -1
-        self.acquired = 0
 
     def acquire(self, layout: Layout) -> Grant:
         store = self.store
@@ -248,7 +247,6 @@ class Losable:
             for worker_id in () if store.is_full else store.order:
                 if (from_ms := store.until_ms[worker_id]) <= store.clock.now_ms:
                     store.owner[worker_id], self.worker_id = self, worker_id
-                    self.acquired += 1
                     store.until_ms[worker_id] = store.clock.now_ms + 40
                     return Grant(worker_id, from_ms, store.clock.now_ms + 40)
         raise LeaseError("all are held")
@@ -291,7 +289,6 @@ class Losses(RuleBasedStateMachine):
         self.store = Workers(self.clock)
         self.leases = [Losable(self.store, 0.002 if is_threaded else 0) for _ in range(2)]
         self.told: list[list[LeaseStatus]] = [[], []]
-        self.lost = [0, 0]
         self.last = [-1, -1]
         self.closed = [False, False]
         self.issued: set[int] = set()
@@ -305,16 +302,15 @@ class Losses(RuleBasedStateMachine):
     @rule(at=GENERATORS, order=st.permutations([0, 1, 2]), ms=st.integers(0, 60))
     def is_lost(self, at: int, order: list[int], ms: int) -> None:
         """At any time; `ms` later the worker may be another's."""
-        lease, store = self.leases[at], self.store
-        generator = self.generators[at]
-        if lease not in store.owner:  # closed, or lost already
-            return
+        lease, store, generator = self.leases[at], self.store, self.generators[at]
+        before = generator.lease.losses
         with store.lock:
             store.order = tuple(order)
+            if lease not in store.owner:  # closed, or lost already
+                return
             store.owner[lease.worker_id] = None
-        self.lost[at] += 1
         if self.is_threaded:
-            wait_for(lambda: generator.lease.losses == self.lost[at])
+            wait_for(lambda: generator.lease.losses > before or generator.lease.state == "lost")
         self.clock.now_ms += ms
 
     @rule(is_full=st.booleans())
@@ -353,17 +349,24 @@ class Losses(RuleBasedStateMachine):
 
     @rule(at=GENERATORS)
     def all_is_told(self, at: int) -> None:
-        generator, told, lease = self.generators[at], self.told[at], self.leases[at]
-        if self.is_threaded and not self.closed[at]:
-            wait_for(lambda: generator.lease.state == "held" or generator.lease.last_error == "all are held")
-            wait_for(lambda: len(told) == generator.lease.losses + lease.acquired - 1)
-        status = generator.lease
+        """Once for each loss, and once for each worker id that was acquired again."""
+        generator, told = self.generators[at], self.told[at]
+
+        def is_told() -> bool:
+            status = generator.lease
+            missing = 2 * status.losses - len(told)
+            return missing in {"held": [0], "lost": [1], "closed": [0, 1]}[status.state]
+
+        if self.is_threaded:
+            wait_for(is_told)
+            wait_for(lambda: generator.lease.state != "lost" or generator.lease.last_error == "all are held")
+            wait_for(is_told)
+        assert is_told()
         assert [one.state for one in told] == (["lost", "held"] * len(told))[: len(told)]
         assert [one.losses for one in told] == [i // 2 + 1 for i in range(len(told))]
-        assert len(told) == status.losses + lease.acquired - 1
-        assert status.losses <= self.lost[at]
+        status = generator.lease
         assert status.worker_id == generator.worker_id
-        assert status.state == ("closed" if self.closed[at] else told[-1].state if told else "held")
+        assert (status.state == "closed") == self.closed[at]
         assert status.renewals >= (told[-1].renewals if told else 0)
 
     def teardown(self) -> None:

@@ -179,7 +179,7 @@ def deleted(bugs: str, tick_ms: int) -> tuple[World, list[Actor]]:
     return world, [holder(0, False, 2), delete(), holder(1, True, 1), clock(world, (1, 2, 1))]
 
 
-AHEAD = 2
+AHEAD = 1
 
 
 def group(bugs: str, child_renews: bool = False) -> tuple[World, list[Actor]]:
@@ -238,7 +238,7 @@ def group(bugs: str, child_renews: bool = False) -> tuple[World, list[Actor]]:
         yield from draw(two, 1, False)
 
     child = draw(one, 1, child_renews)
-    actors = [until_killed(parent()), until_killed(child), kill(), successor(), clock(world, (1, 1))]
+    actors = [until_killed(parent()), until_killed(child), kill(), successor(), clock(world, (1,))]
     return world, actors
 
 

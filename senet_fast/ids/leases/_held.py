@@ -261,8 +261,9 @@ class Held:
         every = self._lease.renew_every
         wait = every
         while self._next_message(wait) != "close":
-            if self._state == "lost":
-                if self._reacquire:
+            if self._state != "held":
+                wait = None  # for the message
+                if self._state == "lost" and self._reacquire:
                     wait = every if self._acquired_again() else (every or 1.0) / 4
                 continue
             self._asked = time.monotonic()
