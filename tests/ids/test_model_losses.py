@@ -179,7 +179,7 @@ def deleted(bugs: str, tick_ms: int) -> tuple[World, list[Actor]]:
     return world, [holder(0, False, 2), delete(), holder(1, True, 1), clock(world, (1, 2, 1))]
 
 
-AHEAD = 1
+AHEAD = 2
 
 
 def group(bugs: str, child_renews: bool = False) -> tuple[World, list[Actor]]:

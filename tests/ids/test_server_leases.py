@@ -60,7 +60,7 @@ import time
 from senet_fast.ids import Layout, LeaseExpired, Snowflake
 skew_ms = {skew}
 clock = (lambda: time.time_ns() // 1_000_000 + skew_ms) if skew_ms else None
-generator = Snowflake.acquire({lease}, {layout!r}, clock=clock, max_backward_ms=5000)
+generator = Snowflake.acquire({lease}, {layout!r}, clock=clock, max_backward_ms=5000, reacquire=False)
 out = open({out!r}, "ab")
 until = time.monotonic() + {seconds}
 try:
@@ -257,7 +257,7 @@ def test_redis_that_lost_its_data(server: Server, lease: Callable[..., Any], own
     import redis
 
     client = redis.Redis(port=server.port, socket_timeout=10)
-    with Snowflake.acquire(lease(workers=[3]), own_layout) as generator:
+    with Snowflake.acquire(lease(workers=[3]), own_layout, reacquire=False) as generator:
         last = generator.next_id()
         client.flushall()
         with pytest.raises(LeaseError, match="all 1 worker ids are held"):
