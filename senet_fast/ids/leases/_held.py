@@ -15,6 +15,7 @@ from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases._threads import why_no_thread
+from senet_fast.ids.leases._turn import Turn
 
 PATIENCE_S = 2.0  # for a store's answer, while closing or while a call meets the lease's end
 LOOK_MS = 100  # how long the holder of a file issues before it looks whether the file is still there
@@ -88,31 +89,6 @@ class Place(Protocol):
     def close(self) -> int: ...
 
 
-class _Turn:
-    """A lock that no signal handler, finalizer or thread that collects garbage can wait for in vain: a second call in
-    the thread that has the turn is told so, and all that happens to it is one atomic step of a dict.
-    """
-
-    def __init__(self) -> None:
-        self._taken: dict[str, tuple[int]] = {}
-
-    def take(self, mine: tuple[int], patience_s: float) -> bool:
-        """Whether the turn is `mine`, a new tuple of this thread's id."""
-        deadline = time.monotonic() + patience_s
-        while (whose := self._taken.setdefault("turn", mine)) is not mine:
-            if whose == mine or time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        return True
-
-    def end(self, mine: tuple[int]) -> None:
-        if self._taken.get("turn") is mine:
-            del self._taken["turn"]
-
-    def is_of(self, thread: int) -> bool:
-        return self._taken.get("turn") == (thread,)
-
-
 class Held:
     """A lease in use. Safety depends on no thread and no answer, as each claim is bounded; nor does anyone wait long,
     as a server may never answer.
@@ -148,7 +124,7 @@ class Held:
         self._hopeless = False  # the last request failed, or there is none to come: nobody waits for the next
         self._close_wanted = self._done = False
         self._release_error: Exception | None = None
-        self._turn = _Turn()
+        self._turn = Turn()
         self._thread: threading.Thread | None = None
         # Unlike those of threading, a simple queue may be put to where it is being put to already, as in a finalizer.
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
