@@ -8,40 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ids_testing import LIMIT_S, FakeClock, Generator, Table, in_child, in_threads, wait_for
+from ids_testing import LIMIT_S, FakeClock, Generator, Losing, in_child, in_threads, wait_for
 
 from senet_fast.ids import Grant, Layout, LeaseError, LeaseExpired, Snowflake
 from senet_fast.ids.leases import LeaseStatus, _held
 
 NOW_MS = 1_800_000_000_000
-
-
-class Losing(Table):
-    """Hands out one grant after the other, or raises what stands in its place. `lost` and `down` are the test's."""
-
-    def __init__(self, *grants: Grant | Exception, renew_every: float | None = 0.005) -> None:
-        self.grants = iter(grants)
-        self.lost = self.down = False
-        self.acquired = 0
-        first = next(self.grants)
-        assert isinstance(first, Grant)
-        super().__init__(first, self._renewed, renew_every=renew_every)
-
-    def acquire(self, layout: Layout) -> Grant:
-        self.acquired += 1
-        if self.acquired > 1:
-            given = next(self.grants)
-            if isinstance(given, Exception):
-                raise given
-            self.granted, self.lost = given, False
-        return self.granted
-
-    def _renewed(self) -> int:
-        if self.lost:
-            raise LeaseError("another holds it")
-        if self.down:
-            raise ConnectionError("no route")
-        return self.granted.until_ms or 0
 
 
 class Answering(Losing):
