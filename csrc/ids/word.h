@@ -71,14 +71,22 @@ inline State* map_state(int file, size_t offset) {
 }
 
 // Takes a state of map_state() away from this process alone, in one step: what is there afterwards reads kClosed, and a
-// claim under way either reached the file or fails. False, with errno, where memory is short.
-inline bool unmap_state(State* state) {
+// claim under way either reached the file or fails. The last word of the file after that; 0, with errno, where memory is
+// short.
+inline uint64_t unmap_state(State* state) {
   void* page = page_of(state);
-  void* closed = new_page(MAP_PRIVATE);
-  if (!closed) return false;
   const auto offset = reinterpret_cast<char*>(state) - static_cast<char*>(page);
-  (new (static_cast<char*>(closed) + offset) State)->word.store(kClosed);
-  return mremap(closed, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, page) != MAP_FAILED;
+  void* file = mremap(page, 0, page_bytes(), MREMAP_MAYMOVE);  // of size 0: mapped a second time
+  if (file == MAP_FAILED) return 0;
+  uint64_t last = 0;
+  if (void* closed = new_page(MAP_PRIVATE)) {
+    (new (static_cast<char*>(closed) + offset) State)->word.store(kClosed);
+    if (mremap(closed, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, page) != MAP_FAILED) {
+      last = reinterpret_cast<State*>(static_cast<char*>(file) + offset)->word.load();
+    }
+  }
+  munmap(file, page_bytes());
+  return last;
 }
 
 // Gives the page of a state of any kind back, once no thread can be in a claim on it.

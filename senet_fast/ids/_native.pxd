@@ -37,7 +37,7 @@ cdef extern from "ids/word.h" namespace "senet::ids" nogil:
     State* new_private_state()
     State* new_shared_state()
     State* map_state(int file, size_t offset)
-    bint unmap_state(State*)
+    uint64_t unmap_state(State*)
     void free_state(State*)
 
 cdef extern from "ids/clock.h" namespace "senet::ids" nogil:

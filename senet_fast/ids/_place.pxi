@@ -5,6 +5,7 @@ cdef class _Place:
     cdef State* state
     cdef bint mapped
     cdef readonly object layout, kind, last_tick, successors
+    cdef public object holder
 
     def __cinit__(self, layout, kind, file):
         self.layout = layout
@@ -47,8 +48,8 @@ cdef class _Place:
         if self.last_tick is not None:  # closed already
             return self.layout.epoch_ms + (self.last_tick + 1) * self.layout.tick_ms
         if self.mapped:
-            last = self.state.word.load(memory_order_acquire)
-            if not unmap_state(self.state):
+            last = unmap_state(self.state)
+            if not last:
                 raise MemoryError("no page for the state of a closed Snowflake generator")
         else:
             last = close(self.state[0])

@@ -8,10 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 from senet_fast.ids import _wordfile
 from senet_fast.ids.layout import Layout
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 
 
 class AnyPlace(Protocol):
+    holder: object
+    """Of the lease, while the worker id is nobody else's; None without."""
+
     @property
     def kind(self) -> Hashable: ...
     @property
@@ -27,6 +30,7 @@ class AnyPlace(Protocol):
         """A fork took it away, or another process that shared it gave its lease back."""
 
     def skip_to_tick(self, tick: int) -> None: ...
+    def close(self) -> int: ...
 
 
 P = TypeVar("P", bound=AnyPlace)
@@ -41,8 +45,11 @@ def find(
     file: str | os.PathLike[str] | None,
     grant: Grant | None,
     max_drift_ms: int,
+    holder: object,
 ) -> P:
-    """The place of `key`, made where it is not there yet: `make(kind, descriptor of the file)`."""
+    """The place of `key`, made where it is not there yet: `make(kind, descriptor of the file)`. `holder` is the same
+    for all grants of one lease.
+    """
     layout, worker_id, _ = key
     leased = grant.file if grant else None
     fd, path = leased or (None, file)
@@ -58,6 +65,8 @@ def find(
         place = _latest(places, key)
         # A lease opens what another closed, and an exclusive one what another process took away.
         exclusive = grant and (leased or grant.until_ms is not None)
+        if exclusive and place is not None and place.holder not in (None, holder):
+            place.close()  # another lease of this process has lost the worker id, and may not know yet
         if place is None or (grant and place.last_tick is not None) or (exclusive and place.gone):
             new = make(kind, fd)
             if place is not None and place.last_tick is not None:
@@ -70,6 +79,8 @@ def find(
                 f"worker {worker_id} of this layout already has a generator in this process, whose last ID lives"
                 f" elsewhere ({_described(place.kind)}); expected the same here, not {_described(kind)}"
             )
+        if exclusive:
+            place.holder = holder
         return place
     finally:
         if leased is None and fd is not None:

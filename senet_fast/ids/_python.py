@@ -13,7 +13,8 @@ from senet_fast.ids._python_place import Place
 from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
 from senet_fast.ids.leases import Lease, LockFile
-from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Grant, Held, LeaseStatus
+from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Held
+from senet_fast.ids.leases._lease import Grant, LeaseStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +103,10 @@ class PythonSnowflake:
         layout = self._layout
         key = layout, worker_id, self._own_clock
         make = lambda kind, fd: Place(layout, kind, fd)  # noqa: E731
-        place = _places.find(_places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms)
+        holder = self._held.holder if self._held else None
+        place = _places.find(
+            _places_here, make, key, "PythonSnowflake", self._on_fork, path, grant, self._max_drift_ms, holder
+        )
         self._refuse(place, worker_id)
         if self._begins_now:  # what came before may have been issued by the worker's last process
             place.skip_to_tick(self._tick(self._now_ms()))
@@ -114,10 +118,13 @@ class PythonSnowflake:
         old, _ = self._issuer
         worker_id = _checks.worker_id(grant.worker_id, self._layout)
         place = self._settle(worker_id, None, grant)
-        last_tick = old.word >> self._layout.sequence.width if old.last_tick is None else old.last_tick
-        place.skip_to_tick(max(0, last_tick + 1))
         self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
-        self._issuer = place, worker_id
+        with old.locked():  # claims that find it closed find the new one, too
+            if place is not old:
+                old.close()
+                assert old.last_tick is not None
+                place.skip_to_tick(old.last_tick + 1)
+            self._issuer = place, worker_id
         return place
 
     @classmethod
@@ -198,13 +205,17 @@ class PythonSnowflake:
         """Up to n IDs; none where the next one lies ahead of the clock. Where the lease has ended, it may wait for a
         renewal.
         """
-        try:
-            return self._claim_from(*self._issuer, n)
-        except LeaseExpired:
-            if self._held is None:
-                raise
-            self._held.extend(self._now_ms(), min(patience_s, self._timeout))
-        return self._claim_from(*self._issuer, n)
+        extended = False
+        while True:
+            issuer = self._issuer
+            try:
+                return self._claim_from(*issuer, n)
+            except LeaseExpired:
+                if self._held is None or (extended and issuer is self._issuer):
+                    raise
+                if issuer is self._issuer:
+                    self._held.extend(self._now_ms(), min(patience_s, self._timeout))
+                    extended = True
 
     def _claim_from(self, place: Place, worker_id: int, n: int) -> list[int]:
         layout = self._layout

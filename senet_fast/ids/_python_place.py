@@ -26,6 +26,7 @@ class Place:
         self.kind = kind
         self.last_tick: int | None = None  # once closed
         self.successors: dict[Any, Place] = {}
+        self.holder: object = None
         self._pid = self._lock_pid = os.getpid()
         self._lock, self._depth = threading.RLock(), 0
         # What signal handlers stored while the thread that they interrupted was alone, and may store an earlier word.

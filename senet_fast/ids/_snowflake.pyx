@@ -129,7 +129,7 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
         key = layout, generator.worker_id, self._clock if self._kind == CALLABLE else None
         place = _places.find(
             _places_here, lambda kind, fd: _Place(layout, kind, fd), key, "Snowflake", self._on_fork, path, grant,
-            self._max_drift_ms,
+            self._max_drift_ms, self._held.holder if self._held else None,
         )
         self._place = place, self._place  # kept with all before, as others may replace it
         generator.state = place.state
@@ -143,29 +143,30 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
 
     def _adopt(self, grant):
         """Goes on from another grant, after the last ID of the one before. Claims under way end on the state, and with
-        the worker id, that they began with: both are one pointer away.
+        the worker id, that they began with: both are one pointer away. They are refused once that state is closed.
         """
         cdef Generator* before = current(&self._generator)
         cdef Generator* generator = new Generator(before[0])
         cdef _Place old = self._place[0], place
-        cdef uint64_t last = before.state.word.load(memory_order_acquire)
         cdef bint published = False
+        kept = self._place
         try:
             generator.worker_id = _checks.worker_id(grant.worker_id, self.layout)
             self._settle(generator, None, grant)
             place = self._place[0]
-            last_tick = old.last_tick
-            if last_tick is None and last > kFresh:
-                last_tick = <int64_t>((last >> <int>self.layout.sequence.width) - kFirstTick)
-            if last_tick is not None:
-                place.skip_to_tick(last_tick + 1)
             self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
+            if place is not old:
+                if old.last_tick is None and old.gone:  # by another process, so that the last ID is not known
+                    place.skip_to(self._now_ms() + self.layout.tick_ms)
+                old.close()
+                place.skip_to_tick(old.last_tick + 1)
             generator.before = before
             publish(&self._generator, generator)
             published = True
             return place
         finally:
             if not published:
+                self._place = kept  # that of `before`
                 del generator
 
     @classmethod
@@ -327,6 +328,8 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
                         + (f", max_drift_ms = {self._max_drift_ms}" if self._max_drift_ms else "")
                     )
             with gil:
+                if current(&self._generator) != generator:
+                    continue
                 if (run.first == kExpired or run.first == kClosed) and self._held is not None and not extended:
                     extended = self._held.extend(now_ms, min(patience_ns, self._timeout_ns) / 1e9)
                     if extended:

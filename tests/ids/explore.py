@@ -27,14 +27,18 @@ def explore(scenario: Callable[[], tuple[Any, list[Actor]]], limit: int = 400_00
         try:
             for actor in schedule:
                 next(actors[actor], None)
+            while (key := (world.key(), *map(_place, actors))) not in seen:
+                seen.add(key)
+                assert len(seen) <= limit, "too many states: make the scenario smaller"
+                alive = [i for i, actor in enumerate(actors) if actor.gi_frame is not None]  # type: ignore[attr-defined]
+                if not alive:
+                    break
+                *others, actor = alive
+                schedules += [(*schedule, i) for i in others]
+                schedule = (*schedule, actor)  # from here, without making the world anew
+                next(actors[actor], None)
         except AssertionError as error:
             raise Violation(f"{error} after {schedule}") from None
-        key = (world.key(), *map(_place, actors))
-        if key in seen:
-            continue
-        seen.add(key)
-        assert len(seen) <= limit, "too many states: make the scenario smaller"
-        schedules += [(*schedule, i) for i, actor in enumerate(actors) if actor.gi_frame is not None]  # type: ignore[attr-defined]
     return len(seen)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import senet_fast
-from senet_fast.ids import Grant, Layout, PythonSnowflake, Snowflake
+from senet_fast.ids import Grant, Layout, LeaseError, PythonSnowflake, Snowflake
 
 Generator = type[Snowflake] | type[PythonSnowflake]
 
@@ -54,6 +54,34 @@ class Table:
 
     def release(self, unused_from_ms: int) -> None:
         self.released.append(unused_from_ms)
+
+
+class Losing(Table):
+    """Hands out one grant after the other, or raises what stands in its place. `lost` and `down` are the test's."""
+
+    def __init__(self, *grants: Grant | Exception, renew_every: float | None = 0.005) -> None:
+        self.grants = iter(grants)
+        self.lost = self.down = False
+        self.acquired = 0
+        first = next(self.grants)
+        assert isinstance(first, Grant)
+        super().__init__(first, self._renewed, renew_every=renew_every)
+
+    def acquire(self, layout: Layout) -> Grant:
+        self.acquired += 1
+        if self.acquired > 1:
+            given = next(self.grants)
+            if isinstance(given, Exception):
+                raise given
+            self.granted, self.lost = given, False
+        return self.granted
+
+    def _renewed(self) -> int:
+        if self.lost:
+            raise LeaseError("another holds it")
+        if self.down:
+            raise ConnectionError("no route")
+        return self.granted.until_ms or 0
 
 
 class Forked:

@@ -1,7 +1,9 @@
 """Random lives of a generator: the compiled class and its twin do the same, and what they issue keeps its promises.
-Random lives of hosts that lease one worker in turn, with clocks that differ and step: no ID twice.
+Random lives of hosts that lease one worker in turn, with clocks that differ and step: no ID twice. Random losses,
+which are acquired again while workers are free: no ID twice, order kept, each change told once.
 """
 
+import threading
 from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +12,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from ids_testing import FakeClock, Table
+from ids_testing import FakeClock, Table, wait_for
 
 from senet_fast.ids import (
     ClockOutOfRange,
@@ -22,6 +24,7 @@ from senet_fast.ids import (
     SnowflakeError,
     _checks,
 )
+from senet_fast.ids.leases import LeaseStatus
 
 BEGIN_MS = 1_800_000_000_000
 LAYOUTS = [
@@ -221,7 +224,159 @@ class Holders(RuleBasedStateMachine):
             self.ends(host, True)
 
 
+class Workers:
+    """Leases three workers; the first free one in an order that changes. Threads renew, so each answer is one step."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock, self.lock = clock, threading.Lock()
+        self.order, self.is_full = (0, 1, 2), False
+        self.until_ms = [BEGIN_MS] * 3
+        self.owner: list[object] = [None] * 3
+
+
+class Losable:
+    """A lease of one of them."""
+
+    def __init__(self, store: Workers, renew_every: float) -> None:
+        self.store, self.renew_every = store, renew_every
+        self.worker_id = -1
+
+    def acquire(self, layout: Layout) -> Grant:
+        store = self.store
+        with store.lock:
+            for worker_id in () if store.is_full else store.order:
+                if (from_ms := store.until_ms[worker_id]) <= store.clock.now_ms:
+                    store.owner[worker_id], self.worker_id = self, worker_id
+                    store.until_ms[worker_id] = store.clock.now_ms + 40
+                    return Grant(worker_id, from_ms, store.clock.now_ms + 40)
+        raise LeaseError("all are held")
+
+    def renew(self) -> int:
+        store = self.store
+        with store.lock:
+            if store.owner[self.worker_id] is not self:
+                raise LeaseError("another holds it")
+            store.until_ms[self.worker_id] = max(store.until_ms[self.worker_id], store.clock.now_ms + 40)
+            return store.until_ms[self.worker_id]
+
+    def release(self, unused_from_ms: int) -> None:
+        store = self.store
+        with store.lock:
+            if store.owner[self.worker_id] is self:
+                store.until_ms[self.worker_id] = min(store.until_ms[self.worker_id], unused_from_ms)
+                store.owner[self.worker_id] = None
+
+
+GENERATORS = st.integers(0, 1)
+
+
+class Losses(RuleBasedStateMachine):
+    """Two generators, of one process or (by clocks that are not equal) as of two."""
+
+    @initialize(
+        kind=st.sampled_from([Snowflake, PythonSnowflake]),
+        layout=st.sampled_from(LAYOUTS[:2]),
+        lag_ms=st.sampled_from([0, 20]),
+        start=STARTS,
+        is_threaded=st.booleans(),
+        is_one_process=st.booleans(),
+    )
+    def begin(
+        self, kind: Any, layout: Layout, lag_ms: int, start: Any, is_threaded: bool, is_one_process: bool
+    ) -> None:
+        self.layout, self.is_threaded = layout, is_threaded
+        self.clock = FakeClock(BEGIN_MS)
+        self.store = Workers(self.clock)
+        self.leases = [Losable(self.store, 0.002 if is_threaded else 0) for _ in range(2)]
+        self.told: list[list[LeaseStatus]] = [[], []]
+        self.last = [-1, -1]
+        self.closed = [False, False]
+        self.issued: set[int] = set()
+        options: dict[str, Any] = {"max_lag_ms": lag_ms, "sequence_start": start, "timeout": 0, "layout": layout}
+        clocks = [self.clock, self.clock if is_one_process else lambda: self.clock.now_ms]
+        self.generators = [
+            kind(lease=lease, on_lease_change=told.append, clock=clock, **options)
+            for lease, told, clock in zip(self.leases, self.told, clocks, strict=True)
+        ]
+
+    @rule(at=GENERATORS, order=st.permutations([0, 1, 2]), ms=st.integers(0, 60))
+    def is_lost(self, at: int, order: list[int], ms: int) -> None:
+        """At any time; `ms` later the worker may be another's."""
+        lease, store, generator = self.leases[at], self.store, self.generators[at]
+        before = generator.lease.losses
+        with store.lock:
+            store.order = tuple(order)
+            if lease not in store.owner:  # closed, or lost already
+                return
+            store.owner[lease.worker_id] = None
+        if self.is_threaded:
+            wait_for(lambda: generator.lease.losses > before or generator.lease.state == "lost")
+        self.clock.now_ms += ms
+
+    @rule(is_full=st.booleans())
+    def none_is_free(self, is_full: bool) -> None:
+        self.store.is_full = is_full
+
+    @rule(ms=st.integers(1, 60))
+    def time_passes(self, ms: int) -> None:
+        self.clock.now_ms += ms
+
+    @rule(at=GENERATORS, n=st.integers(1, 60), how=st.sampled_from(["next_id", "try_next", "fill", "try_fill"]))
+    def draw(self, at: int, n: int, how: str) -> None:
+        generator = self.generators[at]
+        out = np.full(n, -1)
+        with suppress(SnowflakeError):
+            if how in ("fill", "try_fill"):
+                count = getattr(generator, how)(out)
+                assert how == "fill" or count == (out != -1).sum()
+            elif (number := getattr(generator, how)()) is not None:
+                out[0] = number
+        drawn = out[out != -1].tolist()
+        assert not (drawn and self.closed[at])
+        for number in drawn:
+            assert number not in self.issued
+            assert number > self.last[at]
+            self.issued.add(number)
+            self.last[at] = number
+        if drawn and not self.is_threaded:
+            assert self.layout.decode(drawn[-1]).worker_id == generator.worker_id
+
+    @rule(at=GENERATORS)
+    def close(self, at: int) -> None:
+        self.generators[at].close()
+        self.closed[at] = True
+        assert self.leases[at] not in self.store.owner
+
+    @rule(at=GENERATORS)
+    def all_is_told(self, at: int) -> None:
+        """Once for each loss, and once for each worker id that was acquired again."""
+        generator, told = self.generators[at], self.told[at]
+
+        def is_told() -> bool:
+            status = generator.lease
+            missing = 2 * status.losses - len(told)
+            return missing in {"held": [0], "lost": [1], "closed": [0, 1]}[status.state]
+
+        if self.is_threaded:
+            wait_for(is_told)
+            wait_for(lambda: generator.lease.state != "lost" or generator.lease.last_error == "all are held")
+            wait_for(is_told)
+        assert is_told()
+        assert [one.state for one in told] == (["lost", "held"] * len(told))[: len(told)]
+        assert [one.losses for one in told] == [i // 2 + 1 for i in range(len(told))]
+        status = generator.lease
+        assert status.worker_id == generator.worker_id
+        assert (status.state == "closed") == self.closed[at]
+        assert status.renewals >= (told[-1].renewals if told else 0)
+
+    def teardown(self) -> None:
+        for generator in self.generators:
+            generator.close()
+
+
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=150, stateful_step_count=25)
 TestHolders = Holders.TestCase
 TestHolders.settings = settings(max_examples=150, stateful_step_count=40)
+TestLosses = Losses.TestCase
+TestLosses.settings = settings(max_examples=100, stateful_step_count=40)

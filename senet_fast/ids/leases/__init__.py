@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.ids.leases._held import Grant, Lease, LeaseStatus
+from senet_fast.ids.leases._lease import Grant, Lease, LeaseStatus
 from senet_fast.ids.leases.environment import Environment
 from senet_fast.ids.leases.lock_file import LockFile
 

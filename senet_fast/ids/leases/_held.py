@@ -1,4 +1,4 @@
-"""What a lease is, and how a generator holds one."""
+"""How a generator holds a lease."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
 
 from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
+from senet_fast.ids.leases._lease import Grant, Lease, LeaseStatus, Place
 from senet_fast.ids.leases._threads import why_no_thread
 from senet_fast.ids.leases._turn import Turn
 
@@ -23,68 +23,6 @@ LOOK_MS = 100  # how long the holder of a file issues before it looks whether th
 CLOSED = "was given back by close(); acquire a worker id again"
 
 logger = logging.getLogger("senet_fast.ids")
-
-
-class Grant(NamedTuple):
-    """The exclusive right to one worker id for timestamps from `from_ms` to before `until_ms` (ms since 1970, UTC).
-
-    `until_ms` None: without end. `file`: a locked descriptor and its path, if the last ID shall live in that file; such
-    a grant has no end.
-    """
-
-    worker_id: int
-    from_ms: int = 0
-    until_ms: int | None = None
-    file: tuple[int, str] | None = None
-
-
-class Lease(Protocol):
-    """Where a worker id comes from. One object leases one worker id at a time.
-
-    The store keeps, for each worker, the time `until_ms` before which it may have issued, and never lowers it but to
-    what `release` was told. Then neither a pause nor a late message can make two holders issue one ID: a holder's IDs
-    all lie before the `until_ms` that it was told, and its successor's all lie at or after it.
-    """
-
-    renew_every: float | None
-    """Seconds from one renewal to the next, by a thread that the generator starts and that also calls `release`. 0: no
-    thread; the call that meets the end of the grant (of a grant with a file, every 0.1 s) renews it. None: never.
-    """
-
-    def acquire(self, layout: Layout) -> Grant:
-        """A worker id that nobody else holds; LeaseError where there is none. Called again after a loss."""
-
-    def renew(self) -> int:
-        """The new `until_ms`. LeaseError: another holds it now, do not ask again. Other errors are tried again."""
-
-    def release(self, unused_from_ms: int) -> None:
-        """Gives it back; its successor may issue from `unused_from_ms` on. Also called for a lease that was lost."""
-
-
-class LeaseStatus(NamedTuple):
-    """How the lease of a generator stands. Times are those of this process and of its host's clock."""
-
-    worker_id: int
-    state: str
-    """"held", "lost" (no ID is issued until a worker id was acquired again) or "closed"."""
-    left_s: float | None
-    """Seconds until the end that was granted last, below 0 past it; None for no end."""
-    renewals: int
-    """How many were answered."""
-    losses: int
-    """How often the lease was lost."""
-    waiting_s: float | None
-    """How long the request under way has been without an answer; None where there is none."""
-    last_error: str | None
-    """Why the last request failed, None if it was answered."""
-
-
-class Place(Protocol):
-    """What `Held` needs of a generator's state."""
-
-    def skip_to(self, from_ms: int) -> None: ...
-    def grant(self, until_ms: int) -> None: ...
-    def close(self) -> int: ...
 
 
 class Held:
@@ -104,6 +42,7 @@ class Held:
         on_change: Callable[[LeaseStatus], object] | None = None,
     ) -> None:
         self.grant = lease.acquire(layout)
+        self.holder = object()
         self._lease = lease
         self._layout = layout
         self._reacquire = reacquire
@@ -167,20 +106,21 @@ class Held:
                 f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
             )
         if file is not None and self._lease.renew_every == 0:
-            until_ms = self._until_look(now_ms, self._ahead_ms)
+            self._lease.renew()  # looks: the file may have been deleted between its acquisition and `now_ms`
+            until_ms = self._until_look(now_ms)
             content = _wordfile.read(*file)
             if content is None or content.last_ms(self._layout) is None:
                 # Made in place of one that was deleted? Whoever held that may issue until it looks again.
-                place.skip_to(self._until_look(now_ms, 0))
+                place.skip_to(until_ms)
         place.skip_to(from_ms)
         if until_ms is not None:
             place.grant(until_ms)
         self._place, self._until_ms = place, until_ms
 
-    def _until_look(self, now_ms: int, ahead_ms: int) -> int:
-        """The end of the tick in which claims that may run `ahead_ms` ahead of the clock look at the file again."""
+    def _until_look(self, now_ms: int) -> int:
+        """The end of the tick in which the file will be looked at again, after a look that was not before `now_ms`."""
         layout = self._layout
-        ticks = (now_ms + LOOK_MS + ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
+        ticks = (now_ms + LOOK_MS + self._ahead_ms - layout.epoch_ms) // layout.tick_ms + 1
         return layout.epoch_ms + ticks * layout.tick_ms
 
     def extend(self, now_ms: int, patience_s: float) -> bool:
@@ -211,17 +151,18 @@ class Held:
             place = self._place
             if self._state == "held" and place is not None:
                 try:
+                    if place.gone:
+                        raise LeaseError("another process that shares it lost it or gave it back, or another took it")
                     until_ms = self._lease.renew()
                 except LeaseError as error:
-                    if self.grant.file:
-                        place.close()  # what is mapped is the old file, which children may have, too
+                    place.close()  # what is mapped is the old file, which children may have, too
                     self._lost(error)
                 except Exception as error:  # may pass: the next call tries again
                     self._error = _said(error)
                     return False
                 else:
                     if self.grant.file:
-                        until_ms = self._until_look(now_ms, self._ahead_ms)
+                        until_ms = self._until_look(now_ms)
                     else:
                         self._renewals += 1
                     place.grant(until_ms)
@@ -238,8 +179,9 @@ class Held:
         every = self._lease.renew_every
         wait = every
         while self._next_message(wait) != "close":
-            if self._state == "lost":
-                if self._reacquire:
+            if self._state != "held":
+                wait = None  # for the message
+                if self._state == "lost" and self._reacquire:
                     wait = every if self._acquired_again() else (every or 1.0) / 4
                 continue
             self._asked = time.monotonic()
@@ -273,7 +215,8 @@ class Held:
         return max(messages, key="close".__eq__, default="")
 
     def _lost(self, error: LeaseError) -> None:
-        self._state, self._error, self._hopeless = "lost", _said(error), not self._reacquire
+        self._error, self._hopeless = _said(error), not self._reacquire
+        self._become("lost")
         self._losses += 1
         and_now = "another is acquired" if self._reacquire else "no more IDs are issued"
         logger.warning("worker %d was lost, and %s: %s", self.grant.worker_id, and_now, self._error)
@@ -285,7 +228,7 @@ class Held:
         before = self.grant.worker_id
         try:
             with suppress(Exception):  # it is another's; this tells the lease that it holds nothing any more
-                self._lease.release(self._unused_from_ms)
+                self._lease.release(self._unused_from_ms if self._until_ms is None else self._until_ms)
             grant = self._lease.acquire(self._layout)
             place = None
             try:
@@ -303,11 +246,16 @@ class Held:
         finally:
             self._asked = None
         self.grant, self._error, self._hopeless, self._pid = grant, None, False, os.getpid()
-        self._state = "held"
+        self._become("held")
         self._answers += 1
         logger.warning("worker %d issues as %d from now on", before, grant.worker_id)
         self._tell()
         return True
+
+    def _become(self, state: str) -> None:
+        self._state = state
+        if self._close_wanted:  # whoever closes says so first, and sets the state after that
+            self._state = "closed"
 
     def _tell(self) -> None:
         if self._on_change is None:
@@ -346,17 +294,16 @@ class Held:
             self._unused_from_ms = self._place.close()
         if self._thread is None:
             self._give_back()
-        elif self._thread is not threading.current_thread():  # which may collect a generator as garbage
-            self._messages.put("close")
-            self._thread.join(PATIENCE_S)
-            if self._thread.is_alive() and held:
-                self._done = True
-                raise LeaseError(
-                    f"worker {self.grant.worker_id} was not given back, since its store has not answered for"
-                    f" {PATIENCE_S} s; it will be free when the lease ends"
-                )
         else:
             self._messages.put("close")
+            if self._thread is not threading.current_thread():  # which may collect a generator as garbage
+                self._thread.join(PATIENCE_S)
+                if self._thread.is_alive() and held:
+                    self._done = True
+                    raise LeaseError(
+                        f"worker {self.grant.worker_id} was not given back, since its store has not answered for"
+                        f" {PATIENCE_S} s; it will be free when the lease ends"
+                    )
         self._done = True
         if self._release_error is not None and held:
             raise self._release_error
@@ -374,7 +321,7 @@ class Held:
 
     def end(self) -> str:
         """How the lease ended, for the message of LeaseExpired where no end was granted."""
-        return f"was lost: {self._error}" if self._state == "lost" else CLOSED
+        return CLOSED if self._state == "closed" else f"was lost: {self._error or 'another holds it'}"
 
     def why(self) -> str:
         """What became of the renewals, for the message of LeaseExpired."""

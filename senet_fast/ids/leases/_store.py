@@ -12,7 +12,7 @@ from typing import NamedTuple
 from senet_fast.ids._numbers import check_int
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 
 
 class Taken(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases.lock_file import LockFile, NoneFree
 
 # The first that is set counts, so the most specific ones come first: of four ranks in one pod each has its own RANK.

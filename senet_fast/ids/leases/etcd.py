@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases._store import StoreLease, Taken, now_ms
 
 if TYPE_CHECKING:

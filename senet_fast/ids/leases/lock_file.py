@@ -15,7 +15,7 @@ from senet_fast.ids import _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases import _folder, _host
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases._store import candidates, layout_name, named, now_ms
 
 VARIABLE = "SENET_FAST_LEASES"
@@ -118,6 +118,8 @@ class LockFile:
         self._together = False
         self._folders: list[_folder.Folder] = []
         self._fd: int | None = None
+        self._pid = 0
+        self._mark_ms = 0  # before which this holder may issue, in a group's folder
         self._name = ""
         self._layout: Layout | None = None
 
@@ -168,7 +170,7 @@ class LockFile:
             except ValueError as error:
                 unusable.append(f"{worker_id} {error}")
                 continue
-            self._fd, self._name = fd, f"{worker_id}"
+            self._fd, self._name, self._pid = fd, f"{worker_id}", os.getpid()
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if self._together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 found = last(fd, self._path, layout, worker_id)
@@ -209,17 +211,10 @@ class LockFile:
         assert content is not None
         last_ms = content.last_ms(layout)
         # The holder of a file that was deleted before this one was made may issue until it looks again.
-        from_ms = now_ms() + _AHEAD_MS if last_ms is None else last_ms + layout.tick_ms
-        until_ms = self._write_ahead(from_ms)
-        while (early_ms := from_ms - now_ms()) > 0:
+        self._mark_ms = now_ms() + _AHEAD_MS if last_ms is None else last_ms + layout.tick_ms
+        while (early_ms := self._mark_ms - now_ms()) > 0:
             time.sleep(early_ms / 1000)
-        return Grant(worker_id, from_ms, until_ms)
-
-    def _write_ahead(self, from_ms: int = 0) -> int:
-        """Promises the next second to this holder, in the file."""
-        until_ms = max(from_ms, now_ms()) + _AHEAD_MS
-        self._write(until_ms)
-        return until_ms
+        return Grant(worker_id, self._mark_ms, self.renew())
 
     def _write(self, until_ms: int) -> None:
         """The last ID before `until_ms`."""
@@ -230,20 +225,29 @@ class LockFile:
         _wordfile.write_word(self._fd, (tick << layout.sequence.width) - 1)
 
     def renew(self) -> int:
-        """Asked by the claims that reach the end of the grant."""
+        """Asked by the claims that reach the end of the grant. In a group's folder it promises the second that begins
+        before the look to this holder, in the file.
+        """
+        began_ms = now_ms()  # before the look: the file may be deleted, and made again, right after it
         if self._fd is None:
             raise LeaseError("this LockFile holds no worker id")
         if not _folder.is_there(self._folders[-1], self._name, self._fd):
             raise LeaseError(f"the lock file {self._path} was deleted or exchanged while it was held")
         if (size := os.fstat(self._fd).st_size) != mmap.PAGESIZE:
             raise LeaseError(f"the lock file {self._path} was truncated to {size} bytes while it was held")
-        return now_ms() if self._folders[-1].shared_by is None else self._write_ahead()
+        if self._folders[-1].shared_by is None:
+            return began_ms
+        self._mark_ms = max(self._mark_ms, began_ms + _AHEAD_MS)  # never lowered
+        self._write(self._mark_ms)
+        return self._mark_ms
 
     def release(self, unused_from_ms: int) -> None:
-        """The last ID stays in the file, which forked children may go on to share with the next holder."""
-        if self._fd is not None and self._folders[-1].shared_by is not None:
-            self._write(unused_from_ms)
-        if self._fd is not None:
+        """The last ID stays in the file, which forked children may go on to share with the next holder. In a child it
+        leaves file and lock, which are the parent's, as they are.
+        """
+        if self._fd is not None and self._pid == os.getpid():
+            if self._folders[-1].shared_by is not None:
+                self._write(unused_from_ms)
             _wordfile.unlock(self._fd)
         self._close()
 

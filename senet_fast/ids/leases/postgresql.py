@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from senet_fast.ids.errors import LeaseError
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases._store import StoreLease, Taken
 
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from senet_fast.ids.leases._held import Grant
+from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases._store import StoreLease, Taken, now_ms
 
 
