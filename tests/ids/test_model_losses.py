@@ -182,7 +182,7 @@ def deleted(bugs: str, tick_ms: int) -> tuple[World, list[Actor]]:
 AHEAD = 2
 
 
-def group(bugs: str, child_renews: bool = False) -> tuple[World, list[Actor]]:
+def group(bugs: str) -> tuple[World, list[Actor]]:
     """The word in memory, which a forked child shares, and a mark ahead of it in the file (`world.until`). The parent
     closes, or all are killed at any step, and another takes the lock (`world.owner`).
     """
@@ -237,7 +237,7 @@ def group(bugs: str, child_renews: bool = False) -> tuple[World, list[Actor]]:
         yield from renew(two)
         yield from draw(two, 1, False)
 
-    child = draw(one, 1, child_renews)
+    child = draw(one, 1, False)
     actors = [until_killed(parent()), until_killed(child), kill(), successor(), clock(world, (1,))]
     return world, actors
 
@@ -255,11 +255,6 @@ SCENARIOS: dict[str, Scenario] = {
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_interleaving_repeats_an_id(name: str) -> None:
     assert explore(lambda: SCENARIOS[name]("")) > 500
-
-
-@pytest.mark.xfail(strict=True, reason="a child that is paused between its clock and its write may lower the mark")
-def test_children_that_write_the_mark_too() -> None:
-    explore(lambda: group("", child_renews=True))
 
 
 @pytest.mark.parametrize(

@@ -175,14 +175,19 @@ def test_a_fork_while_another_thread_looks(generator_class: Generator, own_layou
     began, go_on = threading.Event(), threading.Event()
 
     class Slow(LockFile):
+        is_slow = False
+
         def renew(self) -> int:
-            began.set()
-            go_on.wait(LIMIT_S)
+            if self.is_slow:
+                began.set()
+                go_on.wait(LIMIT_S)
             return super().renew()
 
     clock = FakeClock(time.time_ns() // 1_000_000)
-    generator = generator_class.acquire(Slow(tmp_path), own_layout, clock=clock)
+    lease = Slow(tmp_path)
+    generator = generator_class.acquire(lease, own_layout, clock=clock)
     clock.now_ms += 1000
+    lease.is_slow = True
     thread = threading.Thread(target=generator.next_id)
     thread.start()
     began.wait(LIMIT_S)

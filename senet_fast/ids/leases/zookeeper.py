@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from senet_fast.ids.leases._lease import Grant
 from senet_fast.ids.leases._store import StoreLease, Taken, now_ms
+
+_GIVE_BACK_TTLS = 100  # how long a server that does not answer is asked to take a worker id back
 
 
 class ZooKeeper(StoreLease):
@@ -113,9 +116,25 @@ class ZooKeeper(StoreLease):
         return until_ms if self._is_owner(self._owner) and self._write(until_ms, status.version) else None
 
     def _give_back(self, unused_from_ms: int) -> None:
-        from kazoo.exceptions import NoNodeError
+        """Tried again while the server does not answer: the owner's node lives as long as the client does, not only as
+        long as the lease.
+        """
+        from kazoo.exceptions import ConnectionClosedError, NoNodeError
 
-        with suppress(NoNodeError):
-            self._write(min(self._until_ms, unused_from_ms), self._version)
-            if self._is_owner(self._owner):
-                self._do("delete", f"{self._node}/owner")
+        owner, until_ms = self._owner, min(self._until_ms, unused_from_ms)
+        deadline = time.monotonic() + _GIVE_BACK_TTLS * self._ttl_ms / 1000
+        while self._owner == owner:  # else this lease was acquired again meanwhile
+            try:
+                with suppress(NoNodeError):
+                    self._write(until_ms, self._version)
+                    if self._is_owner(owner):
+                        self._do("delete", f"{self._node}/owner")
+                self._lost = ""
+                return
+            except ConnectionClosedError:  # by whoever stopped the client, and with it the session and its nodes
+                raise
+            except Exception as error:
+                self._lost = owner  # this lease may go on from its own node
+                if self._refusal(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(self._ttl_ms / 10_000)
