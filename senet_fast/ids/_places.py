@@ -65,7 +65,9 @@ def find(
         place = _latest(places, key)
         # A lease opens what another closed, and an exclusive one what another process took away.
         exclusive = grant and (leased or grant.until_ms is not None)
-        if exclusive and place is not None and place.holder not in (None, holder):
+        # Of one file two leases of a process can hold the lock only where they share the word.
+        shares = leased and place is not None and place.kind == kind
+        if exclusive and place is not None and place.holder not in (None, holder) and not shares:
             place.close()  # another lease of this process has lost the worker id, and may not know yet
         if place is None or (grant and place.last_tick is not None) or (exclusive and place.gone):
             new = make(kind, fd)

@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, overload
 
 from senet_fast.ids import _checks, _places
@@ -119,7 +120,8 @@ class PythonSnowflake:
         worker_id = _checks.worker_id(grant.worker_id, self._layout)
         place = self._settle(worker_id, None, grant)
         self._held.begin(grant, place, self._now_ms(), self._max_backward_ms)
-        with old.locked():  # claims that find it closed find the new one, too
+        # Claims that find it closed find the new one, too. Two descriptors of one file would wait for each other.
+        with old.locked() if place.kind != old.kind else nullcontext():
             if place is not old:
                 old.close()
                 assert old.last_tick is not None

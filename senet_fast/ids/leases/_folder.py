@@ -21,7 +21,7 @@ from senet_fast.ids.errors import LeaseError
 
 _MOST_LINKS = 40
 _PATIENCE_S = 5.0  # for a cleaner that is at work in a folder
-_HOW_ELSE = (
+HOW_ELSE = (
     "; name a folder that this user may write to, by SENET_FAST_LEASES or LockFile(directory), or a worker id, by"
     " Snowflake(worker_id=...) or --worker-id"
 )
@@ -65,10 +65,13 @@ def open_top(path: str) -> Folder:
     """The folder at an absolute path, made with mode 0700 where it is not there. It must be this user's and nobody
     else's to write; or have mode 2770 (setgid), which shares it with its group, and be this user's or root's.
     """
+    path = f"/{path.lstrip('/')}"  # os.path keeps two slashes
+    if path == "/":
+        raise LeaseError(f"the folder of the lock files is the root of all folders{HOW_ELSE}")
     try:
         fd, path = _walk(path)
     except OSError as error:
-        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{_HOW_ELSE}") from None
+        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{HOW_ELSE}") from None
     return _held_to(fd, path, None)
 
 
@@ -86,8 +89,10 @@ def _walk(path: str, links: int = 0) -> tuple[int, str]:
                 raise LeaseError(
                     f"{path} lies in {here}, and {user(status.st_uid)} could exchange it; root needs another"
                 )
-            if is_root and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-                raise LeaseError(f"{path} lies in {here}, which everybody may write to; root needs another folder")
+            others = "everybody" if status.st_mode & stat.S_IWOTH else f"group {group(status.st_gid)}"
+            may_write = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != 0 else 0)
+            if is_root and status.st_mode & may_write and not status.st_mode & stat.S_ISVTX:
+                raise LeaseError(f"{path} lies in {here}, which {others} may write to; root needs another folder")
             within, here = here or "/", f"{here}/{name}"
             if here != path and (target := _link(name, fd, here, is_root)) is not None:
                 if links == _MOST_LINKS:
@@ -137,7 +142,7 @@ def open_below(top: Folder, name: str) -> Folder:
             made = False
         fd = _open(name, top.fd, path)
     except OSError as error:
-        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{_HOW_ELSE}") from None
+        raise LeaseError(f"the folder of the lock files, {path}: {error.strerror}{HOW_ELSE}") from None
     if made and top.shared_by is not None and os.fstat(fd).st_uid == os.geteuid():
         os.fchmod(fd, 0o2770)  # the umask may have taken the group's right to write
     return _held_to(fd, path, top)
@@ -239,8 +244,9 @@ def open_file(folder: Folder, name: str) -> int:
     except OSError as error:
         with suppress(FileNotFoundError):
             mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode
-            raise ValueError(error.strerror if stat.S_ISREG(mode) else f"is {kind_of(mode)}") from None
-        raise LeaseError(f"{folder.path}/{name}: {error.strerror}{_HOW_ELSE}") from None
+            if error.errno != errno.EROFS:  # else no other file can be used either
+                raise ValueError(error.strerror if stat.S_ISREG(mode) else f"is {kind_of(mode)}") from None
+        raise LeaseError(f"{folder.path}/{name}: {error.strerror}{HOW_ELSE}") from None
     if (why := _why_not(os.fstat(fd), folder)) is None:
         return fd
     os.close(fd)
@@ -317,7 +323,9 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def is_there(folder: Folder, name: str, fd: int) -> bool:
-    """Whether `fd` is still the file of that name in that folder, and the folder still at its path."""
+    """Whether `fd` is still the file of that name in that folder, and the folder still at its path. OSError where this
+    process may not look.
+    """
     try:
         for here, now in (
             (os.fstat(fd), os.stat(name, dir_fd=folder.fd, follow_symlinks=False)),
@@ -325,6 +333,6 @@ def is_there(folder: Folder, name: str, fd: int) -> bool:
         ):
             if _identity(here) != _identity(now):
                 return False
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True

@@ -41,10 +41,10 @@ class Held:
         reacquire: bool = True,
         on_change: Callable[[LeaseStatus], object] | None = None,
     ) -> None:
-        self.grant = lease.acquire(layout)
         self.holder = object()
         self._lease = lease
         self._layout = layout
+        self.grant = self._acquired()
         self._reacquire = reacquire
         self._on_change = on_change
         self._adopt: Callable[[Grant], Place | None] = lambda grant: None
@@ -90,11 +90,23 @@ class Held:
         self.begin(self.grant, place, now_ms, max_backward_ms)
         if self._lease.renew_every != 0 and self.grant.until_ms is not None:
             name = f"lease of {self.grant.worker_id}"
-            self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._keep, name=name, daemon=True)
+            thread.start()  # raises where there can be no more threads
+            self._thread = thread
+
+    def _acquired(self) -> Grant:
+        grant = self._lease.acquire(self._layout)
+        # Before anybody writes to it: who looks for the state may skip to a later tick.
+        content = _wordfile.read(*grant.file) if grant.file and self._looks(grant) else None
+        self._is_new_file = content is None or content.last_ms(self._layout) is None
+        return grant
+
+    def _looks(self, grant: Grant) -> bool:
+        """Whether claims look if the file is still there."""
+        return grant.file is not None and self._lease.renew_every == 0
 
     def begin(self, grant: Grant, place: Place, now_ms: int, max_backward_ms: int) -> None:
-        worker_id, from_ms, until_ms, file = grant
+        worker_id, from_ms, until_ms, _ = grant
         if until_ms is not None and now_ms >= until_ms:
             raise LeaseError(
                 f"worker {worker_id} was leased until {until_ms} ms, and this host's clock already reads {now_ms} ms:"
@@ -105,11 +117,10 @@ class Held:
                 f"worker {worker_id} was leased from {from_ms} ms on, and this host's clock reads {now_ms} ms: it runs"
                 f" behind the last holder's by more than max_backward_ms = {max_backward_ms}"
             )
-        if file is not None and self._lease.renew_every == 0:
+        if self._looks(grant):
             self._lease.renew()  # looks: the file may have been deleted between its acquisition and `now_ms`
             until_ms = self._until_look(now_ms)
-            content = _wordfile.read(*file)
-            if content is None or content.last_ms(self._layout) is None:
+            if self._is_new_file:
                 # Made in place of one that was deleted? Whoever held that may issue until it looks again.
                 place.skip_to(until_ms)
         place.skip_to(from_ms)
@@ -157,7 +168,9 @@ class Held:
                 except LeaseError as error:
                     place.close()  # what is mapped is the old file, which children may have, too
                     self._lost(error)
-                except Exception as error:  # may pass: the next call tries again
+                except OSError as error:  # may pass: the next call tries again
+                    if error.errno is None:  # not the system's, but a signal handler's TimeoutError, say
+                        raise
                     self._error = _said(error)
                     return False
                 else:
@@ -229,7 +242,7 @@ class Held:
         try:
             with suppress(Exception):  # it is another's; this tells the lease that it holds nothing any more
                 self._lease.release(self._unused_from_ms if self._until_ms is None else self._until_ms)
-            grant = self._lease.acquire(self._layout)
+            grant = self._acquired()
             place = None
             try:
                 place = None if self._close_wanted else self._adopt(grant)
@@ -239,6 +252,8 @@ class Held:
                 self._lease.release(grant.from_ms if place is None else place.close())
                 raise
         except Exception as error:
+            if self._lease.renew_every == 0 and not isinstance(error, LeaseError) and not getattr(error, "errno", None):
+                raise  # in the caller's thread: a signal handler's
             if _said(error) != self._error and not self._close_wanted:
                 logger.warning("no worker id in place of %d yet: %s", before, _said(error))
             self._error, self._hopeless = _said(error), True
@@ -262,7 +277,7 @@ class Held:
             return
         try:
             self._on_change(self.status)
-        except Exception:
+        except (Exception, SystemExit):  # which would end the thread that renews, in silence
             logger.exception("the callback of a changed lease failed")
 
     def close(self) -> None:

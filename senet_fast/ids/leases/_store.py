@@ -45,6 +45,8 @@ class StoreLease:
     def acquire(self, layout: Layout) -> Grant:
         if self._worker_id >= 0:
             raise LeaseError(f"this lease already holds worker {self._worker_id}; expected one for each generator")
+        if self._ttl_ms < 2 * layout.tick_ms:
+            raise ValueError(f"ttl = {self._ttl_ms / 1000}; expected at least two ticks of {layout.tick_ms} ms")
         workers = candidates(self._named, layout)
         self._owner = secrets.token_hex(16)  # a new one each time: a late message of the last time must not count
         deadline = time.monotonic() + self._wait

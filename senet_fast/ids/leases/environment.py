@@ -75,7 +75,7 @@ class Environment:
         return grant
 
     def _worker_id(self, name: str, text: str, layout: Layout) -> int:
-        found = re.fullmatch(r"(?:(.+)-(?!0[0-9]))?([0-9]+)", text.strip(), re.ASCII | re.DOTALL)
+        found = re.fullmatch(r"(?:(.+)-(?!0[0-9]))?([0-9]{1,18})", text.strip(), re.ASCII | re.DOTALL)
         if found is None:
             raise LeaseError(f"{name} is {text!r}; expected a number, or a name that ends in -NUMBER")
         if found[1] and re.fullmatch(f"{_MADE_UP}{{5}}", found[2]):

@@ -102,7 +102,7 @@ class LockFile:
         /var/tmp. All processes of the host that use the layout must name the same one, on a local file system. It must
         belong to this user and be nobody else's to write. To share worker ids between users, its owner or root gives it
         a group and mode 2770 (`install -d -m 2770 -g GROUP FOLDER`): the last ID then lives in memory, forked children
-        share it by on_fork="share" only, and the next holder of a killed one's worker waits for up to a second.
+        share it by on_fork="share" only, and the next holder of a killed one's worker waits for a second or a tick.
         In a container, or a service with a /var/tmp of its own, the default is refused, since others would take the
         same worker ids.
     workers: the worker ids to choose from; default: all of the layout.
@@ -143,8 +143,10 @@ class LockFile:
             self._folders = [top := _folder.open_top(path)]
             self._folders.append(_folder.open_below(top, layout_name(layout)))
             return self._first_free(workers, layout)
-        except BaseException:
+        except BaseException as error:
             self._close()
+            if isinstance(error, OSError) and error.errno is not None:  # no space left, say
+                raise LeaseError(f"the lock files in {path}: {error.strerror}{_folder.HOW_ELSE}") from None
             raise
 
     def _default(self) -> str:
@@ -157,6 +159,8 @@ class LockFile:
                 " Environment(). If this is the only process with IDs of the layout, fix a worker_id"
             )
         if not is_named:
+            if not os.path.isdir(os.path.dirname(path)):
+                raise LeaseError(f"{os.path.dirname(path)} is not there{_folder.HOW_ELSE}")
             _tell_of_others(path)
         return path
 
@@ -211,10 +215,16 @@ class LockFile:
         assert content is not None
         last_ms = content.last_ms(layout)
         # The holder of a file that was deleted before this one was made may issue until it looks again.
-        self._mark_ms = now_ms() + _AHEAD_MS if last_ms is None else last_ms + layout.tick_ms
+        self._mark_ms = self._a_second_after(now_ms()) if last_ms is None else last_ms + layout.tick_ms
         while (early_ms := self._mark_ms - now_ms()) > 0:
             time.sleep(early_ms / 1000)
         return Grant(worker_id, self._mark_ms, self.renew())
+
+    def _a_second_after(self, ms: int) -> int:
+        """And to the end of that tick, since parts of ticks are not granted."""
+        assert self._layout is not None
+        epoch_ms, tick_ms = self._layout.epoch_ms, self._layout.tick_ms
+        return epoch_ms + ((ms + _AHEAD_MS - epoch_ms) // tick_ms + 1) * tick_ms
 
     def _write(self, until_ms: int) -> None:
         """The last ID before `until_ms`."""
@@ -237,7 +247,7 @@ class LockFile:
             raise LeaseError(f"the lock file {self._path} was truncated to {size} bytes while it was held")
         if self._folders[-1].shared_by is None:
             return began_ms
-        self._mark_ms = max(self._mark_ms, began_ms + _AHEAD_MS)  # never lowered
+        self._mark_ms = max(self._mark_ms, self._a_second_after(began_ms))  # never lowered
         self._write(self._mark_ms)
         return self._mark_ms
 
@@ -258,6 +268,8 @@ class LockFile:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
+    if not os.fspath(path):
+        raise ValueError("directory is empty; expected a path, or None for the default")
     return os.path.abspath(os.path.expanduser(os.fsdecode(path)))
 
 
