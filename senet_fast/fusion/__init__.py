@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from senet_fast.fusion import graphs, rewrite
-from senet_fast.fusion.arguments import Calls
+from senet_fast.fusion.graph.observed import Calls
+from senet_fast.fusion.graph.parts import is_layer
+from senet_fast.fusion.graph.sandbox import one_thread
+from senet_fast.fusion.install import graphs, rewrite
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
-from senet_fast.fusion.sandbox import one_thread
 from senet_fast.fusion.search import Search
-from senet_fast.fusion.trace import is_layer
 
 __all__ = ["Fused", "FusionReport", "Skipped", "fuse", "unfuse"]
 

@@ -4,20 +4,16 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from senet_fast.fusion import graphs, rewrite
-from senet_fast.fusion.arguments import Calls
-from senet_fast.fusion.blocks import block
-from senet_fast.fusion.calls import PLAN
-from senet_fast.fusion.enclosing import Site
-from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graph_steps import site_of
-from senet_fast.fusion.hosts import Enclosed, enclose
-from senet_fast.fusion.match import Match, check_plain, find
-from senet_fast.fusion.plans import BlockPlan, EnclosingPlan
+from senet_fast.fusion.graph.observed import Calls
+from senet_fast.fusion.install import graphs, rewrite
+from senet_fast.fusion.install.blocks import block
+from senet_fast.fusion.install.graph_sites import in_graph
+from senet_fast.fusion.install.hosts import Enclosed, enclose
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.sizes import others
-from senet_fast.fusion.stages import Rejected
+from senet_fast.fusion.run.forwards import BlockForward, HostForward
+from senet_fast.fusion.run.guards import PLAN
 
 
 @dataclass
@@ -26,7 +22,7 @@ class Search:
 
     model: nn.Module
     calls: Calls
-    blocks: dict[str, BlockPlan] = field(default_factory=dict)
+    blocks: dict[str, BlockForward] = field(default_factory=dict)
     hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
     graphs: dict[str, list[Site]] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
@@ -34,7 +30,7 @@ class Search:
 
     def visit(self, path: str, module: nn.Module) -> None:
         plan = module.__dict__.get(PLAN)
-        if isinstance(plan, EnclosingPlan) and plan.is_stale(module):
+        if isinstance(plan, HostForward) and plan.is_stale(module):
             rewrite.restore(module)
             plan = None
         if plan is not None:
@@ -69,13 +65,13 @@ class Search:
             return [*found.reasons, *(why or ["it is a part of a larger forward"])]
         return found.reasons
 
-    def _children(self, module: nn.Module, below: str) -> dict[str, BlockPlan]:
+    def _children(self, module: nn.Module, below: str) -> dict[str, BlockForward]:
         """Plans of the blocks below that no other host has."""
         plans = {p.removeprefix(below): plan for p, plan in self.blocks.items() if p.startswith(below)}
         for p in self.before:
             if p.startswith(below) and p != below[:-1]:
                 plan = self.model.get_submodule(p).__dict__[PLAN]
-                if isinstance(plan, BlockPlan):
+                if isinstance(plan, BlockForward):
                     plans[p.removeprefix(below)] = plan
         hosts = [p.removeprefix(below) + "." for p in (*self.hosts, *self.before) if p.startswith(below)]
         return {p: plan for p, plan in plans.items() if not any(p.startswith(host) for host in hosts)}
@@ -94,7 +90,7 @@ class Search:
         entries: dict[str, list[Fused]] = {}
         for path, host in self.hosts.items():
             for site in host.sites:
-                if site.plan is None:
+                if not site.fused:
                     entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *_beside(site)))
                 else:
                     neighbours[".".join(filter(None, (path, str(site.owner))))] = _beside(site)
@@ -126,27 +122,3 @@ def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str
 def _beside(site: Site) -> tuple[str, str]:
     """Prologue and epilogue for the report."""
     return str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place]))
-
-
-def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
-    """The excitations in a copy of the graph of ``module``, and why others are left."""
-    try:
-        copied = light_copy(module)
-    except Exception as error:
-        return [], [f"it can not be copied: {type(error).__name__}: {error}"]
-    assert isinstance(copied, fx.GraphModule)
-    graphs.drop_unused_sizes(copied.graph)
-    found, rejected = find(copied, copied.graph)
-    reasons = [str(reason) for reason in rejected]
-    matches: list[Match] = []
-    numbers = others(copied.graph)
-    for match in found:
-        try:
-            graphs.check_rewritable(module, match, numbers)
-            for path in match.modules:
-                check_plain(module.get_submodule(path), path)
-            matches.append(match)
-        except Rejected as reason:
-            reasons.append(str(reason))
-    taken: set[fx.Node] = set()
-    return [site_of(module, copied, match, taken, numbers) for match in matches], reasons

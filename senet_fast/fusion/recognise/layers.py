@@ -10,8 +10,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.excitation import Layer, Norm, Path
-from senet_fast.fusion.trace import attribute, is_quantized, layer_sizes
+from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.parts import is_quantized, layer_sizes
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
 
 ATEN = torch.ops.aten
 CONVOLUTIONS = (
@@ -21,14 +23,6 @@ CONVOLUTIONS = (
 )
 LINEARS = (F.linear, ATEN.linear.default)
 TRANSPOSES = (torch.t, ATEN.t.default)
-
-
-class Rejected(Exception):
-    """Not an excitation. ``near``: it squeezes x and gates it, so its reason is worth reporting."""
-
-    def __init__(self, reason: str, near: bool = False) -> None:
-        super().__init__(reason)
-        self.near = near
 
 
 class Stage(NamedTuple):

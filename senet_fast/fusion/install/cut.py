@@ -6,61 +6,29 @@ The graph of the module's own forward is cut at each excitation; the rest stays 
 import contextlib
 import operator
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from senet_fast.fusion.calls import Code, Op, Parts, Piece, Step
-from senet_fast.fusion.excitation import Excitation, Path
-from senet_fast.fusion.match import Match, check_plain, find
-from senet_fast.fusion.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
-from senet_fast.fusion.plans import BlockPlan, Variant
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import NotTraced, ancestors, attribute, descendants, readers, trace_exactly, writes
+from senet_fast.fusion.graph.nodes import attribute, readers, region, writes
+from senet_fast.fusion.graph.parts import check_plain
+from senet_fast.fusion.graph.refusal import NotTraced, Rejected
+from senet_fast.fusion.graph.tracing import trace_exactly
+from senet_fast.fusion.recognise.excitation import Path
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.neighbours import epilogue_of, maker_of, prologue_of
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.forwards import BlockForward, Variant
+from senet_fast.fusion.run.guards import Op, Parts
+from senet_fast.fusion.run.steps import Code, Piece, Step
+from senet_fast.fusion.verify.matches import find
 
 MAX_INLINED = 8  # containers in front of an excitation that are looked into
 
 
-@dataclass
-class Site:
-    """An excitation in a graph; ``block``: its nodes, y's included."""
-
-    x: fx.Node
-    y: fx.Node
-    block: list[fx.Node]
-    excitation: Excitation
-    owner: Path
-    plan: BlockPlan | None  # of the child that it is, else it is written out
-    prologue: Prologue | None = None
-    epilogue: Epilogue | None = None
-    maker: list[str] | None = None
-
-    @property
-    def last(self) -> fx.Node:
-        return self.epilogue.last if self.epilogue is not None else self.y
-
-    @property
-    def source(self) -> fx.Node:
-        return self.prologue.source if self.prologue is not None else self.x
-
-    @property
-    def place(self) -> str:
-        return "in place" if self.maker is not None else ""
-
-    @property
-    def pays(self) -> bool:
-        """Whether the fused child by itself would do less."""
-        return self.plan is None or self.has_neighbours
-
-    @property
-    def has_neighbours(self) -> bool:
-        return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
-
-
 def variant_of(
     module: nn.Module,
-    plans: Mapping[str, BlockPlan],
+    plans: Mapping[str, BlockForward],
     opaque: set[str],
     inlined: set[str],
     training: bool,
@@ -106,12 +74,12 @@ def variant_of(
     if not any(site.pays for site in sites):
         return None, [], reasons
     sites = [site for site in sites if site.pays]
-    return _variant(module, graph, sites, inlined), sites, reasons
+    return _variant(module, graph, sites, plans, inlined), sites, reasons
 
 
 def containers(match: Match) -> set[str]:
     """Paths of the children whose code holds a part of an excitation that is written out."""
-    return _inside(_region(match.x, match.y))
+    return _inside(region(match.x, match.y))
 
 
 def _inside(nodes: Iterable[fx.Node]) -> set[str]:
@@ -123,13 +91,8 @@ def _inside(nodes: Iterable[fx.Node]) -> set[str]:
     return found - {""}
 
 
-def _region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
-    inside = ancestors(y) & descendants(x)
-    return [node for node in y.graph.nodes if node in inside]
-
-
 def _sites(
-    module: nn.Module, graph: fx.Graph, plans: Mapping[str, BlockPlan], training: bool
+    module: nn.Module, graph: fx.Graph, plans: Mapping[str, BlockForward], training: bool
 ) -> tuple[list[Site], list[str]]:
     sites = []
     matches, refused = find(module, graph)
@@ -142,7 +105,7 @@ def _sites(
     for node in graph.nodes:
         plan = plans.get(str(node.target)) if node.op == "call_module" else None
         if plan is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
-            sites.append(Site(node.args[0], node, [node], plan.op.excitation, Path.of(str(node.target)), plan))
+            sites.append(Site(node.args[0], node, [node], plan.op.excitation, Path.of(str(node.target)), fused=True))
     for site in sites:
         _add_neighbours(module, site, training)
     return sites, reasons
@@ -155,12 +118,12 @@ def _written_out(module: nn.Module, match: Match) -> Site:
         raise Rejected("it changes its input in place")
     if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
         raise Rejected("x is changed in place beside it")
-    block = _region(match.x, match.y)
+    block = region(match.x, match.y)
     for node in block[:-1]:
         tensor_like = node.target not in (getattr, operator.getitem, "size", "dim")
         if tensor_like and any(user not in block for user in node.users):
             raise Rejected(f"{node.name} is used beside it")
-    return Site(match.x, match.y, block, match.excitation, Path(), None)
+    return Site(match.x, match.y, block, match.excitation, Path())
 
 
 def _add_neighbours(module: nn.Module, site: Site, training: bool) -> None:
@@ -190,7 +153,9 @@ def _maker_to_open(module: nn.Module, node: fx.Node, known: Container[str]) -> s
     return None
 
 
-def _variant(module: nn.Module, graph: fx.Graph, sites: list[Site], inlined: set[str]) -> Variant:
+def _variant(
+    module: nn.Module, graph: fx.Graph, sites: list[Site], plans: Mapping[str, BlockForward], inlined: set[str]
+) -> Variant:
     absorbed: dict[fx.Node, Site] = {}
     for site in sites:
         nodes = [*(site.prologue.nodes if site.prologue else ()), *site.block]
@@ -209,7 +174,7 @@ def _variant(module: nn.Module, graph: fx.Graph, sites: list[Site], inlined: set
     built: list[Step] = []
     for node in graph.nodes:
         if node in lasts:
-            step, others = _step(module, lasts[node])
+            step, others = _step(module, lasts[node], plans)
             residual = step.residual and lasts[node].epilogue.residual  # type: ignore[union-attr]
             given = [lasts[node].source, residual or None, *others]
             at = made.call_function(operator.getitem, (steps, len(built)))
@@ -222,7 +187,7 @@ def _variant(module: nn.Module, graph: fx.Graph, sites: list[Site], inlined: set
     return Variant(Code(made), tuple(built), Parts(module, sorted(inlined), in_mode=True))
 
 
-def _step(module: nn.Module, site: Site) -> tuple[Step, list[fx.Node]]:
+def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> tuple[Step, list[fx.Node]]:
     """The step, and the nodes that its block uses beside x."""
     block, others = _cut(module, [site.x], site.block, site.y)
     before = after = None
@@ -233,11 +198,12 @@ def _step(module: nn.Module, site: Site) -> tuple[Step, list[fx.Node]]:
         inputs = [site.y, *([site.epilogue.residual] if site.epilogue.residual is not None else [])]
         after, used = _cut(module, inputs, list(site.epilogue.nodes), site.epilogue.last)
         assert not used
-    op = site.plan.op if site.plan is not None else Op(module, site.excitation, _called(site.block))
+    plan = plans[str(site.owner)] if site.fused else None
+    op = plan.op if plan is not None else Op(module, site.excitation, _called(site.block))
     step = Step(
         op=op,
         owner=site.owner,
-        plan=site.plan,
+        plan=plan,
         before=before,
         norm=site.prologue.norm if site.prologue is not None else None,
         pre_activation=site.prologue.activation if site.prologue is not None else "identity",

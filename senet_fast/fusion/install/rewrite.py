@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from senet_fast.fusion.calls import PLAN
-from senet_fast.fusion.plans import Plan
+from senet_fast.fusion.run.forwards import FusedForward
+from senet_fast.fusion.run.guards import PLAN
 
 
 @functools.cache
@@ -69,7 +69,7 @@ def can_swap(module: nn.Module) -> bool:
     return plain and "forward" not in module.__dict__ and not isinstance(module, torch.jit.ScriptModule)
 
 
-def install(module: nn.Module, plan: Plan) -> None:
+def install(module: nn.Module, plan: FusedForward) -> None:
     """Make ``module.forward`` what ``plan`` runs."""
     module.__dict__[PLAN] = plan
     module.__class__ = _fused_class(type(module))  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.sizes import Number, hint, value_of
-from senet_fast.fusion.trace import NotTraced, ancestors, attribute
+from senet_fast.fusion.graph.nodes import ancestors, attribute
+from senet_fast.fusion.graph.refusal import NotTraced
+from senet_fast.fusion.graph.sizes import Number, hint, value_of
 
 
 def light_copy(module: nn.Module, share_buffers: bool = True) -> nn.Module:

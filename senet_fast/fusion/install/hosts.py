@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from senet_fast.fusion import rewrite
-from senet_fast.fusion.arguments import Call
-from senet_fast.fusion.checks import check_swap
-from senet_fast.fusion.enclosing import Site, containers, variant_of
-from senet_fast.fusion.match import Match
-from senet_fast.fusion.plans import BlockPlan, EnclosingPlan, Key, Variant, key
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import NotTraced, attribute, signature
+from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.observed import Call
+from senet_fast.fusion.graph.refusal import NotTraced, Rejected
+from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.tracing import signature
+from senet_fast.fusion.install import rewrite
+from senet_fast.fusion.install.cut import containers, variant_of
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.forwards import BlockForward, HostForward, Key, Variant, key
+from senet_fast.fusion.verify.swaps import check_swap
 
 MAX_VARIANTS = 4  # sets of constants
 SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the larger for what pads little
@@ -23,14 +25,14 @@ SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the 
 
 @dataclass
 class Enclosed:
-    plan: EnclosingPlan | None = None
+    plan: HostForward | None = None
     sites: list[Site] = field(default_factory=list)  # at inference, where it has such a form
     reasons: list[str] = field(default_factory=list)
 
 
 def enclose(
     module: nn.Module,
-    plans: Mapping[str, BlockPlan],
+    plans: Mapping[str, BlockForward],
     opaque: set[str],
     parts: Iterable[Match],
     calls: Iterable[Call] = (),
@@ -91,13 +93,13 @@ def enclose(
     if not found.sites:
         found.reasons += dict.fromkeys(failed)
     if variants:
-        found.plan = EnclosingPlan(module, constants, variants)
+        found.plan = HostForward(module, constants, variants)
     return found
 
 
 def _check(
     copied: nn.Module,
-    plans: Mapping[str, BlockPlan],
+    plans: Mapping[str, BlockForward],
     variant: Variant,
     sites: list[Site],
     training: bool,
@@ -106,7 +108,7 @@ def _check(
     shapes: tuple[tuple[int, ...], ...] | None,
 ) -> None:
     """Rejected unless the variant computes what the module does."""
-    plan = EnclosingPlan(copied, [*values], {key(training, values.values()): variant})
+    plan = HostForward(copied, [*values], {key(training, values.values()): variant})
 
     def swap(module: nn.Module) -> None:
         for path, child in plans.items():

@@ -5,7 +5,6 @@ is found out by running them (:mod:`senet_fast.fusion.probe`), so that how someb
 activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
 """
 
-import math
 import operator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,20 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.excitation import Excitation, Layer, Norm, Path
-from senet_fast.fusion.probe import probe
-from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.sizes import Number, hint
-from senet_fast.fusion.stages import ATEN, Rejected, Stage, stage_of
-from senet_fast.fusion.trace import ancestors, descendants, is_quantized
-from senet_fast.se.guards import has_hooks
+from senet_fast.fusion.graph.nodes import ancestors, descendants, operands
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
+from senet_fast.fusion.recognise.layers import ATEN, Stage, stage_of
+from senet_fast.fusion.recognise.probing import probe
 
 MULTIPLICATIONS = (
     *(operator.mul, operator.imul, torch.mul, torch.multiply),
     *(ATEN.mul.Tensor, ATEN.mul_.Tensor, ATEN.multiply.Tensor, ATEN.multiply_.Tensor),
 )
 ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
-VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative to the largest element, in float32
 
 
 @dataclass(frozen=True)
@@ -40,39 +37,7 @@ class Match:
     modules: tuple[str, ...]  # paths of the submodules that it replaces the calls of
 
 
-def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected]]:
-    """Excitations in a graph of ``module``, and the near misses."""
-    matches, rejected = [], []
-    for node in graph.nodes:
-        pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
-        if node.target is torch.ops.quantized.mul and all(isinstance(value, fx.Node) for value in node.args[:2]):
-            pair = node.args[:2] if len(node.args) > 1 else None  # to say that it is left
-        if pair is None:
-            continue
-        for x, scale in (pair, pair[::-1]):
-            try:
-                match = _match(module, node, x, scale)
-            except Rejected as reason:
-                if reason.near:
-                    rejected.append(reason)
-            else:
-                if match is not None:
-                    matches.append(match)
-                    break
-    return matches, rejected
-
-
-def operands(node: fx.Node, functions: tuple[Any, ...], methods: tuple[str, ...]) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that ``node`` combines, if it does so by one of these."""
-    known = (node.op == "call_function" and node.target in functions) or (
-        node.op == "call_method" and node.target in methods
-    )
-    if not known or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
-        return None
-    return node.args[0], node.args[1]  # type: ignore[return-value]
-
-
-def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Match | None:
+def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Match | None:
     between = descendants(x) & ancestors(scale)
     if not between or x.op == "get_attr":
         return None
@@ -92,19 +57,7 @@ def _match(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> M
     if alone and operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
-    return Match(x, product, y, verified(module, x, y, found), tuple(paths))
-
-
-def check_plain(module: nn.Module, path: str) -> None:
-    """Rejected if ``module`` does more than its forward."""
-    if has_hooks(module):
-        raise Rejected(f"{path} has hooks", near=True)
-    if "forward" in module.__dict__:
-        raise Rejected(f"{path} has a forward of its own instance", near=True)
-    if is_quantized(module):
-        raise Rejected(f"{path} is quantized", near=True)
-    if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
-        raise Rejected(f"{path} is prepared for quantization", near=True)
+    return Match(x, product, y, found, tuple(paths))
 
 
 def check_parameter(tensor: Tensor | None, path: str) -> None:
@@ -260,69 +213,3 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
         else:
             raise Rejected("its norm is where none can be folded", near=True)
     return layers, activations
-
-
-def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> Excitation:
-    """``excitation``, for inference only if it differs in training or has norms, which may; Rejected if the op's
-    results are not those of the graph.
-    """
-    try:
-        worst = _worst(module, x, y, excitation, False, number)
-    except Exception as error:
-        raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
-    if not worst <= 1:
-        raise Rejected("the op's numbers differ from its own", near=True)
-    trains = not excitation.norms and holds_in_training(module, x, y, excitation, number)
-    return excitation if trains else excitation.for_inference()
-
-
-def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> bool:
-    """Whether the op's results are those of the graph where its modules are in training mode."""
-    try:
-        return _worst(module, x, y, excitation, True, number) <= 1
-    except Exception:
-        return False
-
-
-def _worst(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, training: bool, number: Number) -> float:
-    return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
-
-
-def _difference(
-    module: nn.Module,
-    x: fx.Node,
-    y: fx.Node,
-    excitation: Excitation,
-    rank: int,
-    dim: int,
-    training: bool,
-    number: Number,
-) -> float:
-    """The largest difference in values and gradients, in units of the tolerance."""
-    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
-    traced, shape = sandbox.shape_of(x), [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
-    shape[dim] = excitation.channels or 11
-    shape = shape if traced is None else traced
-    value = sandbox.random(shape)
-    given = [value.clone().requires_grad_() for _ in range(2)]
-
-    def get(path: Path) -> Tensor:
-        return sandbox.get(str(path))  # type: ignore[no-any-return]
-
-    results = [sandbox.run(y, {x: given[0] * 1}), excitation(given[1], get)]
-    tensors = [get(p) for layer in excitation.layers for p in (layer.weight, layer.bias) if p is not None]
-    tensors = [tensor for tensor in tensors if tensor.requires_grad]
-    grad_y = sandbox.random(shape)
-    gradients = [torch.autograd.grad(r, [g, *tensors], grad_y) for r, g in zip(results, given, strict=True)]
-    return max(
-        largest_difference(results[0], results[1]) / VALUE_TOLERANCE,
-        *(largest_difference(a, b) / GRADIENT_TOLERANCE for a, b in zip(*gradients, strict=True)),
-    )
-
-
-def largest_difference(expected: Tensor, actual: Tensor) -> float:
-    """Relative to the largest element; infinite for another shape, type or NaN."""
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return math.inf
-    difference = float((expected - actual).detach().abs().max()) / max(float(expected.detach().abs().max()), 1e-30)
-    return math.inf if math.isnan(difference) else difference

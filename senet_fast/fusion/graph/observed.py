@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.trace import NotTraced, signature, trace
+from senet_fast.fusion.graph.refusal import NotTraced
+from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.tracing import signature, trace
 
 Constant = bool | int | float | str | None
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet_fast.fusion.match import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
-from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import Rejected
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
 
 
 def check_swap(

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet_fast.fusion.calls import PLAN, Code, Op, Parts, Step
-from senet_fast.fusion.excitation import Excitation
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.run.guards import PLAN, Op, Parts
+from senet_fast.fusion.run.steps import Code, Step
 from senet_fast.se.guards import hooks_of_all_modules
 
 Forward = Callable[..., Any]
 
 
-class Plan:
+class FusedForward:
     """What is the same for every fused module. Never changed once it is made, so copies share it."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,7 +30,7 @@ class Plan:
         """Excitations that have no module of their own."""
         return 1
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedForward":
         return self
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -45,7 +46,7 @@ class Plan:
         return self.defaults | given | kwargs
 
 
-class BlockPlan(Plan):
+class BlockForward(FusedForward):
     """The forward of a module that is an excitation and nothing else."""
 
     def __init__(self, module: nn.Module, excitation: Excitation) -> None:
@@ -87,7 +88,7 @@ class Variant:
         return sources[0] == sources[1]
 
 
-class EnclosingPlan(Plan):
+class HostForward(FusedForward):
     """The forward of a module with excitations in its middle."""
 
     def __init__(self, module: nn.Module, constants: list[str], variants: dict[Key, Variant]) -> None:

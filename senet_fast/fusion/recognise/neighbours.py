@@ -11,12 +11,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.excitation import Norm
-from senet_fast.fusion.match import ADDITIONS, operands
-from senet_fast.fusion.probe import probe
-from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import ATEN, CONVOLUTIONS, LINEARS, Rejected, stage_of
-from senet_fast.fusion.trace import attribute, readers, writes
+from senet_fast.fusion.graph.nodes import attribute, operands, readers, writes
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.recognise.excitation import Norm
+from senet_fast.fusion.recognise.layers import ATEN, CONVOLUTIONS, LINEARS, stage_of
+from senet_fast.fusion.recognise.match import ADDITIONS
+from senet_fast.fusion.recognise.probing import probe
 
 # Activations in front that were measured to pay as a prologue, on the CPU. (A GPU computes them twice: not measured.)
 IN_FRONT = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")

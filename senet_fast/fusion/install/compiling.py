@@ -15,13 +15,14 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
-from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graphs import check_rewritable
-from senet_fast.fusion.match import Match, find, verified
-from senet_fast.fusion.sandbox import one_thread
-from senet_fast.fusion.sizes import Number, hint, others, value_of
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants, writes
+from senet_fast.fusion.graph.nodes import ancestors, descendants, writes
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import one_thread
+from senet_fast.fusion.graph.sizes import Number, hint, others, value_of
+from senet_fast.fusion.install.graphs import check_rewritable
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -47,7 +48,7 @@ class CompilePass(CustomGraphPass):
 
     def uuid(self) -> bytes:
         """Changes with the code that decides what is replaced; Inductor's cache keys have it."""
-        files = tuple(str(file) for file in sorted(File(__file__).parent.glob("*.py")))
+        files = tuple(str(file) for file in sorted(File(__file__).parents[1].rglob("*.py")))
         return get_hash_for_files(files, extra=__version__)
 
 

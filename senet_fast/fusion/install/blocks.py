@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from senet_fast.fusion import rewrite
-from senet_fast.fusion.checks import check_swap
-from senet_fast.fusion.match import Match, check_plain, find
-from senet_fast.fusion.plans import BlockPlan
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import NotTraced, trace
+from senet_fast.fusion.graph.parts import check_plain
+from senet_fast.fusion.graph.refusal import NotTraced, Rejected
+from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.tracing import trace
+from senet_fast.fusion.install import rewrite
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.run.forwards import BlockForward
+from senet_fast.fusion.verify.matches import find
+from senet_fast.fusion.verify.swaps import check_swap
 
 RANKS = (4, 3, 5)
 
@@ -23,7 +25,7 @@ RANKS = (4, 3, 5)
 class Finding:
     """What a module is: a block with this ``plan``, or one that has excitations as ``parts`` of it."""
 
-    plan: BlockPlan | None = None
+    plan: BlockForward | None = None
     parts: list[Match] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
@@ -88,7 +90,7 @@ def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
                 check_plain(child, path)
         if len(matches) != 1 or not _is_whole(matches[0]) or not rewrite.can_swap(module):
             return Finding(reasons=[str(reason) for reason in rejected]) if rejected else None
-        plan = BlockPlan(module, replace(matches[0].excitation, shape=tuple(shape[1:])))
+        plan = BlockForward(module, replace(matches[0].excitation, shape=tuple(shape[1:])))
         for batch in (1, 2, 5):
             for training in (False, True) if not plan.op.excitation.inference_only else (False,):
                 check_swap(module, lambda copied: rewrite.install(copied, plan), [[batch, *shape[1:]]], training)
@@ -112,10 +114,10 @@ def _joined(match: Match, other: Match) -> Match:
     return replace(match, excitation=replace(excitation, dims=(*excitation.dims, *more.dims)))
 
 
-def _checked(module: nn.Module, match: Match) -> BlockPlan:
+def _checked(module: nn.Module, match: Match) -> BlockForward:
     """The plan, once the module itself, run as a user would, agrees with it."""
     excitation = match.excitation
-    plan = BlockPlan(module, excitation)
+    plan = BlockForward(module, excitation)
     for training in (False, True) if not excitation.inference_only else (False,):
         for rank, dim in excitation.dims:
             shape = [2, 9, 5, 7, 3][:rank]

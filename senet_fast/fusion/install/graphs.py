@@ -9,12 +9,14 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.enclosing import Site
-from senet_fast.fusion.graph_steps import absorbed, arguments, excite
-from senet_fast.fusion.match import Match, holds_in_training, verified
-from senet_fast.fusion.sizes import Number, hint, value_of
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import attribute, writes
+from senet_fast.fusion.graph.nodes import attribute, writes
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sizes import Number, hint, value_of
+from senet_fast.fusion.install.graph_sites import absorbed, arguments
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.graph_call import excite
+from senet_fast.fusion.verify.matches import holds_in_training, verified
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()

@@ -1,0 +1,55 @@
+"""What the modules of a network are to a graph of it: layers, code to look into, or more than their forward."""
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.se.guards import has_hooks
+
+MAX_INLINED = 64  # modules below a child that is traced through
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is one of torch's modules with packed weights."""
+    where = type(module).__module__
+    return where.startswith("torch.ao.nn.") and ".quantized." in where
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether this could be a layer of an excitation."""
+    if isinstance(module, nn.Linear) or (is_quantized(module) and layer_sizes(module) is not None):
+        return True
+    return isinstance(module, _ConvNd) and (math.prod(module.kernel_size) == 1 or isinstance(module, nn.Conv1d))
+
+
+def layer_sizes(module: Any) -> tuple[int, int] | None:
+    """(in, out) of a layer, quantized or not."""
+    for what in ("features", "channels"):
+        if hasattr(module, f"in_{what}") and hasattr(module, f"out_{what}"):
+            return getattr(module, f"in_{what}"), getattr(module, f"out_{what}")
+    return None
+
+
+def may_hold_layers(module: nn.Module) -> bool:
+    """Whether it may hold a part of an excitation: it has layers and norms, and no tensors of its own."""
+    for count, part in enumerate(module.modules()):
+        own = any(True for _ in part.parameters(recurse=False)) or any(True for _ in part.buffers(recurse=False))
+        if count > MAX_INLINED or (own and not is_layer(part) and not isinstance(part, (_BatchNorm, nn.LayerNorm))):
+            return False
+    return True
+
+
+def check_plain(module: nn.Module, path: str) -> None:
+    """Rejected if ``module`` does more than its forward."""
+    if has_hooks(module):
+        raise Rejected(f"{path} has hooks", near=True)
+    if "forward" in module.__dict__:
+        raise Rejected(f"{path} has a forward of its own instance", near=True)
+    if is_quantized(module):
+        raise Rejected(f"{path} is quantized", near=True)
+    if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
+        raise Rejected(f"{path} is prepared for quantization", near=True)

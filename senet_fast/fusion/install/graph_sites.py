@@ -1,0 +1,186 @@
+"""Excitations in an fx.GraphModule, with the neighbours that one call can take over."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from senet_fast.fusion.graph.nodes import ancestors, descendants, operands, writes
+from senet_fast.fusion.graph.parts import check_plain
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import Sandbox, light_copy
+from senet_fast.fusion.graph.sizes import Number, hint, others
+from senet_fast.fusion.install import graphs
+from senet_fast.fusion.recognise.excitation import Norm, Path
+from senet_fast.fusion.recognise.layers import stage_of
+from senet_fast.fusion.recognise.match import ADDITIONS, Match
+from senet_fast.fusion.recognise.neighbours import epilogue_of, maker_of, prologue_of
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, Part, excite
+from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
+from senet_fast.fusion.verify.matches import find
+
+
+def site_of(
+    module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken: set[fx.Node], numbers: Sequence[Number]
+) -> Site:
+    """``match`` with the neighbours that the op can take over, none of them of ``taken``, which gets them.
+
+    ``module``: with its hooks, which its copy, whose graph the match is of, has not. ``numbers``: for the graph's
+    symbols, beside what they were.
+    """
+    between = ancestors(match.y) & descendants(match.x)
+    block = [node for node in copied.graph.nodes if node in between]
+    bare = Site(match.x, match.y, block, match.excitation, Path())
+    site = replace(bare)
+    rank = match.excitation.dims[0][0]
+    site.epilogue = epilogue_of(copied, match.y, rank, training=True)
+    if site.epilogue is not None and not _free(module, site.epilogue.nodes, taken):
+        site.epilogue = None
+    inside = {*site.block}
+    if all(user in inside for node in (match.x, *site.block[:-1]) for user in node.users):
+        if all(dim == 1 for _, dim in match.excitation.dims):
+            site.prologue = prologue_of(copied, match.x, rank)
+        if site.prologue is not None and not _free(module, site.prologue.nodes, taken):
+            site.prologue = None
+        site.maker = maker_of(copied, site.source)
+        if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
+            site.prologue = None
+    for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
+        if not tried.has_neighbours or _overtakes(copied, tried):
+            continue
+        if (checked := _checked(copied, tried, (hint, *numbers))) is not None:
+            taken.update(absorbed(tried))
+            return checked
+    return bare
+
+
+def absorbed(site: Site) -> list[fx.Node]:
+    """The nodes that the call takes the place of, in their order."""
+    before, after = (part.nodes if part is not None else () for part in (site.prologue, site.epilogue))
+    return [*before, *site.block, *after]
+
+
+def _free(module: fx.GraphModule, nodes: tuple[fx.Node, ...], taken: set[fx.Node]) -> bool:
+    """Whether these belong to no other excitation, and are nothing but their forwards."""
+    try:
+        for node in nodes:
+            if node.op == "call_module":
+                check_plain(module.get_submodule(str(node.target)), str(node.target))
+    except Rejected:
+        return False
+    return not taken & {*nodes}
+
+
+def _overtakes(module: fx.GraphModule, site: Site) -> bool:
+    """Whether something else writes to memory between the two ends, which become one call."""
+    order = [*site.y.graph.nodes]
+    between = order[order.index(site.source) + 1 : order.index(site.last)]
+    own = {*absorbed(site)}
+    return any(node not in own and writes(node, module) for node in between)
+
+
+def _checked(module: fx.GraphModule, site: Site, numbers: Sequence[Number]) -> Site | None:
+    """``site`` for the numbers of axes that its neighbours take; None unless the call computes what the graph does."""
+    dims = []
+    for rank, dim in site.excitation.dims:
+        try:
+            ways = itertools.product((False, True), numbers)
+            worst = max(_difference(module, site, rank, dim, training, number) for training, number in ways)
+        except Exception:  # the neighbours do not take it
+            continue
+        if not worst <= 1:
+            return None
+        dims.append((rank, dim))
+    return replace(site, excitation=replace(site.excitation, dims=tuple(dims))) if dims else None
+
+
+def _difference(module: fx.GraphModule, site: Site, rank: int, dim: int, training: bool, number: Number) -> float:
+    """The largest difference in values and gradients, in units of the tolerance."""
+    shape = [2, 6, 3, 5, 4][:rank]
+    shape[dim] = site.excitation.channels or 11
+    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
+    residual = site.epilogue.residual if site.epilogue is not None else None
+    inputs = dict.fromkeys([site.source, *([residual] if residual is not None else [])])
+    values = [sandbox.random(sandbox.shape_of(site.x) or shape) for _ in inputs]
+    results, gradients = [], []
+    for grad in (True, False):
+        for ours in (False, True):
+            given = [value.clone().requires_grad_(grad) for value in values]
+            known = dict(zip(inputs, [x * 1 for x in given], strict=True))
+            with torch.set_grad_enabled(grad):
+                if ours:
+                    y = excite(*arguments(module, site, known.__getitem__, sandbox.get))
+                else:
+                    y = sandbox.run(site.last, known)
+            results.append(y)
+            if grad:
+                used = [p for p in sandbox.tensors.values() if p.requires_grad]
+                wanted = torch.autograd.grad(y.square().sum(), [*given, *used], allow_unused=True)
+                gradients.append([torch.zeros(()) if g is None else g for g in wanted])
+    pairs = list(zip(*gradients, strict=False))  # ours knows more tensors: those of the makers
+    return max(
+        *(largest_difference(a, b) / VALUE_TOLERANCE for a, b in (results[:2], results[2:])),
+        *(largest_difference(a, b) / GRADIENT_TOLERANCE for a, b in pairs),
+    )
+
+
+def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], get: Callable[[str], Any]) -> Any:
+    """Of :func:`excite`: ``value`` of nodes, ``get`` for children, parameters and buffers by their path."""
+
+    def parts(nodes: tuple[fx.Node, ...], activation: str) -> tuple[Part, ...]:
+        made: list[Part] = []
+        for node in nodes:
+            if node.op == "call_module":
+                made.append((get(str(node.target)), _kind(module, str(node.target))))
+            elif operands(node, ADDITIONS, ("add", "add_")) is not None:
+                made.append(ADD_IN_PLACE if writes(node) else ADD)
+            elif (stage := stage_of(module, node)) is not None and isinstance(norm := stage.part, Norm):
+                paths = (norm.mean, norm.var, norm.weight, norm.bias)
+                made.append((*(None if path is None else get(str(path)) for path in paths), norm.eps))
+            else:
+                made.append(activation)
+        return tuple(made)
+
+    excitation = site.excitation
+    weights = tuple(excitation.weights(lambda path: get(str(path))))
+    before, after = site.prologue, site.epilogue
+    return (
+        value(site.source),
+        *(weights, excitation.options(excitation.dims[0][1])),
+        *((parts(before.nodes, before.activation), before.activation) if before else ((), "identity")),
+        value(after.residual) if after and after.residual else None,
+        *((parts(after.nodes, after.activation), after.activation) if after else ((), "identity")),
+        None if site.maker is None else tuple((get(path), _kind(module, path)) for path in site.maker),
+    )
+
+
+def _kind(module: nn.Module, path: str) -> str:
+    return type(module.get_submodule(path)).__name__
+
+
+def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
+    """The excitations in a copy of the graph of ``module``, and why others are left."""
+    try:
+        copied = light_copy(module)
+    except Exception as error:
+        return [], [f"it can not be copied: {type(error).__name__}: {error}"]
+    assert isinstance(copied, fx.GraphModule)
+    graphs.drop_unused_sizes(copied.graph)
+    found, rejected = find(copied, copied.graph)
+    reasons = [str(reason) for reason in rejected]
+    matches: list[Match] = []
+    numbers = others(copied.graph)
+    for match in found:
+        try:
+            graphs.check_rewritable(module, match, numbers)
+            for path in match.modules:
+                check_plain(module.get_submodule(path), path)
+            matches.append(match)
+        except Rejected as reason:
+            reasons.append(str(reason))
+    taken: set[fx.Node] = set()
+    return [site_of(module, copied, match, taken, numbers) for match in matches], reasons

@@ -1,0 +1,96 @@
+"""What was recognised and does hold: excitations of which the op computes the values and gradients."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from senet_fast.fusion.graph.nodes import operands
+from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.graph.sizes import Number, hint
+from senet_fast.fusion.recognise.excitation import Excitation, Path
+from senet_fast.fusion.recognise.match import MULTIPLICATIONS, Match, candidate
+from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
+
+
+def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected]]:
+    """Excitations in a graph of ``module``, and the near misses."""
+    matches, rejected = [], []
+    for node in graph.nodes:
+        pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
+        if node.target is torch.ops.quantized.mul and all(isinstance(value, fx.Node) for value in node.args[:2]):
+            pair = node.args[:2] if len(node.args) > 1 else None  # to say that it is left
+        if pair is None:
+            continue
+        for x, scale in (pair, pair[::-1]):
+            try:
+                match = candidate(module, node, x, scale)
+                if match is not None:
+                    match = replace(match, excitation=verified(module, match.x, match.y, match.excitation))
+            except Rejected as reason:
+                if reason.near:
+                    rejected.append(reason)
+            else:
+                if match is not None:
+                    matches.append(match)
+                    break
+    return matches, rejected
+
+
+def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> Excitation:
+    """``excitation``, for inference only if it differs in training or has norms, which may; Rejected if the op's
+    results are not those of the graph.
+    """
+    try:
+        worst = _worst(module, x, y, excitation, False, number)
+    except Exception as error:
+        raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
+    if not worst <= 1:
+        raise Rejected("the op's numbers differ from its own", near=True)
+    trains = not excitation.norms and holds_in_training(module, x, y, excitation, number)
+    return excitation if trains else excitation.for_inference()
+
+
+def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> bool:
+    """Whether the op's results are those of the graph where its modules are in training mode."""
+    try:
+        return _worst(module, x, y, excitation, True, number) <= 1
+    except Exception:
+        return False
+
+
+def _worst(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, training: bool, number: Number) -> float:
+    return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
+
+
+def _difference(
+    module: nn.Module,
+    x: fx.Node,
+    y: fx.Node,
+    excitation: Excitation,
+    rank: int,
+    dim: int,
+    training: bool,
+    number: Number,
+) -> float:
+    """The largest difference in values and gradients, in units of the tolerance."""
+    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
+    traced, shape = sandbox.shape_of(x), [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
+    shape[dim] = excitation.channels or 11
+    shape = shape if traced is None else traced
+    value = sandbox.random(shape)
+    given = [value.clone().requires_grad_() for _ in range(2)]
+
+    def get(path: Path) -> Tensor:
+        return sandbox.get(str(path))  # type: ignore[no-any-return]
+
+    results = [sandbox.run(y, {x: given[0] * 1}), excitation(given[1], get)]
+    tensors = [get(p) for layer in excitation.layers for p in (layer.weight, layer.bias) if p is not None]
+    tensors = [tensor for tensor in tensors if tensor.requires_grad]
+    grad_y = sandbox.random(shape)
+    gradients = [torch.autograd.grad(r, [g, *tensors], grad_y) for r, g in zip(results, given, strict=True)]
+    return max(
+        largest_difference(results[0], results[1]) / VALUE_TOLERANCE,
+        *(largest_difference(a, b) / GRADIENT_TOLERANCE for a, b in zip(*gradients, strict=True)),
+    )
