@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from senet_fast.fusion.graph.observed import Calls
 from senet_fast.fusion.graph.parts import is_layer
+from senet_fast.fusion.graph.refusal import LOG
 from senet_fast.fusion.graph.sandbox import one_thread
 from senet_fast.fusion.install import graphs, rewrite
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
@@ -57,6 +58,10 @@ def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) 
         for path, module in _candidates(model):
             search.visit(path, module)
     report = search.report()
+    for entry in report.looked_at:
+        LOG.debug("%s", entry)
+    for entry in (*report.skipped, *report.missed):
+        LOG.info("%s", entry)
     if strict and report.skipped:
         lines = "\n".join(f"  {entry.path or '(model)'} ({entry.cls}): {entry.reason}" for entry in report.skipped)
         raise ValueError(f"strict is True and {len(report.skipped)} blocks would be left as they are:\n{lines}")

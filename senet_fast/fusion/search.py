@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from senet_fast.fusion.graph.observed import Calls
+from senet_fast.fusion.graph.refusal import Refused, note, noted
 from senet_fast.fusion.install import graphs, rewrite
 from senet_fast.fusion.install.blocks import block
 from senet_fast.fusion.install.graph_sites import in_graph
@@ -25,7 +26,8 @@ class Search:
     blocks: dict[str, BlockForward] = field(default_factory=dict)
     hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
     graphs: dict[str, list[Site]] = field(default_factory=dict)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    reasons: dict[str, list[Refused]] = field(default_factory=dict)  # why blocks are left
+    noted: dict[str, list[Refused]] = field(default_factory=dict)  # what else was refused, of modules looked at
     before: set[str] = field(default_factory=set)  # fused already
 
     def visit(self, path: str, module: nn.Module) -> None:
@@ -36,14 +38,16 @@ class Search:
         if plan is not None:
             self.before.add(path)
             return
-        if isinstance(module, fx.GraphModule):
-            self.graphs[path], reasons = in_graph(module)
-        else:
-            reasons = self._visit(path, module)
+        with noted() as refusals:
+            if isinstance(module, fx.GraphModule):
+                self.graphs[path], reasons = in_graph(module)
+            else:
+                reasons = self._visit(path, module)
         if reasons:
-            self.reasons[path] = reasons
+            self.reasons[path] = list({str(reason): reason for reason in reasons}.values())
+        self.noted[path] = [refused for refused in refusals if refused not in reasons]
 
-    def _visit(self, path: str, module: nn.Module) -> list[str]:
+    def _visit(self, path: str, module: nn.Module) -> list[Refused]:
         below = path and f"{path}."
         accounted = (*self.blocks, *self.hosts, *self.before, *self.reasons)
         known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
@@ -59,11 +63,13 @@ class Search:
         enclosed = enclose(module, plans, opaque, found.parts, self.calls.of(path))
         if enclosed.plan is not None:
             self.hosts[path] = enclosed
-            return [*dict.fromkeys([*found.reasons, *enclosed.reasons])]
-        if found.parts:
-            why = [f"it is a part of a larger forward: {reason}" for reason in enclosed.reasons]
-            return [*found.reasons, *(why or ["it is a part of a larger forward"])]
-        return found.reasons
+            return [*found.reasons, *enclosed.reasons]
+        if not found.parts:
+            for reason in enclosed.reasons:
+                note(reason)
+            return found.reasons
+        why = enclosed.reasons or [Refused("install", "")]
+        return [*found.reasons, *(reason.within("it is a part of a larger forward") for reason in why)]
 
     def _children(self, module: nn.Module, below: str) -> dict[str, BlockForward]:
         """Plans of the blocks below that no other host has."""
@@ -99,7 +105,11 @@ class Search:
         for path, sites in self.graphs.items():
             entries[path] = [_entry(path, names[path], site.excitation, *_beside(site)) for site in sites]
         fused = [entry for path in modules for entry in entries.get(path, ())]
-        return FusionReport(fused, [Skipped(p, names[p], why) for p in modules for why in self.reasons.get(p, ())])
+        left, looked_at = (
+            [_left(path, names[path], reason, not self.before) for path in modules for reason in refused.get(path, ())]
+            for refused in (self.reasons, self.noted)
+        )
+        return FusionReport(fused, left, looked_at, {path: (name, path in self.noted) for path, name in names.items()})
 
     def install(self) -> None:
         modules = dict(self.model.named_modules())
@@ -117,6 +127,11 @@ class Search:
 def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str = "") -> Fused:
     gate = f"1 + {e.gate}" if e.add_one else e.gate
     return Fused(path, cls, e.channels, e.hidden, e.activation, gate, prologue, epilogue)
+
+
+def _left(path: str, cls: str, refused: Refused, alone: bool) -> Skipped:
+    pools = refused.pools and alone  # beside what was fused before nothing is missing
+    return Skipped(path, cls, str(refused), refused.stage, refused.node, refused.exception, refused.details, pools)
 
 
 def _beside(site: Site) -> tuple[str, str]:

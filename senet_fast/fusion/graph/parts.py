@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.se.guards import has_hooks
 
 MAX_INLINED = 64  # modules below a child that is traced through
@@ -44,12 +45,30 @@ def may_hold_layers(module: nn.Module) -> bool:
 
 
 def check_plain(module: nn.Module, path: str) -> None:
-    """Rejected if ``module`` does more than its forward."""
+    """Refused if ``module`` does more than its forward."""
     if has_hooks(module):
-        raise Rejected(f"{path} has hooks", near=True)
+        raise Refused("call", f"{path} has hooks", near=True)
     if "forward" in module.__dict__:
-        raise Rejected(f"{path} has a forward of its own instance", near=True)
+        raise Refused("call", f"{path} has a forward of its own instance", near=True)
     if is_quantized(module):
-        raise Rejected(f"{path} is quantized", near=True)
+        raise Refused("call", f"{path} is quantized", near=True)
     if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
-        raise Rejected(f"{path} is prepared for quantization", near=True)
+        raise Refused("call", f"{path} is prepared for quantization", near=True)
+
+
+def is_pooling(module: nn.Module, node: fx.Node) -> bool:
+    """Whether ``node`` may be a mean or the like, by its name: for what is said of code in which nothing was found."""
+    kind = type(attribute(module, str(node.target))) if node.op == "call_module" else node.target
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    return _names_pooling(name)
+
+
+def may_pool(module: nn.Module) -> bool:
+    """Whether the forward of ``module``, of which there is no graph, may pool, by the names in it."""
+    code = getattr(type(module).forward, "__code__", None)
+    children = (type(child).__name__ for child in module.children())
+    return any(map(_names_pooling, (*(code.co_names if code is not None else ()), *children)))
+
+
+def _names_pooling(name: str) -> bool:
+    return "pool" in name.lower() or name.lower().partition(".")[0] in ("mean", "sum", "amax")

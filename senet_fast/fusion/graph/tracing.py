@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.parts import may_hold_layers
-from senet_fast.fusion.graph.refusal import NotTraced
+from senet_fast.fusion.graph.refusal import Refused
 
 Modes = tuple[bool, bool, bool]
 
@@ -66,7 +66,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if self.modes is not None and modes() != self.modes:
-            raise NotTraced("it changes autocast or the grad mode for a part of itself")
+            raise Refused("trace", "it changes autocast or the grad mode for a part of itself")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -108,23 +108,23 @@ class _Tracer(fx.Tracer):
 
 
 def required_arguments(forward: Callable[..., Any]) -> list[str]:
-    """Names of the arguments of an unbound forward without a default. NotTraced for a keyword among them."""
+    """Names of the arguments of an unbound forward without a default. Refused for a keyword among them."""
     names = []
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty:
             if parameter.kind is parameter.KEYWORD_ONLY:
-                raise NotTraced(f"keyword argument {parameter.name} has no default")
+                raise Refused("trace", f"keyword argument {parameter.name} has no default")
             names.append(parameter.name)
     return names
 
 
 def signature(forward: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
-    """The names of the arguments of an unbound forward, and their defaults. NotTraced unless all have a place."""
+    """The names of the arguments of an unbound forward, and their defaults. Refused unless all have a place."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     if any(parameter.kind is not parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
-        raise NotTraced("takes any arguments, or some by keyword only")
+        raise Refused("trace", "takes any arguments, or some by keyword only")
     return [p.name for p in parameters], {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
@@ -138,7 +138,7 @@ def trace(
 
     Children that could be part of an excitation are traced through; where that fails, those without parameters
     (activations with a backward of their own) and then all others are left as calls. ``known``: paths of children
-    that are always left as calls. Raises NotTraced.
+    that are always left as calls. Raises Refused.
     """
     if isinstance(module, fx.GraphModule):
         return module.graph
@@ -151,17 +151,17 @@ def trace(
     for leaves in tries:
         try:
             return _Tracer(leaves, rank, constants).trace(module)
-        except NotTraced:
+        except Refused:
             raise
         except Exception as error:  # anything that somebody's forward does with a proxy
             reason = error
-    raise NotTraced(f"{type(reason).__name__}: {reason}")
+    raise Refused("trace", "it can not be traced") from reason
 
 
 def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[str, Any]) -> fx.Graph:
     """The graph of all that ``module.forward`` does, with every child but ``inlined`` left as a call.
 
-    ``constants``: the values of arguments that are no tensors. NotTraced also where autocast, the grad mode or the
+    ``constants``: the values of arguments that are no tensors. Refused also where autocast, the grad mode or the
     number of axes would make it another one: the graph is to take the place of the forward.
     """
     graphs = []
@@ -174,10 +174,11 @@ def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[st
             tracer = _Tracer(lambda child, path: path not in inlined, None, constants, steady=True)
             try:
                 graphs.append(tracer.trace(module))
-            except NotTraced:
+            except Refused:
                 raise
             except Exception as error:  # anything that somebody's forward does with a proxy
-                raise NotTraced(f"cannot be traced ({type(error).__name__}: {str(error).partition('.')[0]})") from error
+                what = f"{type(error).__name__}: {str(error).partition('.')[0]}"
+                raise Refused("trace", f"cannot be traced ({what})") from error
     if str(graphs[0]) != str(graphs[1]):
-        raise NotTraced("depends on autocast or the grad mode")
+        raise Refused("trace", "depends on autocast or the grad mode")
     return graphs[0]

@@ -1,18 +1,20 @@
 """Modules whose whole forward is an excitation."""
 
 import contextlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from senet_fast.fusion.graph.parts import check_plain
-from senet_fast.fusion.graph.refusal import NotTraced, Rejected
-from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.parts import check_plain, may_pool
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import copied_or_refused
 from senet_fast.fusion.graph.tracing import trace
 from senet_fast.fusion.install import rewrite
+from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.match import Match
 from senet_fast.fusion.run.forwards import BlockForward
 from senet_fast.fusion.verify.matches import find
@@ -27,52 +29,62 @@ class Finding:
 
     plan: BlockForward | None = None
     parts: list[Match] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[Refused] = field(default_factory=list)
 
 
 def block(module: nn.Module, known: set[str], shapes: Iterable[tuple[int, ...]] = ()) -> Finding:
     """``known``: paths of children that are accounted for. ``shapes``: of x in examples, if there are any."""
-    matches: list[Match] = []
-    rejected: list[Rejected] = []
     try:
-        copied = light_copy(module).eval()  # tracing may run code that sets attributes
-    except Exception:  # it can not be copied
-        return Finding()
-    traced = []
-    with contextlib.suppress(NotTraced):
-        traced.append(trace(copied, known))
-    if not traced:  # code that asks for the number of axes
-        for rank in RANKS:
-            with contextlib.suppress(NotTraced):
-                traced.append(trace(copied, known, rank))
-    if not traced:
-        for shape in shapes:
-            finding = _exported(copied, shape)
-            if finding is not None:
-                return finding
-    for graph in traced:
-        found, refused = find(copied, graph)
-        if len(matches) == 1 and len(found) == 1 and _is_whole(matches[0]) and _is_whole(found[0]):
-            matches = [_joined(matches[0], found[0])]
+        copied = copied_or_refused(module, training=False)  # tracing may run code that sets attributes
+        graphs = _graphs(copied, known)
+    except Refused as reason:
+        note(reason)
+        found = (_exported(copied, shape) for shape in shapes if reason.stage == "trace")
+        return next(filter(None, found), Finding())
+    matches: list[Match] = []
+    reasons: list[Refused] = []
+    for graph in graphs:
+        found_here, refused = find(copied, graph)
+        if len(matches) == 1 and len(found_here) == 1 and _is_whole(matches[0]) and _is_whole(found_here[0]):
+            matches = [_joined(matches[0], found_here[0])]
         elif not matches:
-            matches, rejected = found, rejected or refused
-    reasons = [str(reason) for reason in rejected]
+            matches, reasons = found_here, reasons or refused
     whole = [match for match in matches if _is_whole(match)]
-    if whole or (rejected and not matches):
-        try:
-            for path, child in module.named_modules():
-                if path:
-                    check_plain(child, path)
-        except Rejected as reason:
-            return Finding(reasons=[str(reason)])
+    try:
+        if whole or (reasons and not matches):
+            _check_children(module)
+    except Refused as reason:
+        return Finding(reasons=[reason])
     if len(whole) != 1:
         return Finding(parts=matches, reasons=reasons)
     try:
         if not rewrite.can_swap(module):
-            raise Rejected("it can not be given another forward")
-        return Finding(_checked(copied, whole[0]), reasons=reasons)
-    except Rejected as reason:
-        return Finding(reasons=[*reasons, str(reason)])
+            raise Refused("install", "it can not be given another forward")
+        return Finding(_checked(copied, whole[0].excitation), reasons=reasons)
+    except Refused as reason:
+        return Finding(reasons=[*reasons, reason])
+
+
+def _graphs(module: nn.Module, known: set[str]) -> list[fx.Graph]:
+    """The graph of the forward, or those for each number of axes where its code asks for that. Raises Refused."""
+    try:
+        return [trace(module, known)]
+    except Refused as reason:
+        untraced = reason
+    graphs = []
+    for rank in RANKS:
+        with contextlib.suppress(Refused):
+            graphs.append(trace(module, known, rank))
+    if not graphs:
+        untraced.pools = may_pool(module)
+        raise untraced
+    return graphs
+
+
+def _check_children(module: nn.Module) -> None:
+    for path, child in module.named_modules():
+        if path:
+            check_plain(child, path)
 
 
 def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
@@ -81,22 +93,17 @@ def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
         parameter = next(module.parameters())
         x = torch.empty((2, *shape[1:]), dtype=parameter.dtype, device=parameter.device)
         graph_module: Any = torch.export.export(module, (x,)).module()
-        matches, rejected = find(graph_module, graph_module.graph)
-    except Exception:  # whatever export does not take
+        matches, refused = find(graph_module, graph_module.graph)
+    except Exception as error:  # whatever export does not take
+        note(Refused("export", f"it can not be exported for {shape}"), error)
         return None
     try:
-        for path, child in module.named_modules():
-            if path:
-                check_plain(child, path)
+        _check_children(module)
         if len(matches) != 1 or not _is_whole(matches[0]) or not rewrite.can_swap(module):
-            return Finding(reasons=[str(reason) for reason in rejected]) if rejected else None
-        plan = BlockForward(module, replace(matches[0].excitation, shape=tuple(shape[1:])))
-        for batch in (1, 2, 5):
-            for training in (False, True) if not plan.op.excitation.inference_only else (False,):
-                check_swap(module, lambda copied: rewrite.install(copied, plan), [[batch, *shape[1:]]], training)
-    except Rejected as reason:
-        return Finding(reasons=[str(reason)])
-    return Finding(plan)
+            return Finding(reasons=refused) if refused else None
+        return Finding(_checked(module, replace(matches[0].excitation, shape=tuple(shape[1:]))))
+    except Refused as reason:
+        return Finding(reasons=[reason])
 
 
 def _is_whole(match: Match) -> bool:
@@ -114,13 +121,13 @@ def _joined(match: Match, other: Match) -> Match:
     return replace(match, excitation=replace(excitation, dims=(*excitation.dims, *more.dims)))
 
 
-def _checked(module: nn.Module, match: Match) -> BlockForward:
+def _checked(module: nn.Module, excitation: Excitation) -> BlockForward:
     """The plan, once the module itself, run as a user would, agrees with it."""
-    excitation = match.excitation
     plan = BlockForward(module, excitation)
-    for training in (False, True) if not excitation.inference_only else (False,):
-        for rank, dim in excitation.dims:
-            shape = [2, 9, 5, 7, 3][:rank]
-            shape[dim] = excitation.channels or 13
-            check_swap(module, lambda copied: rewrite.install(copied, plan), [shape], training)
+    shapes = [[batch, *excitation.shape] for batch in (1, 2, 5)] if excitation.shape is not None else []
+    for rank, dim in excitation.dims if not shapes else ():
+        shapes.append([2, 9, 5, 7, 3][:rank])
+        shapes[-1][dim] = excitation.channels or 13
+    for training, shape in itertools.product((False, True)[: 2 - excitation.inference_only], shapes):
+        check_swap(module, lambda copied: rewrite.install(copied, plan), [shape], training)
     return plan

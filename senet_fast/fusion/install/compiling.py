@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
 from senet_fast.fusion.graph.nodes import ancestors, descendants, writes
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
 from senet_fast.fusion.graph.sandbox import one_thread
 from senet_fast.fusion.graph.sizes import Number, hint, others, value_of
-from senet_fast.fusion.install.graphs import check_rewritable
+from senet_fast.fusion.install.graph_sites import check_rewritable
 from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.match import Match
 from senet_fast.fusion.verify.matches import find, verified
@@ -40,10 +40,12 @@ class CompilePass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite ``graph`` in place."""
-        with _disable_current_modes(), _outside():
+        with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
                 for match, twin in list(_found(graph, assignment)):
                     _replace(graph, match, twin)
+        for refused in refusals:
+            LOG.debug("a graph of torch.compile: %s", refused.details)
         graph.lint()
 
     def uuid(self) -> bytes:
@@ -99,13 +101,16 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
     for match in matches:
         y = twin[match.y]
         if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
-            with contextlib.suppress(Rejected):
+            try:
                 check_rewritable(module, match, (), folds=False)
                 if assignment[0].small:
                     match.x.meta["val"] = value_of(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:
-                        continue
-                yield match, twin
+                        raise Refused("check", "it is another excitation at its own size", node=y)
+            except Refused as reason:
+                note(reason)
+                continue
+            yield match, twin
 
 
 def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:

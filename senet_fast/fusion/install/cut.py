@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute, readers, region, writes
 from senet_fast.fusion.graph.parts import check_plain
-from senet_fast.fusion.graph.refusal import NotTraced, Rejected
+from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.tracing import trace_exactly
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.match import Match
@@ -33,18 +33,18 @@ def variant_of(
     inlined: set[str],
     training: bool,
     constants: dict[str, Any],
-) -> tuple[Variant | None, list[Site], list[str]]:
+) -> tuple[Variant | None, list[Site], list[Refused]]:
     """The forward in this mode with its excitations cut out, those, and why others are left.
 
     ``module``: a copy, in this mode. ``plans``: of the children that are fused blocks, by their path; ``opaque``: paths
-    of children that are not looked into; ``inlined``: of those that must be. Raises NotTraced.
+    of children that are not looked into; ``inlined``: of those that must be. Raises Refused.
     """
     opaque = {*plans, *opaque}
     blocked: set[str] = set()
     opened: set[str] = set()
     try:
         graph = trace_exactly(module, inlined, constants)
-    except NotTraced:  # code with a backward of its own
+    except Refused:  # code with a backward of its own
         inlined = {path for path in inlined if next(attribute(module, path).parameters(), None) is not None}
         graph = trace_exactly(module, inlined, constants)
     sites, reasons = _sites(module, graph, plans, training)
@@ -54,14 +54,14 @@ def variant_of(
             break
         try:
             graph = trace_exactly(module, {*inlined, *more}, constants)
-        except NotTraced:
+        except Refused:
             blocked |= more
             continue
         inlined, opened = inlined | more, opened | more
         sites, reasons = _sites(module, graph, plans, training)
     opened -= {path for site in sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
     if opened:  # only to see who made x: their calls cost less than what is in them, written out
-        with contextlib.suppress(NotTraced):
+        with contextlib.suppress(Refused):
             closed = trace_exactly(module, inlined - opened, constants)
             again, _ = _sites(module, closed, plans, training)
             if [site.owner for site in again] == [site.owner for site in sites]:
@@ -93,15 +93,14 @@ def _inside(nodes: Iterable[fx.Node]) -> set[str]:
 
 def _sites(
     module: nn.Module, graph: fx.Graph, plans: Mapping[str, BlockForward], training: bool
-) -> tuple[list[Site], list[str]]:
+) -> tuple[list[Site], list[Refused]]:
     sites = []
-    matches, refused = find(module, graph)
-    reasons = [str(reason) for reason in refused]
+    matches, reasons = find(module, graph)
     for match in matches:
         try:
             sites.append(_written_out(module, match))
-        except Rejected as reason:
-            reasons.append(str(reason))
+        except Refused as reason:
+            reasons.append(reason)
     for node in graph.nodes:
         plan = plans.get(str(node.target)) if node.op == "call_module" else None
         if plan is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
@@ -115,14 +114,14 @@ def _written_out(module: nn.Module, match: Match) -> Site:
     for path in match.modules:
         check_plain(attribute(module, path), path)
     if writes(match.product) or writes(match.y):
-        raise Rejected("it changes its input in place")
+        raise Refused("cut", "it changes its input in place")
     if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
-        raise Rejected("x is changed in place beside it")
+        raise Refused("cut", "x is changed in place beside it")
     block = region(match.x, match.y)
     for node in block[:-1]:
         tensor_like = node.target not in (getattr, operator.getitem, "size", "dim")
         if tensor_like and any(user not in block for user in node.users):
-            raise Rejected(f"{node.name} is used beside it")
+            raise Refused("cut", f"{node.name} is used beside it")
     return Site(match.x, match.y, block, match.excitation, Path())
 
 
@@ -161,7 +160,7 @@ def _variant(
         nodes = [*(site.prologue.nodes if site.prologue else ()), *site.block]
         for node in [*nodes, *(site.epilogue.nodes if site.epilogue else ())]:
             if node in absorbed:
-                raise NotTraced("has excitations that share what is between them")
+                raise Refused("cut", "has excitations that share what is between them")
             absorbed[node] = site
     lasts = {site.last: site for site in sites}
     for node in reversed(graph.nodes):

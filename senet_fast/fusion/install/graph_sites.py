@@ -1,19 +1,20 @@
 """Excitations in an fx.GraphModule, with the neighbours that one call can take over."""
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.graph.nodes import ancestors, descendants, operands, writes
+from senet_fast.fusion.graph.nodes import ancestors, attribute, descendants, operands, writes
 from senet_fast.fusion.graph.parts import check_plain
-from senet_fast.fusion.graph.refusal import Rejected
-from senet_fast.fusion.graph.sandbox import Sandbox, light_copy
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import Sandbox, copied_or_refused
 from senet_fast.fusion.graph.sizes import Number, hint, others
-from senet_fast.fusion.install import graphs
 from senet_fast.fusion.recognise.excitation import Norm, Path
 from senet_fast.fusion.recognise.layers import stage_of
 from senet_fast.fusion.recognise.match import ADDITIONS, Match
@@ -21,7 +22,7 @@ from senet_fast.fusion.recognise.neighbours import epilogue_of, maker_of, prolog
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, Part, excite
 from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
-from senet_fast.fusion.verify.matches import find
+from senet_fast.fusion.verify.matches import find, holds_in_training, verified
 
 
 def site_of(
@@ -70,7 +71,7 @@ def _free(module: fx.GraphModule, nodes: tuple[fx.Node, ...], taken: set[fx.Node
         for node in nodes:
             if node.op == "call_module":
                 check_plain(module.get_submodule(str(node.target)), str(node.target))
-    except Rejected:
+    except Refused:
         return False
     return not taken & {*nodes}
 
@@ -90,7 +91,8 @@ def _checked(module: fx.GraphModule, site: Site, numbers: Sequence[Number]) -> S
         try:
             ways = itertools.product((False, True), numbers)
             worst = max(_difference(module, site, rank, dim, training, number) for training, number in ways)
-        except Exception:  # the neighbours do not take it
+        except Exception as error:  # whatever the neighbours do with another number of axes
+            note(Refused("neighbours", f"they do not take {rank} axes", node=site.x), error)
             continue
         if not worst <= 1:
             return None
@@ -162,25 +164,58 @@ def _kind(module: nn.Module, path: str) -> str:
     return type(module.get_submodule(path)).__name__
 
 
-def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
+def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[Refused]]:
     """The excitations in a copy of the graph of ``module``, and why others are left."""
     try:
-        copied = light_copy(module)
-    except Exception as error:
-        return [], [f"it can not be copied: {type(error).__name__}: {error}"]
+        copied = copied_or_refused(module)
+    except Refused as reason:
+        return [], [reason]
     assert isinstance(copied, fx.GraphModule)
-    graphs.drop_unused_sizes(copied.graph)
-    found, rejected = find(copied, copied.graph)
-    reasons = [str(reason) for reason in rejected]
+    drop_unused_sizes(copied.graph)
+    found, reasons = find(copied, copied.graph)
     matches: list[Match] = []
     numbers = others(copied.graph)
     for match in found:
         try:
-            graphs.check_rewritable(module, match, numbers)
+            check_rewritable(module, match, numbers)
             for path in match.modules:
                 check_plain(module.get_submodule(path), path)
             matches.append(match)
-        except Rejected as reason:
-            reasons.append(str(reason))
+        except Refused as reason:
+            reasons.append(reason)
     taken: set[fx.Node] = set()
     return [site_of(module, copied, match, taken, numbers) for match in matches], reasons
+
+
+def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number], folds: bool = True) -> None:
+    """Refused where a call of the op cannot take the place of the match.
+
+    ``numbers``: for the graph's symbols, beside those that the match was found with. ``folds``: calls that fold a norm
+    of fixed statistics or transpose a weight may stand in front of it.
+    """
+    excitation = match.excitation
+    if not folds and not excitation.is_plain:
+        raise Refused("rewrite", "its norm or transposed weight cannot be folded in this graph")
+    if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
+        raise Refused("rewrite", "its norm cannot be folded in a graph that may train it")
+    every = (hint, *numbers)
+    fixed = excitation.norms and all(holds_in_training(module, match.x, match.y, excitation, n) for n in every)
+    if excitation.inference_only and not fixed:
+        raise Refused("rewrite", "it differs in training mode")
+    if len({dim for _, dim in excitation.dims}) > 1:
+        raise Refused("rewrite", "its gated axis depends on the number of axes")
+    if any(writes(node) for node in (match.product, match.y)):
+        raise Refused("rewrite", "it changes its input in place")
+    for node in match.x.users:
+        if node not in (match.product, match.y) and writes(node, module, match.x):
+            raise Refused("rewrite", "x is changed in place beside it")
+    for number in numbers:
+        if verified(module, match.x, match.y, excitation, number) != excitation:
+            raise Refused("rewrite", "it is one only for the sizes that it was exported with")
+
+
+def drop_unused_sizes(graph: fx.Graph) -> None:
+    """``b, c, _, _ = x.size()`` leaves reads of x that nobody wants."""
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)

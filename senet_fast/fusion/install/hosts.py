@@ -1,5 +1,6 @@
 """Plans for modules that enclose excitations: which modes and constants, and the check of each."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,8 @@ from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.observed import Call
-from senet_fast.fusion.graph.refusal import NotTraced, Rejected
-from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import copied_or_refused
 from senet_fast.fusion.graph.tracing import signature
 from senet_fast.fusion.install import rewrite
 from senet_fast.fusion.install.cut import containers, variant_of
@@ -27,7 +28,7 @@ SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the 
 class Enclosed:
     plan: HostForward | None = None
     sites: list[Site] = field(default_factory=list)  # at inference, where it has such a form
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[Refused] = field(default_factory=list)
 
 
 def enclose(
@@ -37,105 +38,113 @@ def enclose(
     parts: Iterable[Match],
     calls: Iterable[Call] = (),
 ) -> Enclosed:
-    """The plan of ``module`` for these ``calls``, and for one with its default arguments.
+    """The forward of ``module`` for these ``calls``, and for one with its default arguments.
 
     ``plans``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some themselves.
     ``parts``: the excitations that are written out in it.
     """
-    inlined = {path for match in parts for path in containers(match)}
-    calls = [*calls]
-    found = Enclosed()
-    failed: list[str] = []  # of no interest where another call tells more
+    calls = [Call(), *calls]
     try:
-        if not rewrite.can_swap(module):
-            raise Rejected("it can not be given another forward")
-        names, defaults = signature(type(module).forward)
-        copied = light_copy(module)
-    except (Rejected, NotTraced) as reason:
-        return Enclosed(reasons=[str(reason)])
-    except Exception:  # it can not be copied
-        return found
-    # An argument whose default is no tensor has to be known; all others are taken to be tensors.
-    constants = [name for name in names if name in defaults or any(name in dict(call.constants) for call in calls)]
-    variants: dict[Key, Variant] = {}
-    for call in [Call(), *calls][:MAX_VARIANTS]:
-        values = defaults | dict(call.constants)
-        if not {*constants} <= {*values}:
+        host = _Host(module, plans, opaque, {path for match in parts for path in containers(match)}, calls)
+    except Refused as reason:
+        return Enclosed(reasons=[reason])
+    found = Enclosed()
+    failed: list[Refused] = []  # of no interest where another call tells more
+    for call, training in itertools.product(calls[:MAX_VARIANTS], (False, True)):
+        try:
+            sites, reasons = host.add(call, training)
+        except Refused as reason:
+            note(reason)
+            failed += [] if training else [reason]
             continue
-        for training in (False, True):
-            try:
-                at = key(training, [values[name] for name in constants])
-                if at in variants:
-                    continue
-                copied.train(training)
-                tensors = [name for name in names if name not in constants]
-                chosen = {name: values[name] for name in constants}
-                variant, sites, reasons = variant_of(copied, plans, opaque, inlined, training, chosen)
-                same = [
-                    v for k, v in variants.items() if k[0] == training and variant is not None and v.equals(variant)
-                ]
-                if same:  # these constants change nothing
-                    variant = same[0]
-                elif variant is not None:
-                    _check(copied, plans, variant, sites, training, chosen, tensors, call.shapes)
-            except TypeError as error:
-                found.reasons.append(str(error))
-                continue
-            except (Rejected, NotTraced) as reason:
-                if not training:
-                    failed.append(str(reason))
-                continue
-            if not training:
-                found.sites = found.sites or sites
-                found.reasons += [reason for reason in reasons if reason not in found.reasons]
-            if variant is not None:
-                variants[at] = variant
+        if not training:
+            found.sites = found.sites or sites
+            found.reasons += reasons
     if not found.sites:
-        found.reasons += dict.fromkeys(failed)
-    if variants:
-        found.plan = HostForward(module, constants, variants)
+        found.reasons += failed
+    if host.variants:
+        found.plan = HostForward(module, host.constants, host.variants)
     return found
 
 
-def _check(
-    copied: nn.Module,
-    plans: Mapping[str, BlockForward],
-    variant: Variant,
-    sites: list[Site],
-    training: bool,
-    values: dict[str, Any],
-    tensors: list[str],
-    shapes: tuple[tuple[int, ...], ...] | None,
-) -> None:
-    """Rejected unless the variant computes what the module does."""
-    plan = HostForward(copied, [*values], {key(training, values.values()): variant})
+class _Host:
+    """A module that gets a variant of its forward for each mode and set of constants."""
 
-    def swap(module: nn.Module) -> None:
-        for path, child in plans.items():
-            part = module.get_submodule(path)
-            if not rewrite.is_fused(part):
-                rewrite.install(part, child)
-        rewrite.install(module, plan)
+    def __init__(
+        self,
+        module: nn.Module,
+        plans: Mapping[str, BlockForward],
+        opaque: set[str],
+        inlined: set[str],
+        calls: list[Call],
+    ) -> None:
+        if not rewrite.can_swap(module):
+            raise Refused("install", "it can not be given another forward")
+        self.plans, self.opaque, self.inlined = plans, opaque, inlined
+        names, self.defaults = signature(type(module).forward)
+        # An argument whose default is no tensor has to be known; all others are taken to be tensors.
+        given = {name for call in calls for name in dict(call.constants)}
+        self.constants = [name for name in names if name in self.defaults or name in given]
+        self.tensors = [name for name in names if name not in self.constants]
+        self.variants: dict[Key, Variant] = {}
+        self.copied = copied_or_refused(module)
 
-    graph = sites[0].y.graph
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    tried: Rejected = Rejected("the shapes of its inputs are not known: give example_inputs")
-    for sizes in [list(map(list, shapes))] if shapes is not None else _shapes(copied, graph, placeholders, sites):
-        if len(sizes) != len(tensors):
-            continue
+    def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
+        """A variant for ``call``, if there is anything to fuse: its sites, and why others are left. Raises Refused."""
+        values = self.defaults | dict(call.constants)
+        if not {*self.constants} <= {*values}:
+            return [], []
+        values = {name: values[name] for name in self.constants}
+        at = key(training, values.values())
         try:
-            check_swap(copied, swap, sizes, training, values, pure=not training)
-            return
-        except Rejected as reason:
-            tried = reason
-    raise tried
+            if at in self.variants:
+                return [], []
+        except TypeError as error:  # a constant without a hash
+            raise Refused("constants", str(error)) from error
+        self.copied.train(training)
+        variant, sites, reasons = variant_of(self.copied, self.plans, self.opaque, self.inlined, training, values)
+        if variant is not None:
+            of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
+            same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
+            if same is None:
+                self._check(variant, sites, training, values, call.shapes)
+            self.variants[at] = same or variant
+        return sites, reasons
+
+    def _check(
+        self,
+        variant: Variant,
+        sites: list[Site],
+        training: bool,
+        values: dict[str, Any],
+        shapes: tuple[tuple[int, ...], ...] | None,
+    ) -> None:
+        """Refused unless the variant computes what the module does."""
+        plan = HostForward(self.copied, [*values], {key(training, values.values()): variant})
+
+        def swap(module: nn.Module) -> None:
+            for path, child in self.plans.items():
+                part = module.get_submodule(path)
+                if not rewrite.is_fused(part):
+                    rewrite.install(part, child)
+            rewrite.install(module, plan)
+
+        tried = Refused("check", "the shapes of its inputs are not known: give example_inputs")
+        for sizes in [list(map(list, shapes))] if shapes is not None else _shapes(self.copied, sites):
+            if len(sizes) != len(self.tensors):
+                continue
+            try:
+                return check_swap(self.copied, swap, sizes, training, values, pure=not training)
+            except Refused as reason:
+                tried = reason
+        raise tried
 
 
-def _shapes(module: nn.Module, graph: fx.Graph, inputs: list[fx.Node], sites: list[Site]) -> Iterable[list[list[int]]]:
+def _shapes(module: nn.Module, sites: list[Site]) -> Iterable[list[list[int]]]:
     """Shapes to try for the inputs: two images, channels as the first layer wants them or at the end, not square."""
     rank = sites[0].excitation.dims[0][0]
     channels = sites[0].excitation.channels or 8
-    layers = [_first_layer(module, node) for node in inputs]
+    layers = [_first_layer(module, node) for node in sites[0].y.graph.nodes if node.op == "placeholder"]
     for last in (False, True) if None in layers else (False,):
         for space in SPACE:
             shapes = []

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.parts import is_quantized, layer_sizes
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
 
 ATEN = torch.ops.aten
@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 
 
 def stage_of(module: nn.Module, node: fx.Node) -> Stage | None:
-    """What ``node`` does with which weights; None if it has none. Rejected for a layer of another kind."""
+    """What ``node`` does with which weights; None if it has none. Refused for a layer of another kind."""
     if node.op == "call_module":
         part = attribute(module, str(node.target))
         if is_quantized(part) and (sizes := layer_sizes(part)) is not None and len(node.all_input_nodes) == 1:
@@ -57,10 +57,10 @@ def stage_of(module: nn.Module, node: fx.Node) -> Stage | None:
 def _module_stage(part: nn.Module, path: str, node: fx.Node) -> Stage:
     source = node.args[0] if node.args else None
     if len(node.args) != 1 or node.kwargs or not isinstance(source, fx.Node):
-        raise Rejected(f"{path} is called with more than one argument")
+        raise Refused("layers", f"{path} is called with more than one argument")
     for name, inner in part.named_modules():
         if torch.nn.utils.parametrize.is_parametrized(inner):
-            raise Rejected(f"{'.'.join(filter(None, (path, name)))} is parametrized", near=True)
+            raise Refused("layers", f"{'.'.join(filter(None, (path, name)))} is parametrized", near=True)
     at = Path.of(path)
     bias = Path((*at, "bias")) if getattr(part, "bias", None) is not None else None
     layer = Layer(Path((*at, "weight")), bias)
@@ -75,12 +75,14 @@ def _module_stage(part: nn.Module, path: str, node: fx.Node) -> Stage:
             return Stage(node, source, layer, kind, (part.in_channels, part.out_channels))
     if isinstance(part, _BatchNorm) and type(part).__module__.startswith("torch.nn.modules."):
         if part.running_mean is None or part.running_var is None:
-            raise Rejected(f"{path} keeps no running statistics", near=True)
+            raise Refused("layers", f"{path} keeps no running statistics", near=True)
         mean, var = Path((*at, "running_mean")), Path((*at, "running_var"))
         weight = layer.weight if part.weight is not None else None
         norm = Norm(at, mean, var, weight, layer.bias, part.eps)
         return Stage(node, source, norm, "norm", (part.num_features, part.num_features))
-    raise Rejected(f"{path} is a {type(part).__name__}", near=isinstance(part, nn.PReLU | nn.LayerNorm | nn.GroupNorm))
+    raise Refused(
+        "layers", f"{path} is a {type(part).__name__}", near=isinstance(part, nn.PReLU | nn.LayerNorm | nn.GroupNorm)
+    )
 
 
 def _convolution_kind(shape: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:
@@ -122,7 +124,7 @@ def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
         if value is None:
             return None
         if not isinstance(value, fx.Node) or value.op != "get_attr":
-            raise Rejected(f"{node.name} computes its weights")
+            raise Refused("layers", f"{node.name} computes its weights")
         return Path.of(str(value.target))
 
     if node.target in LINEARS or node.target in CONVOLUTIONS:
@@ -132,7 +134,7 @@ def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
         given = arguments(*names)
         weight, bias = path(given["weight"]), path(given.get("bias"))
         if weight is None or given.get("transposed"):
-            raise Rejected(f"{node.name} has no plain weight")
+            raise Refused("layers", f"{node.name} has no plain weight")
         shape = attribute(module, str(weight)).shape
         kind: str | None = "fc"
         if node.target in CONVOLUTIONS:
@@ -144,7 +146,7 @@ def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
             )
             kind = _convolution_kind(shape, *options)
         if kind is None or not isinstance(given["input"], fx.Node):
-            raise Rejected(f"{node.name} is no layer of an excitation")
+            raise Refused("layers", f"{node.name} is no layer of an excitation")
         return Stage(node, given["input"], Layer(weight, bias), kind, (shape[1], shape[0]))
     products = (operator.matmul, torch.matmul, torch.mm, ATEN.mm.default, ATEN.matmul.default, "matmul", "mm")
     if node.target in products or node.target in (torch.addmm, ATEN.addmm.default):
@@ -155,7 +157,7 @@ def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
         assert weight is not None
         shape = attribute(module, str(weight)).shape
         if not isinstance(source, fx.Node) or len(shape) != 2:
-            raise Rejected(f"{node.name} is no layer of an excitation")
+            raise Refused("layers", f"{node.name} is no layer of an excitation")
         sizes = (shape[1], shape[0]) if original is not None else (shape[0], shape[1])
         return Stage(node, source, Layer(weight, path(bias_node), transposed=original is None), "fc", sizes)
     if node.target in (F.batch_norm, torch.batch_norm, ATEN.batch_norm.default):
@@ -167,12 +169,12 @@ def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
             if theirs in given
         }
         if given.get("training"):
-            raise Rejected(f"{node.name} normalises by the batch", near=True)
+            raise Refused("layers", f"{node.name} normalises by the batch", near=True)
         mean, var = path(given.get("mean")), path(given.get("var"))
         if mean is None or var is None or not isinstance(given["input"], fx.Node):
-            raise Rejected(f"{node.name} keeps no running statistics", near=True)
+            raise Refused("layers", f"{node.name} keeps no running statistics", near=True)
         eps = given.get("eps", 1e-5)
         norm = Norm(mean.parent, mean, var, path(given.get("weight")), path(given.get("bias")), eps)
         size = attribute(module, str(mean)).shape[0]
         return Stage(node, given["input"], norm, "norm", (size, size))
-    raise Rejected(f"{node.name} uses a parameter of its own")
+    raise Refused("layers", f"{node.name} uses a parameter of its own")

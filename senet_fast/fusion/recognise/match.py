@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.fusion.graph.nodes import ancestors, descendants, operands
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.parts import is_pooling
+from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
 from senet_fast.fusion.recognise.layers import ATEN, Stage, stage_of
@@ -38,19 +39,29 @@ class Match:
 
 
 def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Match | None:
+    """What ``product`` of ``x`` and ``scale`` seems to be; None if ``scale`` is not computed from x. Raises Refused."""
     between = descendants(x) & ancestors(scale)
     if not between or x.op == "get_attr":
         return None
+    ordered = [node for node in product.graph.nodes if node in between]
+    try:
+        return _candidate(module, product, x, scale, ordered)
+    except Refused as reason:
+        reason.node = reason.node or product.name
+        reason.pools |= reason.stage != "weights" and any(is_pooling(module, node) for node in ordered)
+        raise
+
+
+def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, ordered: list[fx.Node]) -> Match:
     for node in ancestors(scale, {x}):
         if node.op == "get_attr" and ".parametrizations." in str(node.target):
-            raise Rejected(f"{str(node.target).partition('.parametrizations.')[0]} is parametrized", near=True)
-    ordered = [node for node in product.graph.nodes if node in between]
+            raise Refused("layers", f"{str(node.target).partition('.parametrizations.')[0]} is parametrized", near=True)
     stages = [stage for node in ordered if (stage := stage_of(module, node)) is not None]
-    if not stages or not isinstance(stages[0].part, Layer):
-        return None
+    if not stages:
+        raise Refused("weights", f"no layer lies between {x} and {scale}")
+    if not isinstance(stages[0].part, Layer):
+        raise Refused("layers", f"{stages[0].node} is the first with weights, and no layer")
     found = _search(module, x, scale, stages)
-    if found is None:
-        return None
     y = product
     users = list(product.users)
     alone = len(users) == 1 and not found.add_one
@@ -62,9 +73,9 @@ def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -
 
 def check_parameter(tensor: Tensor | None, path: str) -> None:
     if tensor is None or type(tensor) not in (nn.Parameter, Tensor):
-        raise Rejected(f"{path} is a {type(tensor).__name__}", near=True)
+        raise Refused("layers", f"{path} is a {type(tensor).__name__}", near=True)
     if not tensor.is_floating_point():
-        raise Rejected(f"{path} is {tensor.dtype}", near=True)
+        raise Refused("layers", f"{path} is {tensor.dtype}", near=True)
 
 
 def _shapes(sandbox: Sandbox, x: fx.Node, first: Stage) -> list[tuple[tuple[int, ...], int]]:
@@ -83,10 +94,11 @@ def _shapes(sandbox: Sandbox, x: fx.Node, first: Stage) -> list[tuple[tuple[int,
     return [(shape, dim) for shape, dim in shapes if rank is None or len(shape) == rank]
 
 
-def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) -> Excitation | None:
-    """The excitation that ``scale`` is of x, with every number of axes that fits; Rejected if it is a near miss."""
+def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) -> Excitation:
+    """The excitation that ``scale`` is of x, for every number of axes that fits. Raises the Refused that tells most."""
     found: Excitation | None = None
-    near: Rejected | None = None
+    refused = Refused("values", "no shape of x is one that its first layer takes")
+    told = False
     for dtype in (torch.float64, torch.float32):  # the latter for code that converts to it on purpose
         sandbox = Sandbox(module, dtype)
         failed = False
@@ -94,11 +106,13 @@ def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) 
             try:
                 with torch.no_grad():
                     excitation = _explain(sandbox, x, scale, stages, shape, dim)
-            except Rejected as reason:
-                near = near or (reason if reason.near else None)
+            except Refused as reason:
+                if reason.near > refused.near or not told:
+                    refused, told = reason, True
                 continue
-            except Exception:  # whatever somebody's code does with a shape or type that it does not take
+            except Exception as error:  # whatever somebody's code does with a shape or type that it does not take
                 failed = True
+                refused.__cause__ = refused.__cause__ or error
                 continue
             if found is None:
                 found = excitation
@@ -106,26 +120,24 @@ def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) 
                 found = replace(found, dims=(*found.dims, *excitation.dims))
         if found is not None:
             return found
-        if near is not None:
-            raise near
-        if not failed:
+        if refused.near or not failed:
             break
-    return None
+    raise refused
 
 
 def _explain(
     sandbox: Sandbox, x: fx.Node, scale: fx.Node, stages: list[Stage], shape: tuple[int, ...], dim: int
 ) -> Excitation:
-    """The excitation that ``scale`` is of an x of this ``shape``; Rejected if it is none."""
+    """The excitation that ``scale`` is of an x of this ``shape``; Refused if it is none."""
     B, K = shape[0], shape[dim]
     others = [d for d in range(1, len(shape)) if d != dim]
     values = [sandbox.random(shape)]
     squeezed = sandbox.run(stages[0].input, {x: values[0].clone()})
     if not isinstance(squeezed, Tensor) or squeezed.numel() != B * K:
-        raise Rejected("no squeeze: its first layer sees more than one value a channel")
+        raise Refused("squeeze", "no squeeze: its first layer sees more than one value a channel")
     mean = values[0].mean(others)
     if not torch.allclose(squeezed.reshape(B, K).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
-        raise Rejected("its squeeze is not the mean", near=True)
+        raise Refused("squeeze", "its squeeze is not the mean", near=True)
     _check_layers(sandbox.module, stages, K)
     values.append(sandbox.random(shape))
 
@@ -133,7 +145,7 @@ def _explain(
         """The function from the value of ``source`` to that of ``target``, on flat tensors; x's own must not matter."""
         like = sandbox.run(source, {x: values[0].clone()})
         if not isinstance(like, Tensor) or like.numel() != B * size:
-            raise Rejected(f"{source.name} has an unexpected shape", near=True)
+            raise Refused("values", f"{source.name} has an unexpected shape", near=True)
 
         def run(z: Tensor) -> Tensor:
             given = values[of_x].clone()
@@ -142,10 +154,10 @@ def _explain(
                 out = torch.as_tensor(out).expand(shape)
                 out = out.movedim(dim, 1).flatten(2)
                 if not torch.equal(out, out[..., :1].expand_as(out)):
-                    raise Rejected("its gate differs from place to place", near=True)
+                    raise Refused("gate", "its gate differs from place to place", near=True)
                 out = out[..., 0]
             if out.numel() != B * size:
-                raise Rejected(f"{target.name} has an unexpected shape", near=True)
+                raise Refused("values", f"{target.name} has an unexpected shape", near=True)
             flat: Tensor = out.reshape(-1)
             return flat
 
@@ -158,10 +170,10 @@ def _explain(
         found = [probe(piece(stage.node, target, size, of_x), B * size) for of_x in range(2)]
         if found[0] is None or found[0] != found[1]:
             what = "gate" if target is scale else "activation"
-            raise Rejected(f"its {what} is none that the op has", near=True)
+            raise Refused(what, f"its {what} is none that the op has", near=True)
         pieces.append(found[0])
     if any(p.add_one for p in pieces[:-1]):
-        raise Rejected("its activation is none that the op has", near=True)
+        raise Refused("activation", "its activation is none that the op has", near=True)
     layers, activations = _folded(stages, [p.spec for p in pieces[:-1]])
     kind = "channel_conv" if stages[0].kind == "channel_conv" else ("one_fc", "two_fc")[len(layers) - 1]
     return Excitation(
@@ -173,20 +185,20 @@ def _explain(
 
 
 def _check_layers(module: nn.Module, stages: list[Stage], K: int) -> None:
-    """Rejected unless the layers are one or two, chained, from K channels to K, with weights that the op takes."""
+    """Refused unless the layers are one or two, chained, from K channels to K, with weights that the op takes."""
     for stage in stages:
         if stage.refused:
-            raise Rejected(stage.refused, near=True)
+            raise Refused("layers", stage.refused, near=True)
         for path in (stage.part.weight, stage.part.bias) if isinstance(stage.part, Layer) else ():
             if path is not None:
                 check_parameter(path.tensor(module), str(path))
     layers = [stage for stage in stages if stage.kind != "norm"]
     if len(layers) > 2 or (len(layers) == 2 and any(layer.kind != "fc" for layer in layers)):
-        raise Rejected(f"it has {len(layers)} layers", near=True)
+        raise Refused("layers", f"it has {len(layers)} layers", near=True)
     if layers[0].kind == "channel_conv" and len(stages) > 1:
-        raise Rejected("it has a norm beside a convolution over channels", near=True)
+        raise Refused("layers", "it has a norm beside a convolution over channels", near=True)
     if layers[0].kind == "fc" and layers[-1].sizes[1] != K:
-        raise Rejected(f"its last layer has {layers[-1].sizes[1]} outputs for {K} channels", near=True)
+        raise Refused("layers", f"its last layer has {layers[-1].sizes[1]} outputs for {K} channels", near=True)
 
 
 def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[str]]:
@@ -201,7 +213,7 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
             if i:
                 if stages[i - 1].kind == "norm" and len(activations) == len(layers) - 1:
                     if spec != "identity":
-                        raise Rejected("it has activations on both sides of a norm", near=True)
+                        raise Refused("norms", "it has activations on both sides of a norm", near=True)
                 else:
                     activations.append(spec)
             pending = None
@@ -211,5 +223,5 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
             activations.append(spec)
             pending = stage.part
         else:
-            raise Rejected("its norm is where none can be folded", near=True)
+            raise Refused("norms", "its norm is where none can be folded", near=True)
     return layers, activations

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.graph.nodes import attribute, operands, readers, writes
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import ATEN, CONVOLUTIONS, LINEARS, stage_of
@@ -201,7 +201,7 @@ def _only_tensor(module: nn.Module, node: fx.Node) -> fx.Node | None:
 def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
     try:
         stage = stage_of(module, node)
-    except (Rejected, AttributeError):
+    except (Refused, AttributeError):
         return None
     return stage.part if stage is not None and isinstance(stage.part, Norm) else None
 
@@ -219,12 +219,13 @@ def _elementwise(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) ->
     def piece(z: Tensor) -> Tensor:
         made: Any = sandbox.run(node, {source: z.reshape(shape)})
         if not isinstance(made, Tensor) or list(made.shape) != shape:
-            raise Rejected("not elementwise")
+            raise Refused("neighbours", "not elementwise")
         return made.reshape(-1)
 
     try:
         with torch.no_grad():
             found = probe(piece, torch.Size(shape).numel())
-    except Exception:  # whatever somebody's code does with these values
+    except Exception as error:  # whatever somebody's code does with these values
+        note(Refused("neighbours", "it is no function of single elements", node=node), error)
         return None
     return found.spec if found is not None and not found.add_one else None

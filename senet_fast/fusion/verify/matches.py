@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.fusion.graph.nodes import operands
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
 from senet_fast.fusion.recognise.excitation import Excitation, Path
@@ -14,40 +14,37 @@ from senet_fast.fusion.recognise.match import MULTIPLICATIONS, Match, candidate
 from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
 
 
-def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Rejected]]:
-    """Excitations in a graph of ``module``, and the near misses."""
-    matches, rejected = [], []
+def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Refused]]:
+    """Excitations in a graph of ``module``, and the near misses; what is none is noted."""
+    matches, refused = [], []
     for node in graph.nodes:
         pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
         if node.target is torch.ops.quantized.mul and all(isinstance(value, fx.Node) for value in node.args[:2]):
             pair = node.args[:2] if len(node.args) > 1 else None  # to say that it is left
-        if pair is None:
-            continue
-        for x, scale in (pair, pair[::-1]):
+        for x, scale in (pair, pair[::-1]) if pair is not None else ():
             try:
                 match = candidate(module, node, x, scale)
                 if match is not None:
-                    match = replace(match, excitation=verified(module, match.x, match.y, match.excitation))
-            except Rejected as reason:
-                if reason.near:
-                    rejected.append(reason)
-            else:
-                if match is not None:
-                    matches.append(match)
+                    excitation = verified(module, match.x, match.y, match.excitation)
+                    matches.append(replace(match, excitation=excitation))
                     break
-    return matches, rejected
+            except Refused as reason:
+                note(reason)
+                if reason.near:
+                    refused.append(reason)
+    return matches, refused
 
 
 def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> Excitation:
-    """``excitation``, for inference only if it differs in training or has norms, which may; Rejected if the op's
+    """``excitation``, for inference only if it differs in training or has norms, which may; Refused if the op's
     results are not those of the graph.
     """
     try:
         worst = _worst(module, x, y, excitation, False, number)
-    except Exception as error:
-        raise Rejected(f"its check failed: {type(error).__name__}: {error}", near=True) from error
+    except Exception as error:  # whatever somebody's code does on a copy
+        raise Refused("check", f"its check failed: {type(error).__name__}: {first_line(error)}", near=True) from error
     if not worst <= 1:
-        raise Rejected("the op's numbers differ from its own", near=True)
+        raise Refused("check", "the op's numbers differ from its own", near=True)
     trains = not excitation.norms and holds_in_training(module, x, y, excitation, number)
     return excitation if trains else excitation.for_inference()
 
@@ -56,7 +53,8 @@ def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Exc
     """Whether the op's results are those of the graph where its modules are in training mode."""
     try:
         return _worst(module, x, y, excitation, True, number) <= 1
-    except Exception:
+    except Exception as error:  # whatever somebody's code does in training mode
+        note(Refused("check", "it can not be checked in training mode", node=y), error)
         return False
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet_fast.fusion.graph.refusal import Rejected
+from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
 
@@ -19,7 +19,7 @@ def check_swap(
     constants: dict[str, Any] | None = None,
     pure: bool = True,
 ) -> None:
-    """Rejected if ``swap`` changes what a copy of ``module`` computes of inputs of these ``shapes``.
+    """Refused if ``swap`` changes what a copy of ``module`` computes of inputs of these ``shapes``.
 
     With gradients and without, values, gradients, layout, the inputs themselves and the module's state are compared.
     ``pure``: the module's own forward must leave its state as it was.
@@ -27,11 +27,11 @@ def check_swap(
     for seed in (7, 8):  # a rounding may fall on the other side of a kink, but not twice
         try:
             return _check(module, swap, shapes, training, constants or {}, pure, seed)
-        except Rejected as reason:
+        except Refused as reason:
             failed = reason
         except Exception as error:  # whatever somebody's code does on a copy
-            message = str(error).strip().partition("\n")[0]
-            failed = Rejected(f"its check failed: {type(error).__name__}: {message}")
+            failed = Refused("check", f"its check failed: {type(error).__name__}: {first_line(error)}")
+            failed.__cause__ = error
     raise failed
 
 
@@ -57,25 +57,26 @@ def _check(
     before, random = _state(own), torch.get_rng_state()
     results = [_step(*run, constants) for run in runs]
     if pure and (_state(own) != before or not torch.equal(random, torch.get_rng_state())):
-        raise Rejected("it changes its own state")
+        raise Refused("check", "it changes its own state")
     if _attributes(own) != before[1:]:
-        raise Rejected("it changes its own state")
+        raise Refused("check", "it changes its own state")
     _compare(*results)
     for given in (inputs, [_channels_last(x) for x in inputs]):
         try:
             expected = _infer(own, given, constants)
-        except Exception:
+        except Exception as error:
             if given is inputs:
                 raise
-            continue  # its own code has a view that does not fit the other layout
+            note(Refused("check", "its own code does not take channels_last"), error)  # a view that does not fit
+            continue
         if not all(map(torch.equal, given, kept)):
-            raise Rejected("it changes its input in place")
+            raise Refused("check", "it changes its input in place")
         _compare(expected, _infer(runs[1][0], given, constants))
         if not all(map(torch.equal, given, kept)):
-            raise Rejected("the op would change its input in place")
+            raise Refused("check", "the op would change its input in place")
     statistics = [[*run.buffers()] for run, _ in runs]
     if not all(largest_difference(a, b) <= VALUE_TOLERANCE for a, b in zip(*statistics, strict=True) if a.numel()):
-        raise Rejected("its buffers would differ")
+        raise Refused("check", "its buffers would differ")
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -103,21 +104,21 @@ def _step(run: nn.Module, inputs: list[Tensor], constants: Any) -> tuple[Any, li
 def _compare(own: tuple[Any, list[Tensor | None]], other: tuple[Any, list[Tensor | None]]) -> None:
     leaves = [torch.utils._pytree.tree_flatten(y) for y in (own[0], other[0])]
     if leaves[0][1] != leaves[1][1]:
-        raise Rejected("the op's results differ from its own")
+        raise Refused("check", "the op's results differ from its own")
     for a, b in zip(leaves[0][0], leaves[1][0], strict=True):
         if isinstance(a, Tensor):
             same = largest_difference(a, b) <= VALUE_TOLERANCE and a.stride() == b.stride()
         else:
             same = a == b
         if not same:
-            raise Rejected("the op's numbers differ from its own")
+            raise Refused("check", "the op's numbers differ from its own")
     if len(own[1]) != len(other[1]):
-        raise Rejected("the op's gradients differ from its own")
+        raise Refused("check", "the op's gradients differ from its own")
     for a, b in zip(own[1], other[1], strict=True):
         if a is None and b is None:
             continue
         if a is None or b is None or not largest_difference(a, b) <= GRADIENT_TOLERANCE:
-            raise Rejected("the op's gradients differ from its own")
+            raise Refused("check", "the op's gradients differ from its own")
 
 
 def _state(module: nn.Module) -> list[object]:
