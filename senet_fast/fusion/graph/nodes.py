@@ -1,5 +1,6 @@
 """Nodes of graphs: what they are computed from, who reads them, who writes to memory."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,6 +40,11 @@ def descendants(source: fx.Node) -> set[fx.Node]:
     return found
 
 
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether it is of the shape of a tensor, or an item of something."""
+    return node.target in (getattr, operator.getitem, "size", "dim")
+
+
 def readers(node: fx.Node) -> list[fx.Node]:
     """The users of a tensor's values, without those that ask for its shape."""
 
@@ -63,15 +69,6 @@ def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = 
 
 
 def region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
+    """What lies between x and y, y included, in the order of the graph."""
     inside = ancestors(y) & descendants(x)
     return [node for node in y.graph.nodes if node in inside]
-
-
-def operands(node: fx.Node, functions: tuple[Any, ...], methods: tuple[str, ...]) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that ``node`` combines, if it does so by one of these."""
-    known = (node.op == "call_function" and node.target in functions) or (
-        node.op == "call_method" and node.target in methods
-    )
-    if not known or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
-        return None
-    return node.args[0], node.args[1]  # type: ignore[return-value]

@@ -10,17 +10,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from senet_fast.fusion.graph.nodes import attribute, readers, region, writes
+from senet_fast.fusion.graph.nodes import asks_for_size, attribute, region
 from senet_fast.fusion.graph.parts import check_plain
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.tracing import trace_exactly
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.match import Match
-from senet_fast.fusion.recognise.neighbours import epilogue_of, maker_of, prologue_of
-from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.recognise.site import Site, add_neighbours, written_out
 from senet_fast.fusion.run.forwards import BlockForward, Variant
 from senet_fast.fusion.run.guards import Op, Parts
-from senet_fast.fusion.run.steps import Code, Piece, Step
+from senet_fast.fusion.run.steps import Code, ModuleStep, Piece
 from senet_fast.fusion.verify.matches import find
 
 MAX_INLINED = 8  # containers in front of an excitation that are looked into
@@ -98,7 +97,13 @@ def _sites(
     matches, reasons = find(module, graph)
     for match in matches:
         try:
-            sites.append(_written_out(module, match))
+            for path in match.modules:
+                check_plain(attribute(module, path), path)
+            site = written_out(module, match)
+            for node in site.block[:-1]:
+                if not asks_for_size(node) and any(user not in site.block for user in node.users):
+                    raise Refused("cut", f"{node.name} is used beside it", node=node)
+            sites.append(site)
         except Refused as reason:
             reasons.append(reason)
     for node in graph.nodes:
@@ -106,36 +111,8 @@ def _sites(
         if plan is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
             sites.append(Site(node.args[0], node, [node], plan.op.excitation, Path.of(str(node.target)), fused=True))
     for site in sites:
-        _add_neighbours(module, site, training)
+        add_neighbours(module, site, training, prologue=not training, free=lambda nodes: True)
     return sites, reasons
-
-
-def _written_out(module: nn.Module, match: Match) -> Site:
-    for path in match.modules:
-        check_plain(attribute(module, path), path)
-    if writes(match.product) or writes(match.y):
-        raise Refused("cut", "it changes its input in place")
-    if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
-        raise Refused("cut", "x is changed in place beside it")
-    block = region(match.x, match.y)
-    for node in block[:-1]:
-        tensor_like = node.target not in (getattr, operator.getitem, "size", "dim")
-        if tensor_like and any(user not in block for user in node.users):
-            raise Refused("cut", f"{node.name} is used beside it")
-    return Site(match.x, match.y, block, match.excitation, Path())
-
-
-def _add_neighbours(module: nn.Module, site: Site, training: bool) -> None:
-    rank = site.excitation.dims[0][0]
-    site.epilogue = epilogue_of(module, site.y, rank, training)
-    alone = all(user in site.block for user in readers(site.x))  # and nothing of the block but y is used
-    alone &= all(user in site.block for node in site.block[:-1] for user in node.users)
-    if not alone:
-        return
-    asked = len(readers(site.x)) != len(site.x.users)
-    if not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
-        site.prologue = prologue_of(module, site.x, rank)
-    site.maker = maker_of(module, site.source)
 
 
 def _maker_to_open(module: nn.Module, node: fx.Node, known: Container[str]) -> str | None:
@@ -157,8 +134,7 @@ def _variant(
 ) -> Variant:
     absorbed: dict[fx.Node, Site] = {}
     for site in sites:
-        nodes = [*(site.prologue.nodes if site.prologue else ()), *site.block]
-        for node in [*nodes, *(site.epilogue.nodes if site.epilogue else ())]:
+        for node in site.nodes:
             if node in absorbed:
                 raise Refused("cut", "has excitations that share what is between them")
             absorbed[node] = site
@@ -170,7 +146,7 @@ def _variant(
     made = fx.Graph()
     values: dict[fx.Node, Any] = {}
     self_, steps = made.placeholder("module_"), made.placeholder("steps_")
-    built: list[Step] = []
+    built: list[ModuleStep] = []
     for node in graph.nodes:
         if node in lasts:
             step, others = _step(module, lasts[node], plans)
@@ -186,7 +162,7 @@ def _variant(
     return Variant(Code(made), tuple(built), Parts(module, sorted(inlined), in_mode=True))
 
 
-def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> tuple[Step, list[fx.Node]]:
+def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> tuple[ModuleStep, list[fx.Node]]:
     """The step, and the nodes that its block uses beside x."""
     block, others = _cut(module, [site.x], site.block, site.y)
     before = after = None
@@ -199,14 +175,14 @@ def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> t
         assert not used
     plan = plans[str(site.owner)] if site.fused else None
     op = plan.op if plan is not None else Op(module, site.excitation, _called(site.block))
-    step = Step(
-        op=op,
+    step = ModuleStep(
+        block=op,
         owner=site.owner,
-        plan=plan,
+        fused=plan,
         before=before,
         norm=site.prologue.norm if site.prologue is not None else None,
         pre_activation=site.prologue.activation if site.prologue is not None else "identity",
-        block=block,
+        own=block,
         after=after,
         residual=site.epilogue is not None and site.epilogue.residual is not None,
         post_activation=site.epilogue.activation if site.epilogue is not None else "identity",

@@ -10,16 +10,16 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.graph.nodes import ancestors, attribute, descendants, operands, writes
+from senet_fast.fusion.graph.functions import operands
+from senet_fast.fusion.graph.nodes import attribute, writes
 from senet_fast.fusion.graph.parts import check_plain
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox, copied_or_refused
 from senet_fast.fusion.graph.sizes import Number, hint, others
-from senet_fast.fusion.recognise.excitation import Norm, Path
+from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import stage_of
-from senet_fast.fusion.recognise.match import ADDITIONS, Match
-from senet_fast.fusion.recognise.neighbours import epilogue_of, maker_of, prologue_of
-from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.site import Site, add_neighbours, written_out
 from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, Part, excite
 from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
 from senet_fast.fusion.verify.matches import find, holds_in_training, verified
@@ -33,36 +33,18 @@ def site_of(
     ``module``: with its hooks, which its copy, whose graph the match is of, has not. ``numbers``: for the graph's
     symbols, beside what they were.
     """
-    between = ancestors(match.y) & descendants(match.x)
-    block = [node for node in copied.graph.nodes if node in between]
-    bare = Site(match.x, match.y, block, match.excitation, Path())
+    bare = written_out(copied, match)
     site = replace(bare)
-    rank = match.excitation.dims[0][0]
-    site.epilogue = epilogue_of(copied, match.y, rank, training=True)
-    if site.epilogue is not None and not _free(module, site.epilogue.nodes, taken):
-        site.epilogue = None
-    inside = {*site.block}
-    if all(user in inside for node in (match.x, *site.block[:-1]) for user in node.users):
-        if all(dim == 1 for _, dim in match.excitation.dims):
-            site.prologue = prologue_of(copied, match.x, rank)
-        if site.prologue is not None and not _free(module, site.prologue.nodes, taken):
-            site.prologue = None
-        site.maker = maker_of(copied, site.source)
-        if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
-            site.prologue = None
+    add_neighbours(copied, site, training=True, prologue=True, free=lambda nodes: _free(module, nodes, taken))
+    if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
+        site.prologue = None
     for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
         if not tried.has_neighbours or _overtakes(copied, tried):
             continue
         if (checked := _checked(copied, tried, (hint, *numbers))) is not None:
-            taken.update(absorbed(tried))
+            taken.update(tried.nodes)
             return checked
     return bare
-
-
-def absorbed(site: Site) -> list[fx.Node]:
-    """The nodes that the call takes the place of, in their order."""
-    before, after = (part.nodes if part is not None else () for part in (site.prologue, site.epilogue))
-    return [*before, *site.block, *after]
 
 
 def _free(module: fx.GraphModule, nodes: tuple[fx.Node, ...], taken: set[fx.Node]) -> bool:
@@ -80,7 +62,7 @@ def _overtakes(module: fx.GraphModule, site: Site) -> bool:
     """Whether something else writes to memory between the two ends, which become one call."""
     order = [*site.y.graph.nodes]
     between = order[order.index(site.source) + 1 : order.index(site.last)]
-    own = {*absorbed(site)}
+    own = {*site.nodes}
     return any(node not in own and writes(node, module) for node in between)
 
 
@@ -138,7 +120,7 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
         for node in nodes:
             if node.op == "call_module":
                 made.append((get(str(node.target)), _kind(module, str(node.target))))
-            elif operands(node, ADDITIONS, ("add", "add_")) is not None:
+            elif operands(node, "add") is not None:
                 made.append(ADD_IN_PLACE if writes(node) else ADD)
             elif (stage := stage_of(module, node)) is not None and isinstance(norm := stage.part, Norm):
                 paths = (norm.mean, norm.var, norm.weight, norm.bias)
@@ -204,11 +186,7 @@ def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number],
         raise Refused("rewrite", "it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Refused("rewrite", "its gated axis depends on the number of axes")
-    if any(writes(node) for node in (match.product, match.y)):
-        raise Refused("rewrite", "it changes its input in place")
-    for node in match.x.users:
-        if node not in (match.product, match.y) and writes(node, module, match.x):
-            raise Refused("rewrite", "x is changed in place beside it")
+    written_out(module, match)
     for number in numbers:
         if verified(module, match.x, match.y, excitation, number) != excitation:
             raise Refused("rewrite", "it is one only for the sizes that it was exported with")

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from senet_fast.fusion.graph.sizes import value_of
-from senet_fast.fusion.install.graph_sites import absorbed, arguments
+from senet_fast.fusion.install.graph_sites import arguments
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.run.graph_call import excite
 
@@ -23,7 +23,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     def get(path: str) -> fx.Proxy:
         return fx.Proxy(graph.get_attr(path), tracer)
 
-    regions = [absorbed(site) for site in sites]
+    regions = [site.nodes for site in sites]
     replaced: dict[fx.Node, fx.Node] = {}
     for site, region in zip(sites, regions, strict=True):
         with graph.inserting_before(site.last):

@@ -1,28 +1,18 @@
 """The layers and norms that a graph's nodes are, with the paths of their weights."""
 
 import math
-import operator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from senet_fast.fusion.graph.functions import arguments_of, kind_of, transposed
 from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.parts import is_quantized, layer_sizes
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
-
-ATEN = torch.ops.aten
-CONVOLUTIONS = (
-    *(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
-    *(ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.convolution.default),
-    *(ATEN.conv1d.padding, ATEN.conv2d.padding, ATEN.conv3d.padding),
-)
-LINEARS = (F.linear, ATEN.linear.default)
-TRANSPOSES = (torch.t, ATEN.t.default)
 
 
 class Stage(NamedTuple):
@@ -46,12 +36,12 @@ def stage_of(module: nn.Module, node: fx.Node) -> Stage | None:
         if not any(True for _ in part.parameters()) and not any(True for _ in part.buffers()):
             return None
         return _module_stage(part, str(node.target), node)
-    weights = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    if not weights and not any(_transposed(n) for n in node.all_input_nodes):
+    if transposed(node) or not any(n.op == "get_attr" or transposed(n) for n in node.all_input_nodes):
         return None
-    if node.target in TRANSPOSES or node.target in ("t",) or _transposed(node):
-        return None
-    return _function_stage(module, node)
+    reader = READERS.get(kind_of(node))
+    if reader is None:
+        raise Refused("layers", f"{node.name} uses a parameter of its own")
+    return reader(module, node, arguments_of(node))
 
 
 def _module_stage(part: nn.Module, path: str, node: fx.Node) -> Stage:
@@ -102,79 +92,58 @@ def _convolution_kind(shape: torch.Size, stride: Any, padding: Any, dilation: An
     return None
 
 
-def _transposed(node: fx.Node) -> fx.Node | None:
-    """The weight that ``node`` is the transpose of."""
-    if node.op == "call_method":
-        flips = node.target == "t" or (
-            node.target == "transpose" and node.args[1:] in ((0, 1), (1, 0), (-1, -2), (-2, -1))
-        )
-    else:
-        flips = node.op == "call_function" and node.target in TRANSPOSES
-    source = node.args[0] if flips else None
-    return source if isinstance(source, fx.Node) and source.op == "get_attr" else None
+def _path(node: fx.Node, value: Any) -> Path | None:
+    """Of the attribute that an argument of ``node`` is."""
+    if value is None:
+        return None
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        raise Refused("layers", f"{node.name} computes its weights")
+    return Path.of(str(value.target))
 
 
-def _function_stage(module: nn.Module, node: fx.Node) -> Stage:
-    """A functional layer or norm whose weights are attributes of the module."""
+def _source(node: fx.Node, given: dict[str, Any]) -> fx.Node:
+    source = given.get("input")
+    if not isinstance(source, fx.Node):
+        raise Refused("layers", f"{node.name} is no layer of an excitation")
+    return source
 
-    def arguments(*names: str) -> dict[str, Any]:
-        return dict(zip(names, node.args, strict=False)) | node.kwargs
 
-    def path(value: Any) -> Path | None:
-        if value is None:
-            return None
-        if not isinstance(value, fx.Node) or value.op != "get_attr":
-            raise Refused("layers", f"{node.name} computes its weights")
-        return Path.of(str(value.target))
+def _layer(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
+    """A functional linear layer or convolution."""
+    weight, bias = _path(node, given.get("weight")), _path(node, given.get("bias"))
+    if weight is None or given.get("transposed"):
+        raise Refused("layers", f"{node.name} has no plain weight")
+    shape = attribute(module, str(weight)).shape
+    kind: str | None = "fc"
+    if kind_of(node) == "convolution":
+        options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        kind = _convolution_kind(shape, *(given.get(name, default) for name, default in options.items()))
+    if kind is None:
+        raise Refused("layers", f"{node.name} is no layer of an excitation")
+    return Stage(node, _source(node, given), Layer(weight, bias), kind, (shape[1], shape[0]))
 
-    if node.target in LINEARS or node.target in CONVOLUTIONS:
-        names = ["input", "weight", "bias", "stride", "padding", "dilation"]
-        aten_convolution = node.target is ATEN.convolution.default
-        names += ["transposed", "output_padding", "groups"] if aten_convolution else ["groups"]
-        given = arguments(*names)
-        weight, bias = path(given["weight"]), path(given.get("bias"))
-        if weight is None or given.get("transposed"):
-            raise Refused("layers", f"{node.name} has no plain weight")
-        shape = attribute(module, str(weight)).shape
-        kind: str | None = "fc"
-        if node.target in CONVOLUTIONS:
-            options = (
-                given.get("stride", 1),
-                given.get("padding", 0),
-                given.get("dilation", 1),
-                given.get("groups", 1),
-            )
-            kind = _convolution_kind(shape, *options)
-        if kind is None or not isinstance(given["input"], fx.Node):
-            raise Refused("layers", f"{node.name} is no layer of an excitation")
-        return Stage(node, given["input"], Layer(weight, bias), kind, (shape[1], shape[0]))
-    products = (operator.matmul, torch.matmul, torch.mm, ATEN.mm.default, ATEN.matmul.default, "matmul", "mm")
-    if node.target in products or node.target in (torch.addmm, ATEN.addmm.default):
-        operands: list[Any] = [None, *node.args][-3:]
-        bias_node, source, weight_node = operands
-        original = _transposed(weight_node) if isinstance(weight_node, fx.Node) else None
-        weight = path(original or weight_node)
-        assert weight is not None
-        shape = attribute(module, str(weight)).shape
-        if not isinstance(source, fx.Node) or len(shape) != 2:
-            raise Refused("layers", f"{node.name} is no layer of an excitation")
-        sizes = (shape[1], shape[0]) if original is not None else (shape[0], shape[1])
-        return Stage(node, source, Layer(weight, path(bias_node), transposed=original is None), "fc", sizes)
-    if node.target in (F.batch_norm, torch.batch_norm, ATEN.batch_norm.default):
-        order = ("mean", "var", "weight", "bias") if node.target is F.batch_norm else ("weight", "bias", "mean", "var")
-        given = arguments("input", *order, "training", "momentum", "eps")
-        given |= {
-            ours: given.pop(theirs)
-            for ours, theirs in (("mean", "running_mean"), ("var", "running_var"))
-            if theirs in given
-        }
-        if given.get("training"):
-            raise Refused("layers", f"{node.name} normalises by the batch", near=True)
-        mean, var = path(given.get("mean")), path(given.get("var"))
-        if mean is None or var is None or not isinstance(given["input"], fx.Node):
-            raise Refused("layers", f"{node.name} keeps no running statistics", near=True)
-        eps = given.get("eps", 1e-5)
-        norm = Norm(mean.parent, mean, var, path(given.get("weight")), path(given.get("bias")), eps)
-        size = attribute(module, str(mean)).shape[0]
-        return Stage(node, given["input"], norm, "norm", (size, size))
-    raise Refused("layers", f"{node.name} uses a parameter of its own")
+
+def _product(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
+    """A matrix product with a weight, which may be transposed in front of it."""
+    original = transposed(given.get("weight"))
+    weight = _path(node, original or given.get("weight"))
+    if weight is None or len(shape := attribute(module, str(weight)).shape) != 2:
+        raise Refused("layers", f"{node.name} is no layer of an excitation")
+    layer = Layer(weight, _path(node, given.get("bias")), transposed=original is None)
+    sizes = (shape[0], shape[1]) if layer.transposed else (shape[1], shape[0])
+    return Stage(node, _source(node, given), layer, "fc", sizes)
+
+
+def _batch_norm(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
+    if given.get("training"):
+        raise Refused("layers", f"{node.name} normalises by the batch", near=True)
+    mean, var = _path(node, given.get("running_mean")), _path(node, given.get("running_var"))
+    if mean is None or var is None:
+        raise Refused("layers", f"{node.name} keeps no running statistics", near=True)
+    weight, bias = _path(node, given.get("weight")), _path(node, given.get("bias"))
+    norm = Norm(mean.parent, mean, var, weight, bias, given.get("eps", 1e-5))
+    size = attribute(module, str(mean)).shape[0]
+    return Stage(node, _source(node, given), norm, "norm", (size, size))
+
+
+READERS = {"linear": _layer, "convolution": _layer, "product": _product, "norm": _batch_norm}  # of functions by kind

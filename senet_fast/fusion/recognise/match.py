@@ -5,26 +5,20 @@ is found out by running them (:mod:`senet_fast.fusion.probe`), so that how someb
 activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
 """
 
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.nodes import ancestors, descendants, operands
+from senet_fast.fusion.graph.functions import operands
+from senet_fast.fusion.graph.nodes import ancestors, descendants
 from senet_fast.fusion.graph.parts import is_pooling
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
-from senet_fast.fusion.recognise.layers import ATEN, Stage, stage_of
+from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import probe
-
-MULTIPLICATIONS = (
-    *(operator.mul, operator.imul, torch.mul, torch.multiply),
-    *(ATEN.mul.Tensor, ATEN.mul_.Tensor, ATEN.multiply.Tensor, ATEN.multiply_.Tensor),
-)
-ADDITIONS = (operator.add, operator.iadd, torch.add, ATEN.add.Tensor, ATEN.add_.Tensor)
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, 
     y = product
     users = list(product.users)
     alone = len(users) == 1 and not found.add_one
-    if alone and operands(users[0], ADDITIONS, ("add", "add_")) in ((x, product), (product, x)):  # x + x * gate
+    if alone and operands(users[0], "add") in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
     return Match(x, product, y, found, tuple(paths))

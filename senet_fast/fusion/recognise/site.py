@@ -1,11 +1,15 @@
 """An excitation in a graph, together with what the op can take over beside it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
+from senet_fast.fusion.graph.nodes import readers, region, writes
+from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.recognise.excitation import Excitation, Path
-from senet_fast.fusion.recognise.neighbours import Epilogue, Prologue
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
 
 
 @dataclass
@@ -21,6 +25,12 @@ class Site:
     prologue: Prologue | None = None
     epilogue: Epilogue | None = None
     maker: list[str] | None = None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """What the op takes the place of, in its order."""
+        before, after = (part.nodes if part is not None else () for part in (self.prologue, self.epilogue))
+        return [*before, *self.block, *after]
 
     @property
     def last(self) -> fx.Node:
@@ -42,3 +52,27 @@ class Site:
     @property
     def has_neighbours(self) -> bool:
         return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
+
+
+def written_out(module: nn.Module, match: Match) -> Site:
+    """``match`` as a site. Refused where something else sees what it is made of, or it writes to its own input."""
+    if any(writes(node) for node in (match.product, match.y)):
+        raise Refused("site", "it changes its input in place", node=match.y)
+    if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
+        raise Refused("site", "x is changed in place beside it", node=match.x)
+    return Site(match.x, match.y, region(match.x, match.y), match.excitation, Path())
+
+
+def add_neighbours(module: nn.Module, site: Site, training: bool, prologue: bool, free: Callable[..., bool]) -> None:
+    """``prologue``: whether one is wanted; ``free``: whether the op may take over these nodes."""
+    rank = site.excitation.dims[0][0]
+    epilogue = epilogue_of(module, site.y, rank, training)
+    site.epilogue = epilogue if epilogue is not None and free(epilogue.nodes) else None
+    alone = all(user in site.block for user in readers(site.x))  # and nothing of the block but y is used
+    if not alone or any(user not in site.block for node in site.block[:-1] for user in node.users):
+        return
+    asked = any(user not in site.block for user in site.x.users)  # for the size of x, which would not be there
+    if prologue and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+        found = prologue_of(module, site.x, rank)
+        site.prologue = found if found is not None and free(found.nodes) else None
+    site.maker = maker_of(module, site.source)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.run.guards import PLAN, Op, Parts
-from senet_fast.fusion.run.steps import Code, Step
+from senet_fast.fusion.run.steps import Code, ModuleStep
 from senet_fast.se.guards import hooks_of_all_modules
 
 Forward = Callable[..., Any]
@@ -80,7 +80,7 @@ class Variant:
     """The forward of one mode, for certain values of the arguments that are no tensors."""
 
     code: Code
-    steps: tuple[Step, ...]
+    steps: tuple[ModuleStep, ...]
     inlined: Parts  # children whose code is a part of this
 
     def equals(self, other: "Variant") -> bool:
@@ -125,9 +125,9 @@ class HostForward(FusedForward):
 
     @property
     def blocks(self) -> int:
-        return max(sum(step.plan is None for step in variant.steps) for variant in self.variants.values())
+        return max(sum(step.fused is None for step in variant.steps) for variant in self.variants.values())
 
     def is_stale(self, module: nn.Module) -> bool:
         """Whether a fused block below got another plan than it had."""
-        steps = [step for variant in self.variants.values() for step in variant.steps if step.plan is not None]
-        return any(step.owner.submodule(module).__dict__.get(PLAN) is not step.plan for step in steps)
+        steps = [step for variant in self.variants.values() for step in variant.steps if step.fused is not None]
+        return any(step.owner.submodule(module).__dict__.get(PLAN) is not step.fused for step in steps)

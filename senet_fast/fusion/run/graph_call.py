@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.run.guards import fits
+from senet_fast.fusion.run.steps import Step
 from senet_fast.se import squeeze_excite
 from senet_fast.se.activations import apply
-from senet_fast.se.guards import has_plain_tensors, hooks_of_all_modules, is_untouched, only_inference
+from senet_fast.se.guards import has_plain_tensors, hooks_of_all_modules, is_untouched
 from senet_fast.se.ops import fold_norm
 
 # (child, name of its class), (mean, var, weight, bias, eps) of a norm, the spec of an activation, or an addition.
@@ -37,48 +37,69 @@ def excite(
 
     ``makers``: children that made v, where y may take its place at inference: nobody else reads it or has its memory.
     """
-    seen = hooks_of_all_modules()
-    inference, overwrites = only_inference()
-    absorbs = inference and not seen and all(_is_known(part, training=False) for part in before)
-    x = v
-    if not absorbs:
-        for part in before:
-            x = _run(part, x, None)
-    more: dict[str, Any] = {}
-    if absorbs and before:
-        more["pre_activation"] = pre_activation
-        norm = _affine(before[0])
-        if norm is not None:
-            more["pre_scale"], more["pre_shift"] = norm
-    finishes = not seen and len(after) > 0 and all(_is_known(part) for part in after)
-    if finishes and any(part in (ADD, ADD_IN_PLACE) for part in after):
-        finishes = fits(residual, x)
-        more["residual"] = residual if finishes else None
-    if finishes:
-        more["post_activation"] = post_activation
-    if absorbs and overwrites and makers is not None and all(map(_is_known, makers)):
-        more["out"] = v
-    y = squeeze_excite(x, *weights, **options, **more)  # type: ignore[arg-type, misc]
-    for part in () if finishes else after:
-        y = _run(part, y, residual)
-    return y
+    return _GraphStep(weights, options, before, pre_activation, after, post_activation, makers).run(None, v, residual)
 
 
-def _is_known(part: Part, training: bool = True) -> bool:
-    """Whether ``part`` is what it was and nobody sees its call; in eval mode unless ``training`` is all right."""
-    if isinstance(part, str) or not isinstance(part[0], nn.Module):
+class _GraphStep(Step):
+    """A step whose original is what the call was given; only its neighbours can be anything else than the op."""
+
+    def __init__(
+        self,
+        weights: tuple[Tensor | None, ...],
+        options: dict[str, Any],
+        before: tuple[Part, ...],
+        pre_activation: str,
+        after: tuple[Part, ...],
+        post_activation: str,
+        makers: tuple[Part, ...] | None,
+    ) -> None:
+        self.weights, self.options = weights, options
+        self.before = _Pieces(before, training=False) if before else None
+        self.after = _Pieces(after) if after else None
+        self.pre_activation, self.post_activation = pre_activation, post_activation
+        self.residual = any(part in (ADD, ADD_IN_PLACE) for part in after)
+        self.fresh = None if makers is None else _Pieces(makers)
+
+    def applies(self, module: None, x: Any) -> bool:
         return True
-    module, kind = part
-    untouched = is_untouched(module, type(module), torch.compiler.is_compiling()) and has_plain_tensors(module)
-    return type(module).__name__ == kind and untouched and (training or not module.training)
+
+    def affine(self, module: None) -> tuple[Tensor, Tensor] | None:
+        assert self.before is not None
+        part = self.before.parts[0]
+        if isinstance(part, str) or (isinstance(part[0], nn.Module) and not isinstance(part[0], _BatchNorm)):
+            return None
+        m = part[0]
+        return fold_norm(*((m.running_mean, m.running_var, m.weight, m.bias, m.eps) if len(part) == 2 else part))
+
+    def op(self, module: None, x: Tensor, **options: Any) -> Tensor:
+        return squeeze_excite(x, *self.weights, **self.options, **options)  # type: ignore[arg-type, misc]
 
 
-def _affine(part: Part) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift) of a norm."""
-    if isinstance(part, str) or (isinstance(part[0], nn.Module) and not isinstance(part[0], _BatchNorm)):
-        return None
-    m = part[0]
-    return fold_norm(*((m.running_mean, m.running_var, m.weight, m.bias, m.eps) if len(part) == 2 else part))
+class _Pieces:
+    """Parts that stand behind each other; ``training``: whether they may be in that mode."""
+
+    def __init__(self, parts: tuple[Part, ...], training: bool = True) -> None:
+        self.parts, self.training = parts, training
+
+    def plain(self, module: None) -> bool:
+        """Whether they are what they were, and nobody sees their calls."""
+        if hooks_of_all_modules():
+            return False
+        compiling = torch.compiler.is_compiling()
+        for part in self.parts:
+            if isinstance(part, str) or not isinstance(part[0], nn.Module):
+                continue
+            child, kind = part
+            if type(child).__name__ != kind or not is_untouched(child, type(child), compiling):
+                return False
+            if not has_plain_tensors(child) or (child.training and not self.training):
+                return False
+        return True
+
+    def __call__(self, module: None, x: Any, residual: Any = None) -> Any:
+        for part in self.parts:
+            x = _run(part, x, residual)
+        return x
 
 
 def _run(part: Part, x: Any, residual: Any) -> Any:

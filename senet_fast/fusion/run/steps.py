@@ -41,79 +41,114 @@ class Code:
         self._compile()
 
 
-@dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of the original."""
+    """A part of the original, from v (and, behind the op, a residual) to what it makes of it."""
 
-    code: Code
-    parts: Parts
+    def __init__(self, code: Code, parts: Parts) -> None:
+        self.code, self.parts = code, parts
+
+    def plain(self, module: nn.Module) -> bool:
+        return self.parts.plain(module)
+
+    def __call__(self, module: nn.Module, *values: Any) -> Any:
+        return self.code(module, *values)
 
 
-@dataclass(frozen=True, eq=False)
 class Step:
-    """An excitation in the middle of a forward, with the neighbours that the op can take over.
+    """What happens at an excitation in a forward or a graph, with the neighbours that the op can take over.
 
-    The original is ``before`` (a norm, an activation), ``block`` (the excitation) and ``after`` (an addition, an
-    activation). Each of these runs where the op would not compute the same.
+    The original is ``before`` (a norm, an activation), the excitation itself and ``after`` (an addition, an
+    activation), each a piece that says whether it is ``plain``: nobody sees its calls, and it does what it did. Each
+    runs where the op would not compute the same.
     """
 
-    op: Op
-    owner: Path  # of the module that the op's paths start at
-    plan: Any  # of the owner, where that is a fused block: another plan means that it was changed
-    before: Piece | None
-    norm: Norm | None
-    pre_activation: str
-    block: Piece
-    after: Piece | None
+    before: Any
+    after: Any
     residual: bool
+    pre_activation: str
     post_activation: str
-    fresh: Parts | None  # what made v, whose place y may take at inference; None: it must not
+    fresh: Any  # what made v, whose place y may take at inference; None: it must not
 
-    def run(self, module: nn.Module, v: Tensor, residual: Tensor | None, *others: Any) -> Any:
+    def applies(self, module: Any, x: Any) -> bool:
+        """Whether the op computes what the excitation itself does of x."""
+        raise NotImplementedError
+
+    def original(self, module: Any, x: Any, *others: Any) -> Any:
+        raise NotImplementedError
+
+    def affine(self, module: Any) -> tuple[Tensor, Tensor] | None:
+        """(scale, shift) of the norm in ``before``."""
+        raise NotImplementedError
+
+    def op(self, module: Any, x: Tensor, **options: Any) -> Tensor:
+        raise NotImplementedError
+
+    def run(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
         """What the original computes of v."""
         inference, overwrites = only_inference()
         before, after = self.before, self.after
-        absorbs = before is not None and inference and before.parts.plain(module)
-        x = v if before is None or absorbs else before.code(module, v)
-        owner = self.owner.submodule(module)
-        if not self._applies(owner, x):
-            if absorbs:
-                x = before.code(module, v)  # type: ignore[union-attr]
-            return self._rest(module, self.block.code(module, x, *others), residual)
+        absorbs = before is not None and inference and before.plain(module)
+        x = v if before is None or absorbs else before(module, v)
+        if not self.applies(module, x):
+            y = self.original(module, before(module, v) if absorbs else x, *others)
+            return y if after is None else self._after(module, y, residual)
         options: dict[str, Any] = {}
         if absorbs:
             options["pre_activation"] = self.pre_activation
-            if self.norm is not None:
-                scale, shift = self.norm.affine(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
-                options["pre_scale"], options["pre_shift"] = scale, shift
-        finishes = after is not None and after.parts.plain(module)
-        if finishes and self.residual:
-            finishes = fits(residual, x)
+            norm = self.affine(module)
+            if norm is not None:
+                options["pre_scale"], options["pre_shift"] = norm
+        finishes = after is not None and after.plain(module) and (not self.residual or fits(residual, x))
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
         if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
             options["out"] = v
-        y = self.op(owner, x, **options)
-        return y if finishes else self._rest(module, y, residual)
+        y = self.op(module, x, **options)
+        return y if finishes or after is None else self._after(module, y, residual)
+
+    def _after(self, module: Any, y: Any, residual: Any) -> Any:
+        return self.after(module, y, residual) if self.residual else self.after(module, y)
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleStep(Step):
+    """Of a module, or of a fused child of it."""
+
+    block: Op
+    owner: Path  # of the module that the op's paths start at
+    fused: Any  # the forward of the owner, where that is a fused block: another one means that it was changed
+    before: Piece | None
+    norm: Norm | None
+    pre_activation: str
+    own: Piece
+    after: Piece | None
+    residual: bool
+    post_activation: str
+    fresh: Parts | None
+
+    def applies(self, module: nn.Module, x: Any) -> bool:
+        owner = self.owner.submodule(module)
+        if self.fused is not None and (owner.__dict__.get(PLAN) is not self.fused or has_hooks(owner)):
+            return False
+        if not self.block.applies(owner, x):
+            return False
+        # Beside weights of another type, y may have another type than x.
+        weight = self.block.tensors[0].tensor(owner)  # type: ignore[union-attr]
+        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
+
+    def original(self, module: nn.Module, x: Any, *others: Any) -> Any:
+        return self.own(module, x, *others)
+
+    def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
+        return None if self.norm is None else self.norm.affine(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
+
+    def op(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
+        return self.block(self.owner.submodule(module), x, **options)
 
     @property
     def source(self) -> tuple[object, ...]:
         """What it says, to compare."""
-        pieces = [None if piece is None else piece.code.source for piece in (self.before, self.block, self.after)]
+        pieces = [None if piece is None else piece.code.source for piece in (self.before, self.own, self.after)]
         fresh = None if self.fresh is None else self.fresh.known
         options = (self.norm, self.pre_activation, self.residual, self.post_activation)
-        return (*pieces, *options, fresh, self.owner, self.plan, self.op.excitation)
-
-    def _applies(self, owner: nn.Module, x: Any) -> bool:
-        if self.plan is not None and (owner.__dict__.get(PLAN) is not self.plan or has_hooks(owner)):
-            return False
-        if not self.op.applies(owner, x):
-            return False
-        # Beside weights of another type, y may have another type than x.
-        weight = self.op.tensors[0].tensor(owner)  # type: ignore[union-attr]
-        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
-
-    def _rest(self, module: nn.Module, y: Any, residual: Any) -> Any:
-        if self.after is None:
-            return y
-        return self.after.code(module, y, residual) if self.residual else self.after.code(module, y)
+        return (*pieces, *options, fresh, self.owner, self.fused, self.block.excitation)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.nodes import operands
+from senet_fast.fusion.graph.functions import operands
 from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
 from senet_fast.fusion.recognise.excitation import Excitation, Path
-from senet_fast.fusion.recognise.match import MULTIPLICATIONS, Match, candidate
+from senet_fast.fusion.recognise.match import Match, candidate
 from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
 
 
@@ -18,9 +18,7 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Refused]
     """Excitations in a graph of ``module``, and the near misses; what is none is noted."""
     matches, refused = [], []
     for node in graph.nodes:
-        pair = operands(node, MULTIPLICATIONS, ("mul", "mul_", "multiply"))
-        if node.target is torch.ops.quantized.mul and all(isinstance(value, fx.Node) for value in node.args[:2]):
-            pair = node.args[:2] if len(node.args) > 1 else None  # to say that it is left
+        pair = operands(node, "multiply") or operands(node, "quantized", more=True)  # the latter to say that it is left
         for x, scale in (pair, pair[::-1]) if pair is not None else ():
             try:
                 match = candidate(module, node, x, scale)
