@@ -17,6 +17,7 @@ from senet_fast.fusion.install import rewrite
 from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.match import Match
 from senet_fast.fusion.run.forwards import BlockForward
+from senet_fast.fusion.verify.comparison import shape_to_try
 from senet_fast.fusion.verify.matches import find
 from senet_fast.fusion.verify.swaps import check_swap
 
@@ -126,8 +127,7 @@ def _checked(module: nn.Module, excitation: Excitation) -> BlockForward:
     plan = BlockForward(module, excitation)
     shapes = [[batch, *excitation.shape] for batch in (1, 2, 5)] if excitation.shape is not None else []
     for rank, dim in excitation.dims if not shapes else ():
-        shapes.append([2, 9, 5, 7, 3][:rank])
-        shapes[-1][dim] = excitation.channels or 13
+        shapes.append(shape_to_try(rank, dim, excitation.channels, (2, 9, 5, 7, 3)))
     for training, shape in itertools.product((False, True)[: 2 - excitation.inference_only], shapes):
         check_swap(module, lambda copied: rewrite.install(copied, plan), [shape], training)
     return plan

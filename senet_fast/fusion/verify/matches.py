@@ -11,7 +11,7 @@ from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
 from senet_fast.fusion.recognise.excitation import Excitation, Path
 from senet_fast.fusion.recognise.match import Match, candidate
-from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
+from senet_fast.fusion.verify.comparison import difference, differentiated, shape_to_try
 
 
 def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Refused]]:
@@ -38,11 +38,11 @@ def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, 
     results are not those of the graph.
     """
     try:
-        worst = _worst(module, x, y, excitation, False, number)
+        differs = _difference(module, x, y, excitation, False, number)
     except Exception as error:  # whatever somebody's code does on a copy
         raise Refused("check", f"its check failed: {type(error).__name__}: {first_line(error)}", near=True) from error
-    if not worst <= 1:
-        raise Refused("check", "the op's numbers differ from its own", near=True)
+    if differs:
+        raise Refused("check", f"the op's {differs} differ from its own", near=True)
     trains = not excitation.norms and holds_in_training(module, x, y, excitation, number)
     return excitation if trains else excitation.for_inference()
 
@@ -50,43 +50,28 @@ def verified(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, 
 def holds_in_training(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, number: Number = hint) -> bool:
     """Whether the op's results are those of the graph where its modules are in training mode."""
     try:
-        return _worst(module, x, y, excitation, True, number) <= 1
+        return not _difference(module, x, y, excitation, True, number)
     except Exception as error:  # whatever somebody's code does in training mode
         note(Refused("check", "it can not be checked in training mode", node=y), error)
         return False
 
 
-def _worst(module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, training: bool, number: Number) -> float:
-    return max(_difference(module, x, y, excitation, rank, dim, training, number) for rank, dim in excitation.dims)
-
-
 def _difference(
-    module: nn.Module,
-    x: fx.Node,
-    y: fx.Node,
-    excitation: Excitation,
-    rank: int,
-    dim: int,
-    training: bool,
-    number: Number,
-) -> float:
-    """The largest difference in values and gradients, in units of the tolerance."""
-    sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
-    traced, shape = sandbox.shape_of(x), [2, 6, 3, 5, 4][:rank]  # other sizes than those that were matched
-    shape[dim] = excitation.channels or 11
-    shape = shape if traced is None else traced
-    value = sandbox.random(shape)
-    given = [value.clone().requires_grad_() for _ in range(2)]
+    module: nn.Module, x: fx.Node, y: fx.Node, excitation: Excitation, training: bool, number: Number
+) -> str:
+    """What differs for any number of axes; "" for nothing."""
+    for rank, dim in excitation.dims:
+        sandbox = Sandbox(module, torch.float32, training, seed=rank, number=number)
+        if differs := _difference_in(sandbox, x, y, excitation, shape_to_try(rank, dim, excitation.channels)):
+            return differs
+    return ""
 
+
+def _difference_in(sandbox: Sandbox, x: fx.Node, y: fx.Node, excitation: Excitation, shape: list[int]) -> str:
     def get(path: Path) -> Tensor:
         return sandbox.get(str(path))  # type: ignore[no-any-return]
 
-    results = [sandbox.run(y, {x: given[0] * 1}), excitation(given[1], get)]
+    inputs = [sandbox.random(sandbox.shape_of(x) or shape)]
     tensors = [get(p) for layer in excitation.layers for p in (layer.weight, layer.bias) if p is not None]
-    tensors = [tensor for tensor in tensors if tensor.requires_grad]
-    grad_y = sandbox.random(shape)
-    gradients = [torch.autograd.grad(r, [g, *tensors], grad_y) for r, g in zip(results, given, strict=True)]
-    return max(
-        largest_difference(results[0], results[1]) / VALUE_TOLERANCE,
-        *(largest_difference(a, b) / GRADIENT_TOLERANCE for a, b in zip(*gradients, strict=True)),
-    )
+    own = differentiated(lambda v: sandbox.run(y, {x: v}), inputs, lambda: tensors)
+    return difference(own, differentiated(lambda v: excitation(v, get), inputs, lambda: tensors))

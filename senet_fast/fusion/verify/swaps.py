@@ -1,5 +1,6 @@
 """A module's own forward and the one that it would get, run side by side on copies with random parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,14 @@ from torch import Tensor, nn
 
 from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
-from senet_fast.fusion.verify.comparison import GRADIENT_TOLERANCE, VALUE_TOLERANCE, largest_difference
+from senet_fast.fusion.verify.comparison import (
+    VALUE_TOLERANCE,
+    Results,
+    difference,
+    differentiated,
+    inferred,
+    largest_difference,
+)
 
 
 def check_swap(
@@ -55,15 +63,16 @@ def _check(
     (own, inputs), _ = runs
     kept = [x.clone() for x in inputs]
     before, random = _state(own), torch.get_rng_state()
-    results = [_step(*run, constants) for run in runs]
-    if pure and (_state(own) != before or not torch.equal(random, torch.get_rng_state())):
-        raise Refused("check", "it changes its own state")
-    if _attributes(own) != before[1:]:
+    calls = [functools.partial(_call, run, constants) for run, _ in runs]
+    results = [differentiated(call, given, run.parameters) for call, (run, given) in zip(calls, runs, strict=True)]
+    if (pure and (_state(own) != before or not torch.equal(random, torch.get_rng_state()))) or (
+        _attributes(own) != before[1:]
+    ):
         raise Refused("check", "it changes its own state")
     _compare(*results)
     for given in (inputs, [_channels_last(x) for x in inputs]):
         try:
-            expected = _infer(own, given, constants)
+            expected = inferred(calls[0], given)
         except Exception as error:
             if given is inputs:
                 raise
@@ -71,7 +80,7 @@ def _check(
             continue
         if not all(map(torch.equal, given, kept)):
             raise Refused("check", "it changes its input in place")
-        _compare(expected, _infer(runs[1][0], given, constants))
+        _compare(expected, inferred(calls[1], given))
         if not all(map(torch.equal, given, kept)):
             raise Refused("check", "the op would change its input in place")
     statistics = [[*run.buffers()] for run, _ in runs]
@@ -85,40 +94,13 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=formats[x.dim()]) if x.dim() in formats else x
 
 
-def _infer(run: nn.Module, inputs: list[Tensor], constants: Any) -> tuple[Any, list[Tensor | None]]:
-    torch.manual_seed(7)
-    with torch.no_grad():
-        return run(*inputs, **constants), []
+def _call(module: nn.Module, constants: dict[str, Any], *inputs: Tensor) -> Any:
+    return module(*inputs, **constants)
 
 
-def _step(run: nn.Module, inputs: list[Tensor], constants: Any) -> tuple[Any, list[Tensor | None]]:
-    torch.manual_seed(7)
-    given = [x.clone().requires_grad_() for x in inputs]
-    y = run(*[x * 1 for x in given], **constants)
-    wanted = [*given, *(parameter for parameter in run.parameters() if parameter.requires_grad)]
-    tensors = [tensor for tensor in torch.utils._pytree.tree_leaves(y) if isinstance(tensor, Tensor)]
-    loss = sum((tensor.square().sum() for tensor in tensors if tensor.requires_grad), torch.zeros(()))
-    return y, list(torch.autograd.grad(loss, wanted, allow_unused=True)) if loss.requires_grad else []
-
-
-def _compare(own: tuple[Any, list[Tensor | None]], other: tuple[Any, list[Tensor | None]]) -> None:
-    leaves = [torch.utils._pytree.tree_flatten(y) for y in (own[0], other[0])]
-    if leaves[0][1] != leaves[1][1]:
-        raise Refused("check", "the op's results differ from its own")
-    for a, b in zip(leaves[0][0], leaves[1][0], strict=True):
-        if isinstance(a, Tensor):
-            same = largest_difference(a, b) <= VALUE_TOLERANCE and a.stride() == b.stride()
-        else:
-            same = a == b
-        if not same:
-            raise Refused("check", "the op's numbers differ from its own")
-    if len(own[1]) != len(other[1]):
-        raise Refused("check", "the op's gradients differ from its own")
-    for a, b in zip(own[1], other[1], strict=True):
-        if a is None and b is None:
-            continue
-        if a is None or b is None or not largest_difference(a, b) <= GRADIENT_TOLERANCE:
-            raise Refused("check", "the op's gradients differ from its own")
+def _compare(own: Results, other: Results) -> None:
+    if differs := difference(own, other, layout=True):
+        raise Refused("check", f"the op's {differs} differ from its own")
 
 
 def _state(module: nn.Module) -> list[object]:
