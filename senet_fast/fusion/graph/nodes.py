@@ -15,6 +15,11 @@ def attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
+def is_made_by_trace(module: nn.Module, name: str) -> bool:
+    """Whether tracing put this attribute there, for a tensor that the forward makes."""
+    return name.startswith("_tensor_constant") and not isinstance(module, fx.GraphModule)
+
+
 def ancestors(target: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
     """``target`` and all that it is computed from, not past the nodes of ``stop``, which are left out."""
     found: set[fx.Node] = set()
@@ -69,6 +74,10 @@ def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = 
 
 
 def region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
-    """What lies between x and y, y included, in the order of the graph."""
+    """What lies between x and y, y included, in the order of the graph; with what is made of constants for it alone."""
     inside = ancestors(y) & descendants(x)
+    for node in reversed(y.graph.nodes):
+        alone = node.users and node.op not in ("placeholder", "get_attr") and inside.issuperset(node.users)
+        if alone and all(n.op != "placeholder" for n in ancestors(node)):
+            inside.add(node)
     return [node for node in y.graph.nodes if node in inside]

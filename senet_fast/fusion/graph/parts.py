@@ -17,7 +17,13 @@ MAX_INLINED = 64  # modules below a child that is traced through
 def is_quantized(module: nn.Module) -> bool:
     """Whether this is one of torch's modules with packed weights."""
     where = type(module).__module__
-    return where.startswith("torch.ao.nn.") and ".quantized." in where
+    return where.startswith("torch.ao.nn.") and ".quantized." in where and not is_plain_arithmetic(module)
+
+
+def is_plain_arithmetic(module: nn.Module) -> bool:
+    """Whether it is what quantizable networks add and multiply with, not prepared for quantization."""
+    observer = getattr(module, "activation_post_process", None)
+    return type(module).__name__ in ("FloatFunctional", "FXFloatFunctional") and type(observer) is nn.Identity
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -36,10 +42,12 @@ def layer_sizes(module: Any) -> tuple[int, int] | None:
 
 
 def may_hold_layers(module: nn.Module) -> bool:
-    """Whether it may hold a part of an excitation: it has layers and norms, and no tensors of its own."""
+    """Whether it may hold a part of an excitation: it has layers and norms, and no tensors of its own but a bias."""
     for count, part in enumerate(module.modules()):
-        own = any(True for _ in part.parameters(recurse=False)) or any(True for _ in part.buffers(recurse=False))
-        if count > MAX_INLINED or (own and not is_layer(part) and not isinstance(part, (_BatchNorm, nn.LayerNorm))):
+        own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        of_layer = is_layer(part) or isinstance(part, (_BatchNorm, nn.LayerNorm))
+        bias = len(own) == 1 and own[0].numel() == max(own[0].shape, default=0)
+        if count > MAX_INLINED or not (of_layer or bias or not own):
             return False
     return True
 
@@ -52,7 +60,8 @@ def check_plain(module: nn.Module, path: str) -> None:
         raise Refused("call", f"{path} has a forward of its own instance", near=True)
     if is_quantized(module):
         raise Refused("call", f"{path} is quantized", near=True)
-    if getattr(module, "qconfig", None) is not None or "torch.ao." in type(module).__module__:
+    of_quantization = "torch.ao." in type(module).__module__ and not is_plain_arithmetic(module)
+    if getattr(module, "qconfig", None) is not None or of_quantization:
         raise Refused("call", f"{path} is prepared for quantization", near=True)
 
 

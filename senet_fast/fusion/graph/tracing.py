@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
 from senet_fast.fusion.graph.parts import may_hold_layers
 from senet_fast.fusion.graph.refusal import Refused
 
@@ -179,6 +179,8 @@ def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[st
             except Exception as error:  # anything that somebody's forward does with a proxy
                 what = f"{type(error).__name__}: {str(error).partition('.')[0]}"
                 raise Refused("trace", f"cannot be traced ({what})") from error
+    if any(node.op == "get_attr" and is_made_by_trace(module, str(node.target)) for node in graphs[0].nodes):
+        raise Refused("trace", "it makes a tensor of its own")
     if str(graphs[0]) != str(graphs[1]):
         raise Refused("trace", "depends on autocast or the grad mode")
     return graphs[0]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.graph.functions import operands
 from senet_fast.fusion.graph.nodes import attribute, writes
 from senet_fast.fusion.graph.parts import check_plain
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox, copied_or_refused
 from senet_fast.fusion.graph.sizes import Number, hint, others
+from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import stage_of
 from senet_fast.fusion.recognise.match import Match
@@ -109,9 +109,11 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
     def parts(nodes: tuple[fx.Node, ...], activation: str) -> tuple[Part, ...]:
         made: list[Part] = []
         for node in nodes:
+            pair = operands(module, node, "add")
             if node.op == "call_module":
-                made.append((get(str(node.target)), _kind(module, str(node.target))))
-            elif operands(node, "add") is not None:
+                place = () if pair is None else (int(site.epilogue is not None and pair[0] is site.epilogue.residual),)
+                made.append((get(str(node.target)), _kind(module, str(node.target)), *place))
+            elif pair is not None:
                 made.append(ADD_IN_PLACE if writes(node) else ADD)
             elif (stage := stage_of(module, node)) is not None and isinstance(norm := stage.part, Norm):
                 paths = (norm.mean, norm.var, norm.weight, norm.bias)

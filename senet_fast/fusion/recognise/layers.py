@@ -8,10 +8,11 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.graph.functions import arguments_of, kind_of, transposed
-from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.functions import kind_of, transposed
+from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
 from senet_fast.fusion.graph.parts import is_quantized, layer_sizes
 from senet_fast.fusion.graph.refusal import Refused
+from senet_fast.fusion.recognise.arithmetic import added_constant, is_inexact, reading, weights_of
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
 
 
@@ -20,28 +21,31 @@ class Stage(NamedTuple):
 
     node: fx.Node
     input: fx.Node
-    part: "Layer | Norm"
-    kind: str  # "fc", "channel_conv" or "norm"
+    part: "Layer | Norm | Path"
+    kind: str  # "fc", "channel_conv", "norm" or, with the path of what is added, "bias"
     sizes: tuple[int, int]  # in, out
     refused: str = ""  # why the op can not take it
 
 
 def stage_of(module: nn.Module, node: fx.Node) -> Stage | None:
     """What ``node`` does with which weights; None if it has none. Refused for a layer of another kind."""
+    added = added_constant(module, node)
+    if added is not None:
+        size = math.prod(attribute(module, str(added[1])).shape)
+        return Stage(node, added[0], added[1], "bias", (size, size))
     if node.op == "call_module":
         part = attribute(module, str(node.target))
         if is_quantized(part) and (sizes := layer_sizes(part)) is not None and len(node.all_input_nodes) == 1:
             layer = Layer(Path.of(f"{node.target}.weight"), None)
             return Stage(node, node.all_input_nodes[0], layer, "fc", sizes, f"{node.target} is quantized")
-        if not any(True for _ in part.parameters()) and not any(True for _ in part.buffers()):
-            return None
-        return _module_stage(part, str(node.target), node)
-    if transposed(node) or not any(n.op == "get_attr" or transposed(n) for n in node.all_input_nodes):
+        if any(map(is_inexact, (*part.parameters(), *part.buffers()))):
+            return _module_stage(part, str(node.target), node)
+    if transposed(node) or not weights_of(module, node):
         return None
-    reader = READERS.get(kind_of(node))
-    if reader is None:
-        raise Refused("layers", f"{node.name} uses a parameter of its own")
-    return reader(module, node, arguments_of(node))
+    kind, given = reading(module, node)
+    if kind not in READERS:
+        raise Refused("layers", f"{node.name} uses a parameter, buffer or constant of its own")
+    return READERS[kind](module, node, given)
 
 
 def _module_stage(part: nn.Module, path: str, node: fx.Node) -> Stage:
@@ -92,13 +96,16 @@ def _convolution_kind(shape: torch.Size, stride: Any, padding: Any, dilation: An
     return None
 
 
-def _path(node: fx.Node, value: Any) -> Path | None:
+def _path(module: nn.Module, node: fx.Node, value: Any) -> Path | None:
     """Of the attribute that an argument of ``node`` is."""
     if value is None:
         return None
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         raise Refused("layers", f"{node.name} computes its weights")
-    return Path.of(str(value.target))
+    path = Path.of(str(value.target))
+    if is_made_by_trace(module, path[-1]):
+        raise Refused("layers", f"{node.name} computes its weights from a constant", near=True)
+    return path
 
 
 def _source(node: fx.Node, given: dict[str, Any]) -> fx.Node:
@@ -110,7 +117,7 @@ def _source(node: fx.Node, given: dict[str, Any]) -> fx.Node:
 
 def _layer(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
     """A functional linear layer or convolution."""
-    weight, bias = _path(node, given.get("weight")), _path(node, given.get("bias"))
+    weight, bias = _path(module, node, given.get("weight")), _path(module, node, given.get("bias"))
     if weight is None or given.get("transposed"):
         raise Refused("layers", f"{node.name} has no plain weight")
     shape = attribute(module, str(weight)).shape
@@ -126,10 +133,10 @@ def _layer(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
 def _product(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
     """A matrix product with a weight, which may be transposed in front of it."""
     original = transposed(given.get("weight"))
-    weight = _path(node, original or given.get("weight"))
+    weight = _path(module, node, original or given.get("weight"))
     if weight is None or len(shape := attribute(module, str(weight)).shape) != 2:
         raise Refused("layers", f"{node.name} is no layer of an excitation")
-    layer = Layer(weight, _path(node, given.get("bias")), transposed=original is None)
+    layer = Layer(weight, _path(module, node, given.get("bias")), transposed=original is None)
     sizes = (shape[0], shape[1]) if layer.transposed else (shape[1], shape[0])
     return Stage(node, _source(node, given), layer, "fc", sizes)
 
@@ -137,10 +144,10 @@ def _product(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
 def _batch_norm(module: nn.Module, node: fx.Node, given: dict[str, Any]) -> Stage:
     if given.get("training"):
         raise Refused("layers", f"{node.name} normalises by the batch", near=True)
-    mean, var = _path(node, given.get("running_mean")), _path(node, given.get("running_var"))
+    mean, var = _path(module, node, given.get("running_mean")), _path(module, node, given.get("running_var"))
     if mean is None or var is None:
         raise Refused("layers", f"{node.name} keeps no running statistics", near=True)
-    weight, bias = _path(node, given.get("weight")), _path(node, given.get("bias"))
+    weight, bias = _path(module, node, given.get("weight")), _path(module, node, given.get("bias"))
     norm = Norm(mean.parent, mean, var, weight, bias, given.get("eps", 1e-5))
     size = attribute(module, str(mean)).shape[0]
     return Stage(node, _source(node, given), norm, "norm", (size, size))

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.functions import operands
-from senet_fast.fusion.graph.nodes import ancestors, descendants
+from senet_fast.fusion.graph.nodes import ancestors, attribute, descendants
 from senet_fast.fusion.graph.parts import is_pooling
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
-from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
+from senet_fast.fusion.recognise.arithmetic import operands
+from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import probe
 
@@ -46,6 +46,21 @@ def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -
         raise
 
 
+def unknown_product(module: nn.Module, node: fx.Node) -> Refused | None:
+    """Why a module that combines x with what is pooled from x is none of a match; None for anything else."""
+    tensors = node.all_input_nodes
+    if node.op != "call_module" or len(tensors) != 2:
+        return None
+    for x, scale in (tensors, tensors[::-1]):
+        between = descendants(x) & ancestors(scale)
+        if any(is_pooling(module, part) for part in between):
+            cls = type(attribute(module, str(node.target))).__name__
+            refused = Refused("arithmetic", f"{node.target} is a {cls}, which does not only multiply", node=node)
+            refused.pools = True
+            return refused
+    return None
+
+
 def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, ordered: list[fx.Node]) -> Match:
     for node in ancestors(scale, {x}):
         if node.op == "get_attr" and ".parametrizations." in str(node.target):
@@ -59,7 +74,7 @@ def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, 
     y = product
     users = list(product.users)
     alone = len(users) == 1 and not found.add_one
-    if alone and operands(users[0], "add") in ((x, product), (product, x)):  # x + x * gate
+    if alone and operands(module, users[0], "add") in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
     paths = [str(node.target) for node in ordered if node.op == "call_module"]
     return Match(x, product, y, found, tuple(paths))
@@ -160,7 +175,7 @@ def _explain(
     pieces = []
     targets = [*(stage.input for stage in stages[1:]), scale]
     for stage, target in zip(stages, targets, strict=True):
-        size = K if stage.kind == "channel_conv" else stage.sizes[1]
+        size = K if stages[0].kind == "channel_conv" else stage.sizes[1]
         found = [probe(piece(stage.node, target, size, of_x), B * size) for of_x in range(2)]
         if found[0] is None or found[0] != found[1]:
             what = "gate" if target is scale else "activation"
@@ -186,10 +201,10 @@ def _check_layers(module: nn.Module, stages: list[Stage], K: int) -> None:
         for path in (stage.part.weight, stage.part.bias) if isinstance(stage.part, Layer) else ():
             if path is not None:
                 check_parameter(path.tensor(module), str(path))
-    layers = [stage for stage in stages if stage.kind != "norm"]
+    layers = [stage for stage in stages if isinstance(stage.part, Layer)]
     if len(layers) > 2 or (len(layers) == 2 and any(layer.kind != "fc" for layer in layers)):
         raise Refused("layers", f"it has {len(layers)} layers", near=True)
-    if layers[0].kind == "channel_conv" and len(stages) > 1:
+    if layers[0].kind == "channel_conv" and any(stage.kind == "norm" for stage in stages):
         raise Refused("layers", "it has a norm beside a convolution over channels", near=True)
     if layers[0].kind == "fc" and layers[-1].sizes[1] != K:
         raise Refused("layers", f"its last layer has {layers[-1].sizes[1]} outputs for {K} channels", near=True)
@@ -211,6 +226,11 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
                 else:
                     activations.append(spec)
             pending = None
+        elif isinstance(stage.part, Path):
+            apart = layers[-1].bias is None and layers[-1].after is None and len(activations) < len(layers)
+            if spec != "identity" or not apart or stage.sizes[0] != stages[i - 1].sizes[1]:
+                raise Refused("bias", f"{stage.part} is added where no layer without a bias is in front", near=True)
+            layers[-1] = replace(layers[-1], bias=stage.part, bias_apart=True)
         elif spec == "identity" and layers[-1].after is None and len(activations) < len(layers):
             layers[-1] = replace(layers[-1], after=stage.part)
         elif pending is None and len(activations) < len(layers) and i + 1 < len(stages):

@@ -9,10 +9,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.graph.functions import KEEPS_INPUT, NEW, kind_of, operands
+from senet_fast.fusion.graph.functions import KEEPS_INPUT, NEW, kind_of
 from senet_fast.fusion.graph.nodes import attribute, readers, writes
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import stage_of
 from senet_fast.fusion.recognise.probing import probe
@@ -91,7 +92,7 @@ def epilogue_of(module: nn.Module, y: fx.Node, rank: int, training: bool) -> Epi
     node = y
     while len(node.users) == 1 and activation == "identity":
         (user,) = node.users
-        pair = operands(user, "add")
+        pair = operands(module, user, "add")
         if pair is not None:
             other = pair[1] if pair[0] is node else pair[0]
             if residual is not None or other is node or (writes(user) and pair[0] is not node):

@@ -17,7 +17,8 @@ from senet_fast.se.activations import apply
 from senet_fast.se.guards import has_plain_tensors, hooks_of_all_modules, is_untouched
 from senet_fast.se.ops import fold_norm
 
-# (child, name of its class), (mean, var, weight, bias, eps) of a norm, the spec of an activation, or an addition.
+# (child, name of its class), for an addition with the place of y in its arguments; (mean, var, weight, bias, eps) of a
+# norm; the spec of an activation; or an addition.
 Part = Any
 ADD, ADD_IN_PLACE = "add", "add_"
 
@@ -57,7 +58,7 @@ class _GraphStep(Step):
         self.before = _Pieces(before, training=False) if before else None
         self.after = _Pieces(after) if after else None
         self.pre_activation, self.post_activation = pre_activation, post_activation
-        self.residual = any(part in (ADD, ADD_IN_PLACE) for part in after)
+        self.residual = any(part in (ADD, ADD_IN_PLACE) or _adds(part) for part in after)
         self.fresh = None if makers is None else _Pieces(makers)
 
     def applies(self, module: None, x: Any) -> bool:
@@ -89,7 +90,7 @@ class _Pieces:
         for part in self.parts:
             if isinstance(part, str) or not isinstance(part[0], nn.Module):
                 continue
-            child, kind = part
+            child, kind = part[:2]
             if type(child).__name__ != kind or not is_untouched(child, type(child), compiling):
                 return False
             if not has_plain_tensors(child) or (child.training and not self.training):
@@ -102,6 +103,10 @@ class _Pieces:
         return x
 
 
+def _adds(part: Part) -> bool:
+    return len(part) == 3 and isinstance(part[0], nn.Module)
+
+
 def _run(part: Part, x: Any, residual: Any) -> Any:
     if part == ADD:
         return x + residual
@@ -109,6 +114,8 @@ def _run(part: Part, x: Any, residual: Any) -> Any:
         return x.add_(residual)
     if isinstance(part, str):
         return apply(part, x)
+    if _adds(part):
+        return part[0](residual, x) if part[2] else part[0](x, residual)
     if isinstance(part[0], nn.Module):
         return part[0](x)
     mean, var, weight, bias, eps = part

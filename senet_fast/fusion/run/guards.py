@@ -45,7 +45,9 @@ class Op:
         self.norms = tuple({norm.module for norm in excitation.norms})
         self.direct = excitation.is_plain
         self.tensors = tuple(path for layer in excitation.layers for path in (layer.weight, layer.bias))
-        self.own_tensors = [path for path in self.tensors if path is not None and len(path) == 1]  # of no part
+        parts_known = {path for path, _ in self.parts.known}
+        apart = {layer.bias for layer in excitation.layers if layer.bias_apart}
+        self.own_tensors = [p for p in self.tensors if p is not None and (p in apart or p.parent not in parts_known)]
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         """Whether it computes what the module would."""
@@ -58,9 +60,11 @@ class Op:
             return False
         if not self.parts.plain(module):
             return False
-        if not all(is_plain(path.tensor(module)) for path in self.own_tensors):
-            return False
         weight = self.tensors[0].tensor(module)  # type: ignore[union-attr]
+        for path in self.own_tensors:  # of no part, or of another than the weight
+            own = path.tensor(module)
+            if not is_plain(own) or own.dtype != weight.dtype or own.device != weight.device:  # type: ignore[union-attr]
+                return False
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):  # type: ignore[union-attr]
             return False  # the original may promote x, or refuse it
         return all(not path.submodule(module).training for path in self.norms)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.functions import operands
+from senet_fast.fusion.graph.functions import quantized_operands
 from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
+from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Excitation, Path
-from senet_fast.fusion.recognise.match import Match, candidate
+from senet_fast.fusion.recognise.match import Match, candidate, unknown_product
 from senet_fast.fusion.verify.comparison import difference, differentiated, shape_to_try
 
 
@@ -18,7 +19,9 @@ def find(module: nn.Module, graph: fx.Graph) -> tuple[list[Match], list[Refused]
     """Excitations in a graph of ``module``, and the near misses; what is none is noted."""
     matches, refused = [], []
     for node in graph.nodes:
-        pair = operands(node, "multiply") or operands(node, "quantized", more=True)  # the latter to say that it is left
+        pair = operands(module, node, "multiply") or quantized_operands(node)  # the latter to say that it is left
+        if pair is None and (unknown := unknown_product(module, node)) is not None:
+            note(unknown)
         for x, scale in (pair, pair[::-1]) if pair is not None else ():
             try:
                 match = candidate(module, node, x, scale)
