@@ -1,4 +1,4 @@
-"""Nothing is refused in silence: report, log and command tell what was looked at and why it is left."""
+"""Nothing is refused in silence: the report, the log and the command tell what was looked at and why it is left."""
 
 import logging
 

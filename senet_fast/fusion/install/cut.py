@@ -16,7 +16,7 @@ from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.tracing import trace_exactly
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.match import Match
-from senet_fast.fusion.recognise.site import Site, add_neighbours, written_out
+from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only, written_out
 from senet_fast.fusion.run.forwards import BlockForward, Variant
 from senet_fast.fusion.run.guards import Op, Parts
 from senet_fast.fusion.run.steps import Code, ModuleStep, Piece
@@ -99,7 +99,8 @@ def _sites(
         try:
             for path in match.modules:
                 check_plain(attribute(module, path), path)
-            site = written_out(module, match)
+            check_reads_only(module, match)
+            site = written_out(match)
             for node in site.block[:-1]:
                 if not asks_for_size(node) and any(user not in site.block for user in node.users):
                     raise Refused("cut", f"{node.name} is used beside it", node=node)

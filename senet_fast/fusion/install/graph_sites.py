@@ -19,7 +19,7 @@ from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import stage_of
 from senet_fast.fusion.recognise.match import Match
-from senet_fast.fusion.recognise.site import Site, add_neighbours, written_out
+from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only, written_out
 from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, Part, excite
 from senet_fast.fusion.verify.comparison import difference, differentiated, inferred, shape_to_try
 from senet_fast.fusion.verify.matches import find, holds_in_training, verified
@@ -33,7 +33,7 @@ def site_of(
     ``module``: with its hooks, which its copy, whose graph the match is of, has not. ``numbers``: for the graph's
     symbols, beside what they were.
     """
-    bare = written_out(copied, match)
+    bare = written_out(match)
     site = replace(bare)
     add_neighbours(copied, site, training=True, prologue=True, free=lambda nodes: _free(module, nodes, taken))
     if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
@@ -179,7 +179,7 @@ def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number],
         raise Refused("rewrite", "it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Refused("rewrite", "its gated axis depends on the number of axes")
-    written_out(module, match)
+    check_reads_only(module, match)
     for number in numbers:
         if verified(module, match.x, match.y, excitation, number) != excitation:
             raise Refused("rewrite", "it is one only for the sizes that it was exported with")

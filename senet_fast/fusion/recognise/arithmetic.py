@@ -118,8 +118,10 @@ def _only_reshapes(module: nn.Module, tensor: fx.Node, made: fx.Node) -> bool:
 
 def _own_bias(part: nn.Module) -> str:
     """The name of the one tensor of a module that adds it to its input, and does nothing else; "" for others."""
+    if type(part).__module__.startswith("torch.nn.") or part._modules:
+        return ""
     names = [name for name, tensor in (*part.named_parameters(), *part.named_buffers()) if tensor.is_floating_point()]
-    if type(part).__module__.startswith("torch.nn.") or len(names) != 1 or "." in names[0] or [*part.children()]:
+    if len(names) != 1:
         return ""
     copied = light_copy(part)
     tensor = getattr(copied, names[0])

@@ -54,13 +54,17 @@ class Site:
         return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
 
 
-def written_out(module: nn.Module, match: Match) -> Site:
-    """``match`` as a site. Refused where something else sees what it is made of, or it writes to its own input."""
+def written_out(match: Match) -> Site:
+    """``match`` as a site."""
+    return Site(match.x, match.y, region(match.x, match.y), match.excitation, Path())
+
+
+def check_reads_only(module: nn.Module, match: Match) -> None:
+    """Refused where the excitation, or something beside it, writes to x."""
     if any(writes(node) for node in (match.product, match.y)):
         raise Refused("site", "it changes its input in place", node=match.y)
     if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
         raise Refused("site", "x is changed in place beside it", node=match.x)
-    return Site(match.x, match.y, region(match.x, match.y), match.excitation, Path())
 
 
 def add_neighbours(module: nn.Module, site: Site, training: bool, prologue: bool, free: Callable[..., bool]) -> None:
