@@ -3,7 +3,6 @@
 The graph of the module's own forward is cut at each excitation; the rest stays as it is and calls the same children.
 """
 
-import contextlib
 import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import asks_for_size, attribute, region
 from senet_fast.fusion.graph.parts import check_plain
-from senet_fast.fusion.graph.refusal import Refused
+from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.tracing import trace_exactly
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.match import Match
@@ -38,42 +37,71 @@ def variant_of(
     ``module``: a copy, in this mode. ``plans``: of the children that are fused blocks, by their path; ``opaque``: paths
     of children that are not looked into; ``inlined``: of those that must be. Raises Refused.
     """
-    opaque = {*plans, *opaque}
-    blocked: set[str] = set()
-    opened: set[str] = set()
     try:
-        graph = trace_exactly(module, inlined, constants)
-    except Refused:  # code with a backward of its own
+        cut = _Cut(module, plans, training, constants, inlined)
+    except Refused as reason:  # code with a backward of its own
+        note(reason)
         inlined = {path for path in inlined if next(attribute(module, path).parameters(), None) is not None}
-        graph = trace_exactly(module, inlined, constants)
-    sites, reasons = _sites(module, graph, plans, training)
-    while not training and len(inlined) < MAX_INLINED:  # look into what stands in front
-        more = {path for site in sites if (path := _maker_to_open(module, site.x, opaque)) is not None} - blocked
-        if not more:
-            break
-        try:
-            graph = trace_exactly(module, {*inlined, *more}, constants)
-        except Refused:
-            blocked |= more
-            continue
-        inlined, opened = inlined | more, opened | more
-        sites, reasons = _sites(module, graph, plans, training)
-    opened -= {path for site in sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
-    if opened:  # only to see who made x: their calls cost less than what is in them, written out
-        with contextlib.suppress(Refused):
-            closed = trace_exactly(module, inlined - opened, constants)
-            again, _ = _sites(module, closed, plans, training)
-            if [site.owner for site in again] == [site.owner for site in sites]:
-                for site, seen in zip(again, sites, strict=True):
-                    if site.prologue is None and seen.prologue is None:  # of the same tensor
-                        site.maker = seen.maker
-                graph, sites = closed, again
-    for path in inlined:
+        cut = _Cut(module, plans, training, constants, inlined)
+    if not training:
+        cut = cut.with_makers({*plans, *opaque})
+    for path in cut.inlined:
         check_plain(attribute(module, path), path)
-    if not any(site.pays for site in sites):
-        return None, [], reasons
-    sites = [site for site in sites if site.pays]
-    return _variant(module, graph, sites, plans, inlined), sites, reasons
+    cut.sites = [site for site in cut.sites if site.pays]
+    return cut.variant() if cut.sites else None, cut.sites, cut.reasons
+
+
+class _Cut:
+    """The graph of a forward with the children at ``inlined`` written out, and its excitations. Raises Refused."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plans: Mapping[str, BlockForward],
+        training: bool,
+        constants: dict[str, Any],
+        inlined: set[str],
+    ) -> None:
+        self.module, self.plans, self.training, self.constants = module, plans, training, constants
+        self.inlined = inlined
+        self.graph = trace_exactly(module, inlined, constants)
+        self.sites, self.reasons = _sites(module, self.graph, plans, training)
+
+    def _with(self, inlined: set[str]) -> "_Cut | None":
+        """The same with other children written out; None where these can not be traced."""
+        try:
+            return _Cut(self.module, self.plans, self.training, self.constants, inlined)
+        except Refused as reason:
+            note(reason)
+            return None
+
+    def with_makers(self, opaque: set[str]) -> "_Cut":
+        """With what stands in front of the excitations looked into, to see what makes x; nothing at ``opaque``."""
+        cut, blocked = self, set(opaque)
+        while len(cut.inlined) < MAX_INLINED:
+            more = {path for site in cut.sites if (path := _maker_to_open(cut.module, site.x, blocked)) is not None}
+            if not more:
+                break
+            opened = cut._with(cut.inlined | more)
+            blocked |= more
+            cut = opened or cut
+        used = {path for site in cut.sites if site.prologue is not None for path in _inside(site.prologue.nodes)}
+        return cut._closed(cut.inlined - self.inlined - used)
+
+    def _closed(self, opened: set[str]) -> "_Cut":
+        """With calls where nothing but who made x was seen: these cost less than what is in them, written out."""
+        closed = self._with(self.inlined - opened) if opened else None
+        if closed is None or [site.owner for site in closed.sites] != [site.owner for site in self.sites]:
+            return self
+        for site, seen in zip(closed.sites, self.sites, strict=True):
+            if site.prologue is None and seen.prologue is None:  # of the same tensor
+                site.maker = seen.maker
+        closed.reasons = self.reasons
+        closed.inlined = self.inlined  # asked for at each call: what got a hook must not see its result overwritten
+        return closed
+
+    def variant(self) -> Variant:
+        return _variant(self.module, self.graph, self.sites, self.plans, self.inlined)
 
 
 def containers(match: Match) -> set[str]:

@@ -5,8 +5,8 @@ is found out by running them (:mod:`senet_fast.fusion.probe`), so that how someb
 activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.recognise.layers import Stage, stage_of
-from senet_fast.fusion.recognise.probing import probe
+from senet_fast.fusion.recognise.probing import Probed, probe
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) 
         for shape, dim in _shapes(sandbox, x, stages[0]):
             try:
                 with torch.no_grad():
-                    excitation = _explain(sandbox, x, scale, stages, shape, dim)
+                    excitation = _explain(_Trial(sandbox, x, scale, shape, dim), stages)
             except Refused as reason:
                 if reason.near > refused.near or not told:
                     refused, told = reason, True
@@ -134,61 +134,70 @@ def _search(module: nn.Module, x: fx.Node, scale: fx.Node, stages: list[Stage]) 
     raise refused
 
 
-def _explain(
-    sandbox: Sandbox, x: fx.Node, scale: fx.Node, stages: list[Stage], shape: tuple[int, ...], dim: int
-) -> Excitation:
-    """The excitation that ``scale`` is of an x of this ``shape``; Refused if it is none."""
-    B, K = shape[0], shape[dim]
-    others = [d for d in range(1, len(shape)) if d != dim]
-    values = [sandbox.random(shape)]
-    squeezed = sandbox.run(stages[0].input, {x: values[0].clone()})
-    if not isinstance(squeezed, Tensor) or squeezed.numel() != B * K:
-        raise Refused("squeeze", "no squeeze: its first layer sees more than one value a channel")
-    mean = values[0].mean(others)
-    if not torch.allclose(squeezed.reshape(B, K).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
-        raise Refused("squeeze", "its squeeze is not the mean", near=True)
-    _check_layers(sandbox.module, stages, K)
-    values.append(sandbox.random(shape))
+class _Trial:
+    """An x of one shape, with another of the same shape, and what the graph makes of them."""
 
-    def piece(source: fx.Node, target: fx.Node, size: int, of_x: int) -> Any:
-        """The function from the value of ``source`` to that of ``target``, on flat tensors; x's own must not matter."""
-        like = sandbox.run(source, {x: values[0].clone()})
-        if not isinstance(like, Tensor) or like.numel() != B * size:
+    def __init__(self, sandbox: Sandbox, x: fx.Node, scale: fx.Node, shape: tuple[int, ...], dim: int) -> None:
+        self.sandbox, self.x, self.scale, self.shape, self.dim = sandbox, x, scale, shape, dim
+        self.values = [sandbox.random(shape) for _ in range(2)]
+        self.batch, self.channels = shape[0], shape[dim]
+
+    def check_squeeze(self, squeezed: fx.Node) -> None:
+        """Refused unless ``squeezed`` is the mean of x over all places."""
+        value = self.sandbox.run(squeezed, {self.x: self.values[0].clone()})
+        if not isinstance(value, Tensor) or value.numel() != self.batch * self.channels:
+            raise Refused("squeeze", "no squeeze: its first layer sees more than one value a channel")
+        mean = self.values[0].mean([d for d in range(1, len(self.shape)) if d != self.dim])
+        if not torch.allclose(value.reshape(mean.shape).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
+            raise Refused("squeeze", "its squeeze is not the mean", near=True)
+
+    def probed(self, source: fx.Node, target: fx.Node, size: int) -> Probed:
+        """The activation from ``source``, with ``size`` elements an image, to ``target``; x itself must not matter."""
+        first, second = (probe(self._piece(source, target, size, x), self.batch * size) for x in self.values)
+        if first is None or first != second:
+            what = "gate" if target is self.scale else "activation"
+            raise Refused(what, f"its {what} is none that the op has", near=True)
+        return first
+
+    def _piece(self, source: fx.Node, target: fx.Node, size: int, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function from the value of ``source`` to that of ``target``, on flat tensors."""
+        like = self.sandbox.run(source, {self.x: self.values[0].clone()})
+        if not isinstance(like, Tensor) or like.numel() != self.batch * size:
             raise Refused("values", f"{source.name} has an unexpected shape", near=True)
 
         def run(z: Tensor) -> Tensor:
-            given = values[of_x].clone()
-            out = sandbox.run(target, {x: given, source: z.reshape(like.shape).to(like.dtype)})
-            if target is scale:
-                out = torch.as_tensor(out).expand(shape)
-                out = out.movedim(dim, 1).flatten(2)
+            out = self.sandbox.run(target, {self.x: x.clone(), source: z.reshape(like.shape).to(like.dtype)})
+            if target is self.scale:
+                out = torch.as_tensor(out).expand(self.shape).movedim(self.dim, 1).flatten(2)
                 if not torch.equal(out, out[..., :1].expand_as(out)):
                     raise Refused("gate", "its gate differs from place to place", near=True)
                 out = out[..., 0]
-            if out.numel() != B * size:
+            if out.numel() != self.batch * size:
                 raise Refused("values", f"{target.name} has an unexpected shape", near=True)
-            flat: Tensor = out.reshape(-1)
-            return flat
+            return out.reshape(-1)  # type: ignore[no-any-return]
 
         return run
 
-    pieces = []
-    targets = [*(stage.input for stage in stages[1:]), scale]
-    for stage, target in zip(stages, targets, strict=True):
-        size = K if stages[0].kind == "channel_conv" else stage.sizes[1]
-        found = [probe(piece(stage.node, target, size, of_x), B * size) for of_x in range(2)]
-        if found[0] is None or found[0] != found[1]:
-            what = "gate" if target is scale else "activation"
-            raise Refused(what, f"its {what} is none that the op has", near=True)
-        pieces.append(found[0])
-    if any(p.add_one for p in pieces[:-1]):
+
+def _explain(trial: _Trial, stages: list[Stage]) -> Excitation:
+    """The excitation that the scale is of x; Refused if it is none."""
+    K = trial.channels
+    trial.check_squeeze(stages[0].input)
+    _check_layers(trial.sandbox.module, stages, K)
+    over_channels = stages[0].kind == "channel_conv"
+    targets = [*(stage.input for stage in stages[1:]), trial.scale]
+    pieces = [
+        trial.probed(stage.node, target, K if over_channels else stage.sizes[1])
+        for stage, target in zip(stages, targets, strict=True)
+    ]
+    if any(piece.add_one for piece in pieces[:-1]):
         raise Refused("activation", "its activation is none that the op has", near=True)
-    layers, activations = _folded(stages, [p.spec for p in pieces[:-1]])
-    kind = "channel_conv" if stages[0].kind == "channel_conv" else ("one_fc", "two_fc")[len(layers) - 1]
+    layers, activations = _folded(stages, [piece.spec for piece in pieces[:-1]])
+    kind = "channel_conv" if over_channels else ("one_fc", "two_fc")[len(layers) - 1]
     return Excitation(
         *(kind, tuple(layers), activations[0] if activations else "identity", pieces[-1].spec, pieces[-1].add_one),
-        dims=((len(shape), dim),),
-        channels=None if kind == "channel_conv" else K,
+        dims=((len(trial.shape), trial.dim),),
+        channels=None if over_channels else K,
         hidden=stages[0].sizes[1] if kind == "two_fc" else None,
     )
 
