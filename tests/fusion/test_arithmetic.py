@@ -1,14 +1,34 @@
 """fuse() where modules add and multiply, and where a bias stands apart from its layer."""
 
 import copy
+import operator
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from arithmetic import CONV, NEAR, STYLES, Apart, Modules, Operation, X, graph_of
+from arithmetic import (
+    CONV,
+    NEAR,
+    STYLES,
+    Apart,
+    CheckedMul,
+    HardSigmoid,
+    Modules,
+    Mul,
+    Operation,
+    Pool,
+    X,
+    graph_of,
+)
 from fusion_testing import assert_same, assert_same_at_inference, counts_calls, randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
-from zoo import C
+from zoo import C, R
 
+from senet_fast import compile_pass
 from senet_fast.fusion import fuse, unfuse
 
 
@@ -53,6 +73,74 @@ def test_near_misses_are_left_and_reported(name: str) -> None:
     assert told == reasons
     x = inputs()
     assert torch.equal(plain(x.clone()), left(x.clone()))
+
+
+class Drawn(nn.Module):
+    """Every step by a module or a function, layers of any kind, biases in them, behind them, or none."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        super().__init__()
+        self.flat = draw(st.booleans())
+        self.squeeze = draw(st.sampled_from([Pool(), nn.AdaptiveAvgPool2d(1), lambda x: x.mean((2, 3), keepdim=True)]))
+        self.layers = nn.ModuleList([self._layer(draw, C, R), self._layer(draw, R, C)])
+        self.shifts = nn.ParameterList()
+        self.places = []
+        for layer in self.layers:
+            apart = layer.bias is None and draw(st.booleans())
+            n = layer.weight.shape[0]
+            shape = draw(st.sampled_from([(n,), (1, n)] if self.flat else [(n, 1, 1), (1, n, 1, 1)]))
+            self.places.append(draw(st.sampled_from(["behind", "in front"])) if apart else "")
+            self.shifts.append(nn.Parameter(torch.randn(shape)))
+        self.add = draw(st.sampled_from([torch.add, operator.add, Operation(torch.add)]))
+        self.mul = draw(st.sampled_from([torch.mul, operator.mul, Operation(torch.mul), Mul(), CheckedMul()]))
+        self.gate = draw(st.sampled_from([torch.sigmoid, nn.Hardsigmoid(), HardSigmoid(0.2, 0.5)]))
+        self.gate_first = draw(st.booleans()) and not isinstance(self.mul, CheckedMul)
+
+    def _layer(self, draw: Callable[[st.SearchStrategy[Any]], Any], a: int, b: int) -> nn.Module:
+        bias = draw(st.booleans())
+        return nn.Linear(a, b, bias=bias) if self.flat else nn.Conv2d(a, b, 1, bias=bias)
+
+    def shifted(self, z: Tensor, at: int) -> Tensor:
+        z = self.layers[at](z)
+        if not self.places[at]:
+            return z
+        return self.add(z, self.shifts[at]) if self.places[at] == "behind" else self.add(self.shifts[at], z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.squeeze(x)
+        z = self.gate(self.shifted(torch.relu(self.shifted(s.flatten(1) if self.flat else s, 0)), 1))
+        z = z[..., None, None] if self.flat else z
+        return self.mul(z, x) if self.gate_first else self.mul(x, z)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data(), st.booleans())
+def test_random_styles(data: st.DataObject, graph: bool) -> None:
+    plain: nn.Module = randomize(Drawn(data.draw))
+    plain = graph_of(plain) if graph else plain
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
+    assert (len(report.fused), report.skipped) == (1, [])
+    assert_same(plain, fused, inputs())
+    assert counts_calls(lambda: fused(inputs())) == 1
+
+
+@pytest.mark.parametrize("name", ["apart", "operation", "products"])
+def test_in_exports_and_compiled(name: str) -> None:
+    """Other people's tools see the op in the place of what is found, and the pass of the compiler what it may take."""
+    plain = randomize(STYLES[name]()).eval()
+    fused = copy.deepcopy(plain)
+    assert len(fuse(fused).fused) == 1
+    x = inputs()
+    with torch.no_grad():
+        expected = plain(x)
+        exported = torch.export.export(fused, (x,)).module()
+        torch.compiler.reset()
+        compiled = torch.compile(fused, backend="eager")
+        passed = torch.compile(plain, options={"pre_grad_custom_pass": compile_pass})
+        for module in (exported, compiled, passed, pickle.loads(pickle.dumps(fused))):
+            assert torch.allclose(module(x), expected, rtol=1e-4, atol=1e-5)
+        assert counts_calls(lambda: exported(x)) == 1
 
 
 class Host(nn.Module):

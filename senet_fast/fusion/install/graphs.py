@@ -30,12 +30,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
             made = arguments(module, site, lambda node: replaced.get(node, node), get)
             v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
             if value_of(site.x) is None:  # an exported graph has guards of its own
-                ranks = [rank for rank, _ in site.excitation.dims]
-                axes = graph.call_method("dim", (v,))
-                known = [graph.call_function(operator.eq, (axes, rank)) for rank in ranks]
-                any_of = functools.reduce(lambda a, b: graph.call_function(operator.or_, (a, b)), known)
-                message = f"x has another number of axes than {ranks}: unfuse the graph"
-                graph.call_function(torch._assert, (any_of, message))
+                _assert_axes(graph, v, [rank for rank, _ in site.excitation.dims])
             if site.has_neighbours:
                 fused = graph.call_function(excite, (v, *given))
             else:
@@ -52,6 +47,15 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     graph.lint()
     _originals.setdefault(module, module.graph)
     module.graph = graph
+
+
+def _assert_axes(graph: fx.Graph, v: fx.Node, ranks: list[int]) -> None:
+    """The call can not fall back on what it replaced."""
+    axes = graph.call_method("dim", (v,))
+    known = [graph.call_function(operator.eq, (axes, rank)) for rank in ranks]
+    any_of = functools.reduce(lambda a, b: graph.call_function(operator.or_, (a, b)), known)
+    message = f"x has another number of axes than {ranks}: unfuse the graph"
+    graph.call_function(torch._assert, (any_of, message))
 
 
 def restore(module: fx.GraphModule) -> bool:
