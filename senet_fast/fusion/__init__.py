@@ -1,4 +1,15 @@
-"""fuse(model): finds the SE blocks of any model and gives them the fused op. Nothing else of the model changes."""
+"""fuse(model): finds the SE blocks of any model and gives them the fused op. Nothing else of the model changes.
+
+Five rooms, each on those before it: ``graph`` (what forwards compute, as nodes), ``recognise`` (what that is),
+``verify`` (whether the op computes the same), ``run`` (what a fused module does at a call), ``install`` (how it gets
+there).
+
+A *match* is an excitation that was recognised in a graph; a *site* is one with what stands beside it, a *prologue* and
+an *epilogue* that the op can take over. A module that is a block has a :class:`BlockForward`; one with sites in its
+forward a :class:`HostForward` with a *variant* of that forward for each mode and set of constants, in which each site
+is a *step*: it decides at each call what the op takes over, and runs the original code where it would not compute the
+same. Whatever is left says why, as a *refusal*.
+"""
 
 import sys
 import time

@@ -14,7 +14,7 @@ from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
 from senet_fast.fusion.run.forwards import BlockForward, HostForward
-from senet_fast.fusion.run.guards import PLAN
+from senet_fast.fusion.run.guards import FORWARD
 
 
 @dataclass
@@ -31,11 +31,11 @@ class Search:
     before: set[str] = field(default_factory=set)  # fused already
 
     def visit(self, path: str, module: nn.Module) -> None:
-        plan = module.__dict__.get(PLAN)
-        if isinstance(plan, HostForward) and plan.is_stale(module):
+        forward = module.__dict__.get(FORWARD)
+        if isinstance(forward, HostForward) and forward.is_stale(module):
             rewrite.restore(module)
-            plan = None
-        if plan is not None:
+            forward = None
+        if forward is not None:
             self.before.add(path)
             return
         with noted() as refusals:
@@ -53,15 +53,15 @@ class Search:
         known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
         calls = self.calls.recorded.get(path, ())
         found = block(module, known, [call.shapes[0] for call in calls if call.shapes])
-        if found.plan is not None:
-            self.blocks[path] = found.plan
+        if found.forward is not None:
+            self.blocks[path] = found.forward
             return found.reasons
-        plans = self._children(module, below)
-        if not found.parts and not any("." not in p or self._reaches(module, p) for p in plans):
+        forwards = self._children(module, below)
+        if not found.parts and not any("." not in p or self._reaches(module, p) for p in forwards):
             return found.reasons
-        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*plans}
-        enclosed = enclose(module, plans, opaque, found.parts, self.calls.of(path))
-        if enclosed.plan is not None:
+        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*forwards}
+        enclosed = enclose(module, forwards, opaque, found.parts, self.calls.of(path))
+        if enclosed.forward is not None:
             self.hosts[path] = enclosed
             return [*found.reasons, *enclosed.reasons]
         if not found.parts:
@@ -73,14 +73,14 @@ class Search:
 
     def _children(self, module: nn.Module, below: str) -> dict[str, BlockForward]:
         """Plans of the blocks below that no other host has."""
-        plans = {p.removeprefix(below): plan for p, plan in self.blocks.items() if p.startswith(below)}
+        forwards = {p.removeprefix(below): forward for p, forward in self.blocks.items() if p.startswith(below)}
         for p in self.before:
             if p.startswith(below) and p != below[:-1]:
-                plan = self.model.get_submodule(p).__dict__[PLAN]
-                if isinstance(plan, BlockForward):
-                    plans[p.removeprefix(below)] = plan
+                forward = self.model.get_submodule(p).__dict__[FORWARD]
+                if isinstance(forward, BlockForward):
+                    forwards[p.removeprefix(below)] = forward
         hosts = [p.removeprefix(below) + "." for p in (*self.hosts, *self.before) if p.startswith(below)]
-        return {p: plan for p, plan in plans.items() if not any(p.startswith(host) for host in hosts)}
+        return {p: forward for p, forward in forwards.items() if not any(p.startswith(host) for host in hosts)}
 
     @staticmethod
     def _reaches(module: nn.Module, path: str) -> bool:
@@ -100,8 +100,8 @@ class Search:
                     entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *_beside(site)))
                 else:
                     neighbours[".".join(filter(None, (path, str(site.owner))))] = _beside(site)
-        for path, plan in self.blocks.items():
-            entries[path] = [_entry(path, names[path], plan.op.excitation, *neighbours.get(path, ("", "")))]
+        for path, forward in self.blocks.items():
+            entries[path] = [_entry(path, names[path], forward.op.excitation, *neighbours.get(path, ("", "")))]
         for path, sites in self.graphs.items():
             entries[path] = [_entry(path, names[path], site.excitation, *_beside(site)) for site in sites]
         fused = [entry for path in modules for entry in entries.get(path, ())]
@@ -113,11 +113,11 @@ class Search:
 
     def install(self) -> None:
         modules = dict(self.model.named_modules())
-        for path, plan in self.blocks.items():
-            rewrite.install(modules[path], plan)
+        for path, forward in self.blocks.items():
+            rewrite.install(modules[path], forward)
         for path, host in self.hosts.items():
-            assert host.plan is not None
-            rewrite.install(modules[path], host.plan)
+            assert host.forward is not None
+            rewrite.install(modules[path], host.forward)
         for path, sites in self.graphs.items():
             module = modules[path]
             if sites and isinstance(module, fx.GraphModule):

@@ -170,6 +170,19 @@ def test_neighbours_that_are_modules(graph: bool) -> None:
     assert len(seen) == 1  # what got a hook is called
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_multiplication_with_a_hook_is_called(graph: bool) -> None:
+    plain: nn.Module = randomize(Modules(mul=Operation(torch.mul)))
+    plain = graph_of(plain) if graph else plain
+    plain.mul.register_forward_hook(lambda *given: 2 * given[2])
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
+    assert not report.fused
+    assert [entry.reason for entry in report.skipped] == ["mul has hooks"]
+    x = inputs()
+    assert torch.equal(plain(x), fused(x))
+
+
 def test_an_addition_that_gets_the_residual_first() -> None:
     class Swapped(Host):
         def forward(self, x: Tensor) -> Tensor:

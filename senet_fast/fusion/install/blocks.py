@@ -26,9 +26,9 @@ RANKS = (4, 3, 5)
 
 @dataclass
 class Finding:
-    """What a module is: a block with this ``plan``, or one that has excitations as ``parts`` of it."""
+    """What a module is: a block with this ``forward``, or one that has excitations as ``parts`` of it."""
 
-    plan: BlockForward | None = None
+    forward: BlockForward | None = None
     parts: list[Match] = field(default_factory=list)
     reasons: list[Refused] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ def _check_children(module: nn.Module) -> None:
 
 
 def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
-    """For code that no symbol goes through: its graph for x of one shape, and a plan for that shape and any batch."""
+    """For code that no symbol goes through: its graph for x of one shape, and a forward for that and any batch."""
     try:
         parameter = next(module.parameters())
         x = torch.empty((2, *shape[1:]), dtype=parameter.dtype, device=parameter.device)
@@ -123,11 +123,11 @@ def _joined(match: Match, other: Match) -> Match:
 
 
 def _checked(module: nn.Module, excitation: Excitation) -> BlockForward:
-    """The plan, once the module itself, run as a user would, agrees with it."""
-    plan = BlockForward(module, excitation)
+    """The forward, once the module itself, run as a user would, agrees with it."""
+    forward = BlockForward(module, excitation)
     shapes = [[batch, *excitation.shape] for batch in (1, 2, 5)] if excitation.shape is not None else []
     for rank, dim in excitation.dims if not shapes else ():
         shapes.append(shape_to_try(rank, dim, excitation.channels, (2, 9, 5, 7, 3)))
     for training, shape in itertools.product((False, True)[: 2 - excitation.inference_only], shapes):
-        check_swap(module, lambda copied: rewrite.install(copied, plan), [shape], training)
-    return plan
+        check_swap(module, lambda copied: rewrite.install(copied, forward), [shape], training)
+    return forward

@@ -26,7 +26,7 @@ MAX_INLINED = 8  # containers in front of an excitation that are looked into
 
 def variant_of(
     module: nn.Module,
-    plans: Mapping[str, BlockForward],
+    forwards: Mapping[str, BlockForward],
     opaque: set[str],
     inlined: set[str],
     training: bool,
@@ -34,17 +34,17 @@ def variant_of(
 ) -> tuple[Variant | None, list[Site], list[Refused]]:
     """The forward in this mode with its excitations cut out, those, and why others are left.
 
-    ``module``: a copy, in this mode. ``plans``: of the children that are fused blocks, by their path; ``opaque``: paths
-    of children that are not looked into; ``inlined``: of those that must be. Raises Refused.
+    ``module``: a copy, in this mode. ``forwards``: of the children that are fused blocks, by their path; ``opaque``:
+    paths of children that are not looked into; ``inlined``: of those that must be. Raises Refused.
     """
     try:
-        cut = _Cut(module, plans, training, constants, inlined)
+        cut = _Cut(module, forwards, training, constants, inlined)
     except Refused as reason:  # code with a backward of its own
         note(reason)
         inlined = {path for path in inlined if next(attribute(module, path).parameters(), None) is not None}
-        cut = _Cut(module, plans, training, constants, inlined)
+        cut = _Cut(module, forwards, training, constants, inlined)
     if not training:
-        cut = cut.with_makers({*plans, *opaque})
+        cut = cut.with_makers({*forwards, *opaque})
     for path in cut.inlined:
         check_plain(attribute(module, path), path)
     cut.sites = [site for site in cut.sites if site.pays]
@@ -57,20 +57,20 @@ class _Cut:
     def __init__(
         self,
         module: nn.Module,
-        plans: Mapping[str, BlockForward],
+        forwards: Mapping[str, BlockForward],
         training: bool,
         constants: dict[str, Any],
         inlined: set[str],
     ) -> None:
-        self.module, self.plans, self.training, self.constants = module, plans, training, constants
+        self.module, self.forwards, self.training, self.constants = module, forwards, training, constants
         self.inlined = inlined
         self.graph = trace_exactly(module, inlined, constants)
-        self.sites, self.reasons = _sites(module, self.graph, plans, training)
+        self.sites, self.reasons = _sites(module, self.graph, forwards, training)
 
     def _with(self, inlined: set[str]) -> "_Cut | None":
         """The same with other children written out; None where these can not be traced."""
         try:
-            return _Cut(self.module, self.plans, self.training, self.constants, inlined)
+            return _Cut(self.module, self.forwards, self.training, self.constants, inlined)
         except Refused as reason:
             note(reason)
             return None
@@ -101,7 +101,7 @@ class _Cut:
         return closed
 
     def variant(self) -> Variant:
-        return _variant(self.module, self.graph, self.sites, self.plans, self.inlined)
+        return _variant(self.module, self.graph, self.sites, self.forwards, self.inlined)
 
 
 def containers(match: Match) -> set[str]:
@@ -119,7 +119,7 @@ def _inside(nodes: Iterable[fx.Node]) -> set[str]:
 
 
 def _sites(
-    module: nn.Module, graph: fx.Graph, plans: Mapping[str, BlockForward], training: bool
+    module: nn.Module, graph: fx.Graph, forwards: Mapping[str, BlockForward], training: bool
 ) -> tuple[list[Site], list[Refused]]:
     sites = []
     matches, reasons = find(module, graph)
@@ -136,9 +136,9 @@ def _sites(
         except Refused as reason:
             reasons.append(reason)
     for node in graph.nodes:
-        plan = plans.get(str(node.target)) if node.op == "call_module" else None
-        if plan is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
-            sites.append(Site(node.args[0], node, [node], plan.op.excitation, Path.of(str(node.target)), fused=True))
+        forward = forwards.get(str(node.target)) if node.op == "call_module" else None
+        if forward is not None and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
+            sites.append(Site(node.args[0], node, [node], forward.op.excitation, Path.of(str(node.target)), fused=True))
     for site in sites:
         add_neighbours(module, site, training, prologue=not training, free=lambda nodes: True)
     return sites, reasons
@@ -159,7 +159,7 @@ def _maker_to_open(module: nn.Module, node: fx.Node, known: Container[str]) -> s
 
 
 def _variant(
-    module: nn.Module, graph: fx.Graph, sites: list[Site], plans: Mapping[str, BlockForward], inlined: set[str]
+    module: nn.Module, graph: fx.Graph, sites: list[Site], forwards: Mapping[str, BlockForward], inlined: set[str]
 ) -> Variant:
     absorbed: dict[fx.Node, Site] = {}
     for site in sites:
@@ -178,7 +178,7 @@ def _variant(
     built: list[ModuleStep] = []
     for node in graph.nodes:
         if node in lasts:
-            step, others = _step(module, lasts[node], plans)
+            step, others = _step(module, lasts[node], forwards)
             residual = step.residual and lasts[node].epilogue.residual  # type: ignore[union-attr]
             given = [lasts[node].source, residual or None, *others]
             at = made.call_function(operator.getitem, (steps, len(built)))
@@ -191,7 +191,7 @@ def _variant(
     return Variant(Code(made), tuple(built), Parts(module, sorted(inlined), in_mode=True))
 
 
-def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> tuple[ModuleStep, list[fx.Node]]:
+def _step(module: nn.Module, site: Site, forwards: Mapping[str, BlockForward]) -> tuple[ModuleStep, list[fx.Node]]:
     """The step, and the nodes that its block uses beside x."""
     block, others = _cut(module, [site.x], site.block, site.y)
     before = after = None
@@ -202,12 +202,12 @@ def _step(module: nn.Module, site: Site, plans: Mapping[str, BlockForward]) -> t
         inputs = [site.y, *([site.epilogue.residual] if site.epilogue.residual is not None else [])]
         after, used = _cut(module, inputs, list(site.epilogue.nodes), site.epilogue.last)
         assert not used
-    plan = plans[str(site.owner)] if site.fused else None
-    op = plan.op if plan is not None else Op(module, site.excitation, _called(site.block))
+    forward = forwards[str(site.owner)] if site.fused else None
+    op = forward.op if forward is not None else Op(module, site.excitation, _called(site.block))
     step = ModuleStep(
         block=op,
         owner=site.owner,
-        fused=plan,
+        fused=forward,
         before=before,
         norm=site.prologue.norm if site.prologue is not None else None,
         pre_activation=site.prologue.activation if site.prologue is not None else "identity",

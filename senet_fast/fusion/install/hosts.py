@@ -26,26 +26,26 @@ SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the 
 
 @dataclass
 class Enclosed:
-    plan: HostForward | None = None
+    forward: HostForward | None = None
     sites: list[Site] = field(default_factory=list)  # at inference, where it has such a form
     reasons: list[Refused] = field(default_factory=list)
 
 
 def enclose(
     module: nn.Module,
-    plans: Mapping[str, BlockForward],
+    forwards: Mapping[str, BlockForward],
     opaque: set[str],
     parts: Iterable[Match],
     calls: Iterable[Call] = (),
 ) -> Enclosed:
     """The forward of ``module`` for these ``calls``, and for one with its default arguments.
 
-    ``plans``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some themselves.
-    ``parts``: the excitations that are written out in it.
+    ``forwards``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some
+    themselves; ``parts``: the excitations that are written out in it.
     """
     calls = [Call(), *calls]
     try:
-        host = _Host(module, plans, opaque, {path for match in parts for path in containers(match)}, calls)
+        host = _Host(module, forwards, opaque, {path for match in parts for path in containers(match)}, calls)
     except Refused as reason:
         return Enclosed(reasons=[reason])
     found = Enclosed()
@@ -63,7 +63,7 @@ def enclose(
     if not found.sites:
         found.reasons += failed
     if host.variants:
-        found.plan = HostForward(module, host.constants, host.variants)
+        found.forward = HostForward(module, host.constants, host.variants)
     return found
 
 
@@ -73,14 +73,14 @@ class _Host:
     def __init__(
         self,
         module: nn.Module,
-        plans: Mapping[str, BlockForward],
+        forwards: Mapping[str, BlockForward],
         opaque: set[str],
         inlined: set[str],
         calls: list[Call],
     ) -> None:
         if not rewrite.can_swap(module):
             raise Refused("install", "it can not be given another forward")
-        self.plans, self.opaque, self.inlined = plans, opaque, inlined
+        self.forwards, self.opaque, self.inlined = forwards, opaque, inlined
         names, self.defaults = signature(type(module).forward)
         # An argument whose default is no tensor has to be known; all others are taken to be tensors.
         given = {name for call in calls for name in dict(call.constants)}
@@ -102,7 +102,7 @@ class _Host:
         except TypeError as error:  # a constant without a hash
             raise Refused("constants", str(error)) from error
         self.copied.train(training)
-        variant, sites, reasons = variant_of(self.copied, self.plans, self.opaque, self.inlined, training, values)
+        variant, sites, reasons = variant_of(self.copied, self.forwards, self.opaque, self.inlined, training, values)
         if variant is not None:
             of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
             same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
@@ -120,14 +120,14 @@ class _Host:
         shapes: tuple[tuple[int, ...], ...] | None,
     ) -> None:
         """Refused unless the variant computes what the module does."""
-        plan = HostForward(self.copied, [*values], {key(training, values.values()): variant})
+        forward = HostForward(self.copied, [*values], {key(training, values.values()): variant})
 
         def swap(module: nn.Module) -> None:
-            for path, child in self.plans.items():
+            for path, child in self.forwards.items():
                 part = module.get_submodule(path)
                 if not rewrite.is_fused(part):
                     rewrite.install(part, child)
-            rewrite.install(module, plan)
+            rewrite.install(module, forward)
 
         tried = Refused("check", "the shapes of its inputs are not known: give example_inputs")
         for sizes in [list(map(list, shapes))] if shapes is not None else _shapes(self.copied, sites):

@@ -76,7 +76,8 @@ def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, 
     alone = len(users) == 1 and not found.add_one
     if alone and operands(module, users[0], "add") in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
-    paths = [str(node.target) for node in ordered if node.op == "call_module"]
+    called = dict.fromkeys([*ordered, product, y])
+    paths = [str(node.target) for node in called if node.op == "call_module"]
     return Match(x, product, y, found, tuple(paths))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Excitation
-from senet_fast.fusion.run.guards import PLAN, Op, Parts
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts
 from senet_fast.fusion.run.steps import Code, ModuleStep
 from senet_fast.se.guards import hooks_of_all_modules
 
@@ -128,6 +128,6 @@ class HostForward(FusedForward):
         return max(sum(step.fused is None for step in variant.steps) for variant in self.variants.values())
 
     def is_stale(self, module: nn.Module) -> bool:
-        """Whether a fused block below got another plan than it had."""
+        """Whether a fused block below got another forward than it had."""
         steps = [step for variant in self.variants.values() for step in variant.steps if step.fused is not None]
-        return any(step.owner.submodule(module).__dict__.get(PLAN) is not step.fused for step in steps)
+        return any(step.owner.submodule(module).__dict__.get(FORWARD) is not step.fused for step in steps)

@@ -78,7 +78,7 @@ class Op:
         return squeeze_excite(x, *self.weights(module), **self.options[x.dim()], **more)  # type: ignore[arg-type, misc]
 
 
-PLAN = "_senet_fast_plan"  # the attribute of a fused module
+FORWARD = "_senet_fast_forward"  # the attribute of a fused module
 
 
 def fits(residual: Any, x: Tensor) -> bool:

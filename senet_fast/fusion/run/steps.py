@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path
-from senet_fast.fusion.run.guards import PLAN, Op, Parts, fits
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, fits
 from senet_fast.se.guards import has_hooks, only_inference
 
 
@@ -128,7 +128,7 @@ class ModuleStep(Step):
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         owner = self.owner.submodule(module)
-        if self.fused is not None and (owner.__dict__.get(PLAN) is not self.fused or has_hooks(owner)):
+        if self.fused is not None and (owner.__dict__.get(FORWARD) is not self.fused or has_hooks(owner)):
             return False
         if not self.block.applies(owner, x):
             return False
