@@ -170,7 +170,7 @@ def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number],
     """
     excitation = match.excitation
     if not folds and not excitation.is_plain:
-        raise Refused("rewrite", "its norm or transposed weight cannot be folded in this graph")
+        raise Refused("rewrite", "its norm, transposed weight or bias apart cannot be folded in this graph")
     if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
         raise Refused("rewrite", "its norm cannot be folded in a graph that may train it")
     every = (hint, *numbers)
