@@ -5,6 +5,7 @@ is found out by running them (:mod:`senet_fast.fusion.probe`), so that how someb
 activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -140,21 +141,28 @@ class _Trial:
 
     def __init__(self, sandbox: Sandbox, x: fx.Node, scale: fx.Node, shape: tuple[int, ...], dim: int) -> None:
         self.sandbox, self.x, self.scale, self.shape, self.dim = sandbox, x, scale, shape, dim
-        self.values = [sandbox.random(shape) for _ in range(2)]
+        self.value = sandbox.random(shape)
         self.batch, self.channels = shape[0], shape[dim]
+
+    @functools.cached_property
+    def another(self) -> Tensor:
+        """Drawn where it is wanted: most shapes are refused before."""
+        return self.sandbox.random(self.shape)
 
     def check_squeeze(self, squeezed: fx.Node) -> None:
         """Refused unless ``squeezed`` is the mean of x over all places."""
-        value = self.sandbox.run(squeezed, {self.x: self.values[0].clone()})
+        value = self.sandbox.run(squeezed, {self.x: self.value.clone()})
         if not isinstance(value, Tensor) or value.numel() != self.batch * self.channels:
             raise Refused("squeeze", "no squeeze: its first layer sees more than one value a channel")
-        mean = self.values[0].mean([d for d in range(1, len(self.shape)) if d != self.dim])
+        mean = self.value.mean([d for d in range(1, len(self.shape)) if d != self.dim])
         if not torch.allclose(value.reshape(mean.shape).to(mean.dtype), mean, rtol=1e-5, atol=1e-5):
             raise Refused("squeeze", "its squeeze is not the mean", near=True)
 
     def probed(self, source: fx.Node, target: fx.Node, size: int) -> Probed:
         """The activation from ``source``, with ``size`` elements an image, to ``target``; x itself must not matter."""
-        first, second = (probe(self._piece(source, target, size, x), self.batch * size) for x in self.values)
+        first, second = (
+            probe(self._piece(source, target, size, x), self.batch * size) for x in (self.value, self.another)
+        )
         if first is None or first != second:
             what = "gate" if target is self.scale else "activation"
             raise Refused(what, f"its {what} is none that the op has", near=True)
@@ -162,7 +170,7 @@ class _Trial:
 
     def _piece(self, source: fx.Node, target: fx.Node, size: int, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The function from the value of ``source`` to that of ``target``, on flat tensors."""
-        like = self.sandbox.run(source, {self.x: self.values[0].clone()})
+        like = self.sandbox.run(source, {self.x: self.value.clone()})
         if not isinstance(like, Tensor) or like.numel() != self.batch * size:
             raise Refused("values", f"{source.name} has an unexpected shape", near=True)
 

@@ -21,7 +21,7 @@ class Results(NamedTuple):
 
 def inferred(run: Callable[..., Any], inputs: Iterable[Tensor]) -> Results:
     """Without gradients, of the inputs themselves: ``run`` may write to them."""
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     with torch.no_grad():
         return Results(*tree_flatten(run(*inputs)), [])
 
@@ -30,7 +30,7 @@ def differentiated(
     run: Callable[..., Any], inputs: Iterable[Tensor], tensors: Callable[[], Iterable[Tensor]]
 ) -> Results:
     """With gradients of the inputs, which stay as they are, and of those ``tensors`` that are there after the run."""
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     given = [x.clone().requires_grad_() for x in inputs]
     values, structure = tree_flatten(run(*(x * 1 for x in given)))  # no leaves, to which nobody could write
     depend = [value for value in values if isinstance(value, Tensor) and value.requires_grad]
