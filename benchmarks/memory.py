@@ -25,7 +25,7 @@ from benchmarks.rows import Mode, row_options, selected, take
 from senet_fast import fuse
 from senet_fast.demo.measure import surroundings
 from senet_fast.demo.text import table
-from senet_fast.fusion import calls
+from senet_fast.fusion.run import guards
 from senet_fast.models import create
 from senet_fast.se import SEBlock, squeeze_excite
 
@@ -99,7 +99,7 @@ class Recomputed:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        with mock.patch.object(calls, "squeeze_excite", self._call), saved_tensors_hooks(self._pack, self._unpack):
+        with mock.patch.object(guards, "squeeze_excite", self._call), saved_tensors_hooks(self._pack, self._unpack):
             yield
 
     def _call(self, *given: Any, **options: Any) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from senet_fast.fusion import FusionReport as FusionReport
     from senet_fast.fusion import fuse as fuse
     from senet_fast.fusion import unfuse as unfuse
-    from senet_fast.fusion.compiling import compile_pass as compile_pass
+    from senet_fast.fusion.install.compiling import compile_pass as compile_pass
     from senet_fast.ids import Layout as Layout
     from senet_fast.ids import Snowflake as Snowflake
     from senet_fast.se import FusedSE as FusedSE
@@ -28,7 +28,7 @@ _HOME = {
     "FusionReport": "senet_fast.fusion",
     "fuse": "senet_fast.fusion",
     "unfuse": "senet_fast.fusion",
-    "compile_pass": "senet_fast.fusion.compiling",
+    "compile_pass": "senet_fast.fusion.install.compiling",
     "Layout": "senet_fast.ids",
     "Snowflake": "senet_fast.ids",
 }

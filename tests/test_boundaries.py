@@ -76,6 +76,22 @@ def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
     assert not re.search(r"\b(fusion|adapters|models|demo)\b\s*import|import .*\b(fusion|adapters|models|demo)\b", text)
 
 
+ROOMS = ("graph", "recognise", "verify", "run", "install")  # of fusion; each may import those in front of it
+
+
+def test_rooms_of_fusion_import_one_way(root: Path) -> None:
+    fusion = root / "senet_fast/fusion"
+    assert {path.name for path in fusion.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*ROOMS}
+    for at, room in enumerate(ROOMS):
+        files = [*(fusion / room).rglob("*.py")]
+        assert len(files) > 1
+        for path in files:
+            found = set(
+                re.findall(r"^\s*(?:from|import)\s+senet_fast\.fusion\b\.?(\w*)", path.read_text(), re.MULTILINE)
+            )
+            assert found <= {*ROOMS[: at + 1]}, path
+
+
 def test_ids_stand_alone(root: Path) -> None:
     for path in sources(root, "senet_fast/ids", suffixes={".py", ".pyx", ".pxd", ".pxi"}):
         text = path.read_text()

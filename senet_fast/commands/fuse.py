@@ -36,6 +36,13 @@ def add(commands: "Subparsers") -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="timing, shared by the two (default: 5; 0: none)")
     parser.add_argument("--strict", action="store_true", help="fail if a block that squeezes and gates would be left")
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="tell about each module at and below PATH (default: all) why it is fused or not",
+    )
     parser.set_defaults(run=run)
 
 
@@ -87,6 +94,12 @@ def run(options: argparse.Namespace) -> int:
         complain("fuse", error)
         return 1
     print(report)
+    if options.explain is not None:
+        try:
+            print(f"\n{report.explain(options.explain)}")
+        except ValueError as error:
+            print(f"fuse: --explain: {error}", file=sys.stderr)
+            return 2
     if not report.fused or not options.seconds:
         return 0
     x = torch.randn(options.input)

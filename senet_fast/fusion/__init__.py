@@ -1,4 +1,15 @@
-"""fuse(model): finds the SE blocks of any model and gives them the fused op. Nothing else of the model changes."""
+"""fuse(model): finds the SE blocks of any model and gives them the fused op. Nothing else of the model changes.
+
+Five rooms, each on those before it: ``graph`` (what forwards compute, as nodes), ``recognise`` (what that is),
+``verify`` (whether the op computes the same), ``run`` (what a fused module does at a call), ``install`` (how it gets
+there).
+
+A *match* is an excitation that was recognised in a graph; a *site* is one with what stands beside it, a *prologue* and
+an *epilogue* that the op can take over. A module that is a block has a :class:`BlockForward`; one with sites in its
+forward a :class:`HostForward` with a *variant* of that forward for each mode and set of constants, in which each site
+is a *step*: it decides at each call what the op takes over, and runs the original code where it would not compute the
+same. Whatever is left says why, as a *refusal*.
+"""
 
 import sys
 import time
@@ -8,12 +19,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from senet_fast.fusion import graphs, rewrite
-from senet_fast.fusion.arguments import Calls
+from senet_fast.fusion.graph.observed import Calls
+from senet_fast.fusion.graph.parts import is_layer
+from senet_fast.fusion.graph.refusal import LOG
+from senet_fast.fusion.graph.sandbox import one_thread
+from senet_fast.fusion.install import graphs, rewrite
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
-from senet_fast.fusion.sandbox import one_thread
 from senet_fast.fusion.search import Search
-from senet_fast.fusion.trace import is_layer
 
 __all__ = ["Fused", "FusionReport", "Skipped", "fuse", "unfuse"]
 
@@ -57,6 +69,10 @@ def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) 
         for path, module in _candidates(model):
             search.visit(path, module)
     report = search.report()
+    for entry in report.looked_at:
+        LOG.debug("%s", entry)
+    for entry in (*report.skipped, *report.missed):
+        LOG.info("%s", entry)
     if strict and report.skipped:
         lines = "\n".join(f"  {entry.path or '(model)'} ({entry.cls}): {entry.reason}" for entry in report.skipped)
         raise ValueError(f"strict is True and {len(report.skipped)} blocks would be left as they are:\n{lines}")

@@ -4,20 +4,17 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from senet_fast.fusion import graphs, rewrite
-from senet_fast.fusion.arguments import Calls
-from senet_fast.fusion.blocks import block
-from senet_fast.fusion.calls import PLAN
-from senet_fast.fusion.enclosing import Site
-from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graph_steps import site_of
-from senet_fast.fusion.hosts import Enclosed, enclose
-from senet_fast.fusion.match import Match, check_plain, find
-from senet_fast.fusion.plans import BlockPlan, EnclosingPlan
+from senet_fast.fusion.graph.observed import Calls
+from senet_fast.fusion.graph.refusal import Refused, note, noted
+from senet_fast.fusion.install import graphs, rewrite
+from senet_fast.fusion.install.blocks import block
+from senet_fast.fusion.install.graph_sites import in_graph
+from senet_fast.fusion.install.hosts import Enclosed, enclose
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.sizes import others
-from senet_fast.fusion.stages import Rejected
+from senet_fast.fusion.run.forwards import BlockForward, HostForward
+from senet_fast.fusion.run.guards import FORWARD
 
 
 @dataclass
@@ -26,59 +23,64 @@ class Search:
 
     model: nn.Module
     calls: Calls
-    blocks: dict[str, BlockPlan] = field(default_factory=dict)
+    blocks: dict[str, BlockForward] = field(default_factory=dict)
     hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
     graphs: dict[str, list[Site]] = field(default_factory=dict)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    reasons: dict[str, list[Refused]] = field(default_factory=dict)  # why blocks are left
+    noted: dict[str, list[Refused]] = field(default_factory=dict)  # what else was refused, of modules looked at
     before: set[str] = field(default_factory=set)  # fused already
 
     def visit(self, path: str, module: nn.Module) -> None:
-        plan = module.__dict__.get(PLAN)
-        if isinstance(plan, EnclosingPlan) and plan.is_stale(module):
+        forward = module.__dict__.get(FORWARD)
+        if isinstance(forward, HostForward) and forward.is_stale(module):
             rewrite.restore(module)
-            plan = None
-        if plan is not None:
+            forward = None
+        if forward is not None:
             self.before.add(path)
             return
-        if isinstance(module, fx.GraphModule):
-            self.graphs[path], reasons = in_graph(module)
-        else:
-            reasons = self._visit(path, module)
+        with noted() as refusals:
+            if isinstance(module, fx.GraphModule):
+                self.graphs[path], reasons = in_graph(module)
+            else:
+                reasons = self._visit(path, module)
         if reasons:
-            self.reasons[path] = reasons
+            self.reasons[path] = list({str(reason): reason for reason in reasons}.values())
+        self.noted[path] = [refused for refused in refusals if refused not in reasons]
 
-    def _visit(self, path: str, module: nn.Module) -> list[str]:
+    def _visit(self, path: str, module: nn.Module) -> list[Refused]:
         below = path and f"{path}."
         accounted = (*self.blocks, *self.hosts, *self.before, *self.reasons)
         known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
         calls = self.calls.recorded.get(path, ())
         found = block(module, known, [call.shapes[0] for call in calls if call.shapes])
-        if found.plan is not None:
-            self.blocks[path] = found.plan
+        if found.forward is not None:
+            self.blocks[path] = found.forward
             return found.reasons
-        plans = self._children(module, below)
-        if not found.parts and not any("." not in p or self._reaches(module, p) for p in plans):
+        forwards = self._children(module, below)
+        if not found.parts and not any("." not in p or self._reaches(module, p) for p in forwards):
             return found.reasons
-        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*plans}
-        enclosed = enclose(module, plans, opaque, found.parts, self.calls.of(path))
-        if enclosed.plan is not None:
+        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*forwards}
+        enclosed = enclose(module, forwards, opaque, found.parts, self.calls.of(path))
+        if enclosed.forward is not None:
             self.hosts[path] = enclosed
-            return [*dict.fromkeys([*found.reasons, *enclosed.reasons])]
-        if found.parts:
-            why = [f"it is a part of a larger forward: {reason}" for reason in enclosed.reasons]
-            return [*found.reasons, *(why or ["it is a part of a larger forward"])]
-        return found.reasons
+            return [*found.reasons, *enclosed.reasons]
+        if not found.parts:
+            for reason in enclosed.reasons:
+                note(reason)
+            return found.reasons
+        why = enclosed.reasons or [Refused("install", "")]
+        return [*found.reasons, *(reason.within("it is a part of a larger forward") for reason in why)]
 
-    def _children(self, module: nn.Module, below: str) -> dict[str, BlockPlan]:
+    def _children(self, module: nn.Module, below: str) -> dict[str, BlockForward]:
         """Plans of the blocks below that no other host has."""
-        plans = {p.removeprefix(below): plan for p, plan in self.blocks.items() if p.startswith(below)}
+        forwards = {p.removeprefix(below): forward for p, forward in self.blocks.items() if p.startswith(below)}
         for p in self.before:
             if p.startswith(below) and p != below[:-1]:
-                plan = self.model.get_submodule(p).__dict__[PLAN]
-                if isinstance(plan, BlockPlan):
-                    plans[p.removeprefix(below)] = plan
+                forward = self.model.get_submodule(p).__dict__[FORWARD]
+                if isinstance(forward, BlockForward):
+                    forwards[p.removeprefix(below)] = forward
         hosts = [p.removeprefix(below) + "." for p in (*self.hosts, *self.before) if p.startswith(below)]
-        return {p: plan for p, plan in plans.items() if not any(p.startswith(host) for host in hosts)}
+        return {p: forward for p, forward in forwards.items() if not any(p.startswith(host) for host in hosts)}
 
     @staticmethod
     def _reaches(module: nn.Module, path: str) -> bool:
@@ -94,24 +96,28 @@ class Search:
         entries: dict[str, list[Fused]] = {}
         for path, host in self.hosts.items():
             for site in host.sites:
-                if site.plan is None:
+                if not site.fused:
                     entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *_beside(site)))
                 else:
                     neighbours[".".join(filter(None, (path, str(site.owner))))] = _beside(site)
-        for path, plan in self.blocks.items():
-            entries[path] = [_entry(path, names[path], plan.op.excitation, *neighbours.get(path, ("", "")))]
+        for path, forward in self.blocks.items():
+            entries[path] = [_entry(path, names[path], forward.op.excitation, *neighbours.get(path, ("", "")))]
         for path, sites in self.graphs.items():
             entries[path] = [_entry(path, names[path], site.excitation, *_beside(site)) for site in sites]
         fused = [entry for path in modules for entry in entries.get(path, ())]
-        return FusionReport(fused, [Skipped(p, names[p], why) for p in modules for why in self.reasons.get(p, ())])
+        left, looked_at = (
+            [_left(path, names[path], reason, not self.before) for path in modules for reason in refused.get(path, ())]
+            for refused in (self.reasons, self.noted)
+        )
+        return FusionReport(fused, left, looked_at, {path: (name, path in self.noted) for path, name in names.items()})
 
     def install(self) -> None:
         modules = dict(self.model.named_modules())
-        for path, plan in self.blocks.items():
-            rewrite.install(modules[path], plan)
+        for path, forward in self.blocks.items():
+            rewrite.install(modules[path], forward)
         for path, host in self.hosts.items():
-            assert host.plan is not None
-            rewrite.install(modules[path], host.plan)
+            assert host.forward is not None
+            rewrite.install(modules[path], host.forward)
         for path, sites in self.graphs.items():
             module = modules[path]
             if sites and isinstance(module, fx.GraphModule):
@@ -123,30 +129,11 @@ def _entry(path: str, cls: str, e: Excitation, prologue: str = "", epilogue: str
     return Fused(path, cls, e.channels, e.hidden, e.activation, gate, prologue, epilogue)
 
 
+def _left(path: str, cls: str, refused: Refused, alone: bool) -> Skipped:
+    pools = refused.pools and alone  # beside what was fused before nothing is missing
+    return Skipped(path, cls, str(refused), refused.stage, refused.node, refused.exception, refused.details, pools)
+
+
 def _beside(site: Site) -> tuple[str, str]:
     """Prologue and epilogue for the report."""
     return str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place]))
-
-
-def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[str]]:
-    """The excitations in a copy of the graph of ``module``, and why others are left."""
-    try:
-        copied = light_copy(module)
-    except Exception as error:
-        return [], [f"it can not be copied: {type(error).__name__}: {error}"]
-    assert isinstance(copied, fx.GraphModule)
-    graphs.drop_unused_sizes(copied.graph)
-    found, rejected = find(copied, copied.graph)
-    reasons = [str(reason) for reason in rejected]
-    matches: list[Match] = []
-    numbers = others(copied.graph)
-    for match in found:
-        try:
-            graphs.check_rewritable(module, match, numbers)
-            for path in match.modules:
-                check_plain(module.get_submodule(path), path)
-            matches.append(match)
-        except Rejected as reason:
-            reasons.append(str(reason))
-    taken: set[fx.Node] = set()
-    return [site_of(module, copied, match, taken, numbers) for match in matches], reasons

@@ -164,3 +164,19 @@ def test_the_package_s_own_block_for_any_number_of_axes(shape: tuple[int, ...]) 
     assert len(fuse(fused).fused) == 1
     assert counts_calls(lambda: fused(torch.randn(shape))) == 1
     assert_same(plain, fused, torch.randn(shape))
+
+
+class Silent(LinearExpand):
+    """LeViT's way to leave its own mode to itself."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def test_a_train_that_does_not_return_its_module() -> None:
+    plain = randomize(Silent())
+    fused = copy.deepcopy(plain)
+    assert len(fuse(nn.Sequential(fused)).fused) == 1
+    x = torch.randn(2, C, 5, 7)
+    assert counts_calls(lambda: fused(x)) == 1
+    assert float((plain(x) - fused(x)).abs().max()) < 1e-5

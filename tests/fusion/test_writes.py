@@ -115,3 +115,37 @@ def test_writes_between_forward_and_backward(tail: Tail, training: bool, write: 
     assert not isinstance(actual, str), actual
     for theirs, ours in zip(expected, actual, strict=True):
         assert relative(theirs, ours) < 1e-4
+
+
+class Front(nn.Module):
+    """Makes x in memory of its own, and hides it: nothing in it can be taken over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(C, C, 3, padding=1), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class BehindAChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.se = Front(), LinearExpand()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.se(self.front(x))
+
+
+def test_what_a_hook_saw_of_a_child_in_front_is_not_written_over() -> None:
+    """The child is looked into to see that y may take the place of x, and left as a call: hooks may come later."""
+    plain = randomize(BehindAChild()).eval()
+    fused = copy.deepcopy(plain)
+    assert [entry.epilogue for entry in fuse(fused).fused] == ["in place"]
+    x = torch.randn(2, C, 5, 7)
+    seen: list[Tensor] = []
+    with torch.inference_mode():
+        assert relative(plain(x), fused(x)) < 1e-5
+        fused.front.register_forward_hook(lambda *given: seen.append(given[2]))
+        assert relative(plain(x), fused(x)) < 1e-5
+        assert torch.equal(seen[0], plain.front(x))

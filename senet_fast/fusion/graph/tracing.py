@@ -2,22 +2,16 @@
 
 import contextlib
 import inspect
-import math
 import operator
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
-MAX_INLINED = 64  # modules below a child that is traced through
-
-
-class NotTraced(Exception):
-    """A forward that depends on more than fx can see."""
-
+from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
+from senet_fast.fusion.graph.parts import may_hold_layers
+from senet_fast.fusion.graph.refusal import Refused
 
 Modes = tuple[bool, bool, bool]
 
@@ -56,36 +50,6 @@ class _RankedProxy(_Proxy):
         return self.shape if axis is None else self.shape[axis]
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether this is one of torch's modules with packed weights."""
-    where = type(module).__module__
-    return where.startswith("torch.ao.nn.") and ".quantized." in where
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether this could be a layer of an excitation."""
-    if isinstance(module, nn.Linear) or (is_quantized(module) and layer_sizes(module) is not None):
-        return True
-    return isinstance(module, _ConvNd) and (math.prod(module.kernel_size) == 1 or isinstance(module, nn.Conv1d))
-
-
-def layer_sizes(module: Any) -> tuple[int, int] | None:
-    """(in, out) of a layer, quantized or not."""
-    for what in ("features", "channels"):
-        if hasattr(module, f"in_{what}") and hasattr(module, f"out_{what}"):
-            return getattr(module, f"in_{what}"), getattr(module, f"out_{what}")
-    return None
-
-
-def _is_inlined(module: nn.Module) -> bool:
-    """Whether it may hold a part of an excitation: it has layers and norms, and no tensors of its own."""
-    for count, part in enumerate(module.modules()):
-        own = any(True for _ in part.parameters(recurse=False)) or any(True for _ in part.buffers(recurse=False))
-        if count > MAX_INLINED or (own and not is_layer(part) and not isinstance(part, (_BatchNorm, nn.LayerNorm))):
-            return False
-    return True
-
-
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
@@ -102,7 +66,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if self.modes is not None and modes() != self.modes:
-            raise NotTraced("it changes autocast or the grad mode for a part of itself")
+            raise Refused("trace", "it changes autocast or the grad mode for a part of itself")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -125,7 +89,7 @@ class _Tracer(fx.Tracer):
         if self.modes is not None:
             return self.leaves(m, module_qualified_name)
         library = super().is_leaf_module(m, module_qualified_name)
-        return library or self.leaves(m, module_qualified_name) or not _is_inlined(m)
+        return library or self.leaves(m, module_qualified_name) or not may_hold_layers(m)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
@@ -144,23 +108,23 @@ class _Tracer(fx.Tracer):
 
 
 def required_arguments(forward: Callable[..., Any]) -> list[str]:
-    """Names of the arguments of an unbound forward without a default. NotTraced for a keyword among them."""
+    """Names of the arguments of an unbound forward without a default. Refused for a keyword among them."""
     names = []
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty:
             if parameter.kind is parameter.KEYWORD_ONLY:
-                raise NotTraced(f"keyword argument {parameter.name} has no default")
+                raise Refused("trace", f"keyword argument {parameter.name} has no default")
             names.append(parameter.name)
     return names
 
 
 def signature(forward: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
-    """The names of the arguments of an unbound forward, and their defaults. NotTraced unless all have a place."""
+    """The names of the arguments of an unbound forward, and their defaults. Refused unless all have a place."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     if any(parameter.kind is not parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
-        raise NotTraced("takes any arguments, or some by keyword only")
+        raise Refused("trace", "takes any arguments, or some by keyword only")
     return [p.name for p in parameters], {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
@@ -174,7 +138,7 @@ def trace(
 
     Children that could be part of an excitation are traced through; where that fails, those without parameters
     (activations with a backward of their own) and then all others are left as calls. ``known``: paths of children
-    that are always left as calls. Raises NotTraced.
+    that are always left as calls. Raises Refused.
     """
     if isinstance(module, fx.GraphModule):
         return module.graph
@@ -187,17 +151,17 @@ def trace(
     for leaves in tries:
         try:
             return _Tracer(leaves, rank, constants).trace(module)
-        except NotTraced:
+        except Refused:
             raise
         except Exception as error:  # anything that somebody's forward does with a proxy
             reason = error
-    raise NotTraced(f"{type(reason).__name__}: {reason}")
+    raise Refused("trace", "it can not be traced") from reason
 
 
 def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[str, Any]) -> fx.Graph:
     """The graph of all that ``module.forward`` does, with every child but ``inlined`` left as a call.
 
-    ``constants``: the values of arguments that are no tensors. NotTraced also where autocast, the grad mode or the
+    ``constants``: the values of arguments that are no tensors. Refused also where autocast, the grad mode or the
     number of axes would make it another one: the graph is to take the place of the forward.
     """
     graphs = []
@@ -210,66 +174,13 @@ def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[st
             tracer = _Tracer(lambda child, path: path not in inlined, None, constants, steady=True)
             try:
                 graphs.append(tracer.trace(module))
-            except NotTraced:
+            except Refused:
                 raise
             except Exception as error:  # anything that somebody's forward does with a proxy
-                raise NotTraced(f"cannot be traced ({type(error).__name__}: {str(error).partition('.')[0]})") from error
+                what = f"{type(error).__name__}: {str(error).partition('.')[0]}"
+                raise Refused("trace", f"cannot be traced ({what})") from error
+    if any(node.op == "get_attr" and is_made_by_trace(module, str(node.target)) for node in graphs[0].nodes):
+        raise Refused("trace", "it makes a tensor of its own")
     if str(graphs[0]) != str(graphs[1]):
-        raise NotTraced("depends on autocast or the grad mode")
+        raise Refused("trace", "depends on autocast or the grad mode")
     return graphs[0]
-
-
-def attribute(module: nn.Module, path: str) -> Any:
-    """``module.a.b.c`` for the path "a.b.c"."""
-    value: Any = module
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def ancestors(target: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """``target`` and all that it is computed from, not past the nodes of ``stop``, which are left out."""
-    found: set[fx.Node] = set()
-    waiting = [target]
-    stop = set(stop)
-    while waiting:
-        node = waiting.pop()
-        if node not in found and node not in stop:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
-
-
-def descendants(source: fx.Node) -> set[fx.Node]:
-    """All that is computed from ``source``, without itself."""
-    found: set[fx.Node] = set()
-    waiting = list(source.users)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.users)
-    return found
-
-
-def readers(node: fx.Node) -> list[fx.Node]:
-    """The users of a tensor's values, without those that ask for its shape."""
-
-    def asks(user: fx.Node) -> bool:
-        named = user.target is getattr and user.args[1:] in (("ndim",), ("shape",), ("dtype",), ("device",))
-        return named or (user.op == "call_method" and user.target in ("size", "dim"))
-
-    return [user for user in node.users if not asks(user)]
-
-
-def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
-    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option."""
-    if to is not None and node.args[:1] != (to,):
-        return False
-    if node.op == "call_module":
-        return module is not None and bool(getattr(attribute(module, str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
-    if getattr(node.target, "__module__", None) == "torch.nn.functional":  # F.relu(x, True)
-        in_place |= any(value is True for value in node.args[1:])
-    return in_place or name in ("imul", "iadd", "setitem") or name.partition(".")[0].endswith("_")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from senet_fast.fusion.calls import PLAN
-from senet_fast.fusion.plans import Plan
+from senet_fast.fusion.run.forwards import FusedForward
+from senet_fast.fusion.run.guards import FORWARD
 
 
 @functools.cache
@@ -22,10 +22,10 @@ def _fused_class(original: Any) -> Any:
 
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self.__dict__.get(PLAN)
-        if plan is None:  # an instance that the class made of itself
+        fused = self.__dict__.get(FORWARD)
+        if fused is None:  # an instance that the class made of itself
             return own_forward(self, *args, **kwargs)
-        return plan.run(self, own_forward, args, kwargs)
+        return fused.run(self, own_forward, args, kwargs)
 
     # torch.compile counts compilations by code object.
     forward.__code__ = forward.__code__.replace(  # type: ignore[attr-defined]
@@ -34,7 +34,7 @@ def _fused_class(original: Any) -> Any:
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         original.__setattr__(self, name, value)
-        if PLAN in self.__dict__ and (name in self.__dict__[PLAN].watched or name in of_class):
+        if FORWARD in self.__dict__ and (name in self.__dict__[FORWARD].watched or name in of_class):
             restore(self)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
@@ -59,7 +59,7 @@ def _rebuilt(original: type[nn.Module]) -> nn.Module:
 
 
 def is_fused(module: nn.Module) -> bool:
-    return PLAN in module.__dict__
+    return FORWARD in module.__dict__
 
 
 def can_swap(module: nn.Module) -> bool:
@@ -69,14 +69,14 @@ def can_swap(module: nn.Module) -> bool:
     return plain and "forward" not in module.__dict__ and not isinstance(module, torch.jit.ScriptModule)
 
 
-def install(module: nn.Module, plan: Plan) -> None:
-    """Make ``module.forward`` what ``plan`` runs."""
-    module.__dict__[PLAN] = plan
+def install(module: nn.Module, forward: FusedForward) -> None:
+    """Make ``module.forward`` what ``forward`` runs."""
+    module.__dict__[FORWARD] = forward
     module.__class__ = _fused_class(type(module))  # type: ignore[arg-type]
 
 
 def restore(module: nn.Module) -> int:
     """Give a fused module its own forward back; returns how many excitations that had."""
-    plan = module.__dict__.pop(PLAN)
+    fused = module.__dict__.pop(FORWARD)
     module.__class__ = type(module)._senet_fast_original  # type: ignore[attr-defined]
-    return int(plan.blocks)
+    return int(fused.blocks)

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet_fast.fusion.calls import PLAN, Code, Op, Parts, Step
-from senet_fast.fusion.excitation import Excitation
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts
+from senet_fast.fusion.run.steps import Code, ModuleStep
 from senet_fast.se.guards import hooks_of_all_modules
 
 Forward = Callable[..., Any]
 
 
-class Plan:
+class FusedForward:
     """What is the same for every fused module. Never changed once it is made, so copies share it."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,7 +30,7 @@ class Plan:
         """Excitations that have no module of their own."""
         return 1
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedForward":
         return self
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -45,7 +46,7 @@ class Plan:
         return self.defaults | given | kwargs
 
 
-class BlockPlan(Plan):
+class BlockForward(FusedForward):
     """The forward of a module that is an excitation and nothing else."""
 
     def __init__(self, module: nn.Module, excitation: Excitation) -> None:
@@ -79,7 +80,7 @@ class Variant:
     """The forward of one mode, for certain values of the arguments that are no tensors."""
 
     code: Code
-    steps: tuple[Step, ...]
+    steps: tuple[ModuleStep, ...]
     inlined: Parts  # children whose code is a part of this
 
     def equals(self, other: "Variant") -> bool:
@@ -87,7 +88,7 @@ class Variant:
         return sources[0] == sources[1]
 
 
-class EnclosingPlan(Plan):
+class HostForward(FusedForward):
     """The forward of a module with excitations in its middle."""
 
     def __init__(self, module: nn.Module, constants: list[str], variants: dict[Key, Variant]) -> None:
@@ -124,9 +125,9 @@ class EnclosingPlan(Plan):
 
     @property
     def blocks(self) -> int:
-        return max(sum(step.plan is None for step in variant.steps) for variant in self.variants.values())
+        return max(sum(step.fused is None for step in variant.steps) for variant in self.variants.values())
 
     def is_stale(self, module: nn.Module) -> bool:
-        """Whether a fused block below got another plan than it had."""
-        steps = [step for variant in self.variants.values() for step in variant.steps if step.plan is not None]
-        return any(step.owner.submodule(module).__dict__.get(PLAN) is not step.plan for step in steps)
+        """Whether a fused block below got another forward than it had."""
+        steps = [step for variant in self.variants.values() for step in variant.steps if step.fused is not None]
+        return any(step.owner.submodule(module).__dict__.get(FORWARD) is not step.fused for step in steps)

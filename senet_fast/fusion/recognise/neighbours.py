@@ -1,33 +1,25 @@
 """What stands in front of an excitation and behind it, as far as the op can take it over."""
 
-import operator
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from senet_fast.fusion.excitation import Norm
-from senet_fast.fusion.match import ADDITIONS, operands
-from senet_fast.fusion.probe import probe
-from senet_fast.fusion.sandbox import Sandbox
-from senet_fast.fusion.stages import ATEN, CONVOLUTIONS, LINEARS, Rejected, stage_of
-from senet_fast.fusion.trace import attribute, readers, writes
+from senet_fast.fusion.graph.functions import KEEPS_INPUT, NEW, kind_of
+from senet_fast.fusion.graph.nodes import attribute, readers, writes
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import Sandbox
+from senet_fast.fusion.recognise.arithmetic import operands
+from senet_fast.fusion.recognise.excitation import Norm
+from senet_fast.fusion.recognise.layers import stage_of
+from senet_fast.fusion.recognise.probing import probe
 
 # Activations in front that were measured to pay as a prologue, on the CPU. (A GPU computes them twice: not measured.)
 IN_FRONT = ("identity", "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish", "silu", "affine_clamp")
-NEW = (  # results that share no memory with anything
-    *(*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm),
-    *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh),
-    *(F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.mish, F.hardswish, F.hardsigmoid),
-    *(ATEN.batch_norm.default, ATEN.add.Tensor, ATEN.mul.Tensor, ATEN.cat.default, ATEN.relu.default),
-    *(ATEN.silu.default, ATEN.gelu.default, ATEN.mish.default, ATEN.hardswish.default, ATEN.leaky_relu.default),
-    *(ATEN.sigmoid.default, ATEN.tanh.default, ATEN.hardsigmoid.default),
-)
 
 
 @dataclass(frozen=True)
@@ -75,28 +67,19 @@ def prologue_of(module: nn.Module, x: fx.Node, rank: int) -> Prologue | None:
     found: Prologue | None = None
     node = x
     while norm is None:
-        source = _only_tensor(module, node)
-        if source is None or (node is not x and len(node.users) != 1):
+        source = _only_tensor(node)
+        if source is None or (node is not x and len(node.users) != 1) or len(readers(source)) != 1:
             break
-        part = _norm(module, node)
-        if part is not None:
-            norm = part
-        else:
-            spec = _elementwise(sandbox, source, node, rank)
-            if spec is None or (spec == "identity" and node.op != "call_module"):
-                break
-            if spec != "identity" and activation != "identity":
-                break
-            activation = spec if spec != "identity" else activation
-        if len(readers(source)) != 1:
+        norm = _norm(module, node)
+        spec = _activation(sandbox, source, node, rank) if norm is None else "identity"
+        if spec is None or (spec != "identity" and activation != "identity"):
             break
+        activation = spec if spec != "identity" else activation
         nodes.insert(0, node)
         node = source
         if norm is not None or activation != "identity":
             found = Prologue(source, tuple(nodes), norm, activation)
-    if found is not None and found.activation.partition("(")[0] not in IN_FRONT:
-        return None
-    return found
+    return found if found is not None and found.activation.partition("(")[0] in IN_FRONT else None
 
 
 def epilogue_of(module: nn.Module, y: fx.Node, rank: int, training: bool) -> Epilogue | None:
@@ -104,24 +87,21 @@ def epilogue_of(module: nn.Module, y: fx.Node, rank: int, training: bool) -> Epi
     sandbox = Sandbox(module, torch.float64, training)
     nodes: list[fx.Node] = []
     residual: fx.Node | None = None
-    activation = "identity"
+    activation: str | None = "identity"
     found: Epilogue | None = None
     node = y
     while len(node.users) == 1 and activation == "identity":
         (user,) = node.users
-        pair = operands(user, ADDITIONS, ("add", "add_"))
+        pair = operands(module, user, "add")
         if pair is not None:
             other = pair[1] if pair[0] is node else pair[0]
             if residual is not None or other is node or (writes(user) and pair[0] is not node):
                 break
             residual = other
         else:
-            if _only_tensor(module, user) is not node:
+            activation = _activation(sandbox, node, user, rank) if _only_tensor(user) is node else None
+            if activation is None:
                 break
-            spec = _elementwise(sandbox, node, user, rank)
-            if spec is None or (spec == "identity" and user.op != "call_module"):
-                break
-            activation = spec
         nodes.append(user)
         node = user
         if residual is not None or activation != "identity":
@@ -155,20 +135,20 @@ def _is_relu(module: nn.Module, node: fx.Node) -> bool:
     """Whether it is torch's own relu, which keeps its result."""
     if node.op == "call_module":
         return type(attribute(module, str(node.target))) is nn.ReLU
-    return node.target in ("relu", "relu_", F.relu, torch.relu, torch.relu_, ATEN.relu.default, ATEN.relu_.default)
+    return kind_of(node) == "relu"
 
 
 def _saves_input(module: nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return node.target in (*CONVOLUTIONS, *LINEARS, F.batch_norm, torch.batch_norm, ATEN.batch_norm.default)
-    return next(attribute(module, str(node.target)).parameters(), None) is not None
+    if node.op == "call_module":
+        return next(attribute(module, str(node.target)).parameters(), None) is not None
+    return kind_of(node) in KEEPS_INPUT
 
 
 def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
     """Paths of the modules that made ``node``, a tensor that has its memory to itself; None if it may share it."""
     paths: list[str] = []
     while True:
-        if node.op == "call_function" and node.target in NEW and not writes(node):
+        if node.op == "call_function" and kind_of(node) in NEW and not writes(node):
             return paths
         if node.op != "call_module":
             return None
@@ -178,7 +158,7 @@ def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
             return None
         if isinstance(part, (_ConvNd, _BatchNorm, nn.Linear)):
             return paths
-        source = _only_tensor(module, node)
+        source = _only_tensor(node)
         elementwise = type(part).__module__ == "torch.nn.modules.activation" or isinstance(part, nn.Identity)
         if not elementwise or source is None:
             return None
@@ -189,7 +169,7 @@ def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
         node = source
 
 
-def _only_tensor(module: nn.Module, node: fx.Node) -> fx.Node | None:
+def _only_tensor(node: fx.Node) -> fx.Node | None:
     """The one node that ``node`` is computed from, parameters and buffers not counted."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return None
@@ -200,13 +180,13 @@ def _only_tensor(module: nn.Module, node: fx.Node) -> fx.Node | None:
 def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
     try:
         stage = stage_of(module, node)
-    except (Rejected, AttributeError):
+    except (Refused, AttributeError):
         return None
     return stage.part if stage is not None and isinstance(stage.part, Norm) else None
 
 
-def _elementwise(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) -> str | None:
-    """The activation that ``node`` is of ``source``; None for anything else."""
+def _activation(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) -> str | None:
+    """The activation that ``node`` is of ``source``, "identity" for modules alone; None for anything else."""
     if node.op == "call_module":
         part = attribute(sandbox.module, str(node.target))
         if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
@@ -218,12 +198,15 @@ def _elementwise(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) ->
     def piece(z: Tensor) -> Tensor:
         made: Any = sandbox.run(node, {source: z.reshape(shape)})
         if not isinstance(made, Tensor) or list(made.shape) != shape:
-            raise Rejected("not elementwise")
+            raise Refused("neighbours", "not elementwise")
         return made.reshape(-1)
 
     try:
         with torch.no_grad():
             found = probe(piece, torch.Size(shape).numel())
-    except Exception:  # whatever somebody's code does with these values
+    except Exception as error:  # whatever somebody's code does with these values
+        note(Refused("neighbours", "it is no function of single elements", node=node), error)
         return None
-    return found.spec if found is not None and not found.add_one else None
+    if found is None or found.add_one or (found.spec == "identity" and node.op != "call_module"):
+        return None
+    return found.spec

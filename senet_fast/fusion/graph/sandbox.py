@@ -9,18 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.sizes import Number, hint, value_of
-from senet_fast.fusion.trace import NotTraced, ancestors, attribute
+from senet_fast.fusion.graph.nodes import ancestors, attribute
+from senet_fast.fusion.graph.refusal import Refused, first_line
+from senet_fast.fusion.graph.sizes import Number, hint, value_of
 
 
-def light_copy(module: nn.Module, share_buffers: bool = True) -> nn.Module:
-    """A copy that shares its parameters and buffers with the original, and tells nobody that it is run."""
+def light_copy(module: nn.Module, training: bool | None = None, share_buffers: bool = True) -> nn.Module:
+    """A copy, in the given mode, that shares its parameters and buffers and tells nobody that it is run."""
     shared = [*module.parameters(), *(module.buffers() if share_buffers else ())]
     copied = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
     for part in copied.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()
+    if training is not None:
+        copied.train(training)  # somebody's own may not return the module
     return copied
+
+
+def copied_or_refused(module: nn.Module, training: bool | None = None) -> nn.Module:
+    """A light copy. Raises Refused where the module's own code can not be copied."""
+    try:
+        return light_copy(module, training)
+    except Exception as error:  # whatever somebody's code does when it is copied
+        raise Refused("copy", f"it can not be copied: {type(error).__name__}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -76,7 +87,7 @@ class Sandbox:
 
     def copy(self, original: nn.Module) -> nn.Module:
         """A module whose tensors are this sandbox's."""
-        made = light_copy(original).train(self.training)
+        made = light_copy(original, self.training)
         for part in made.modules():
             holders: list[dict[str, Any]] = [part._parameters, part._buffers]
             for holder in holders:
@@ -113,7 +124,7 @@ class Sandbox:
             elif node.op == "call_method":
                 values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
             else:
-                raise NotTraced(f"{node.op} {node.name} is not known")
+                raise Refused("run", f"{node.op} {node.name} is not known")
         return values[target]
 
 

@@ -15,13 +15,14 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
-from senet_fast.fusion.excitation import Excitation
-from senet_fast.fusion.graphs import check_rewritable
-from senet_fast.fusion.match import Match, find, verified
-from senet_fast.fusion.sandbox import one_thread
-from senet_fast.fusion.sizes import Number, hint, others, value_of
-from senet_fast.fusion.stages import Rejected
-from senet_fast.fusion.trace import ancestors, descendants, writes
+from senet_fast.fusion.graph.nodes import descendants, region, writes
+from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
+from senet_fast.fusion.graph.sandbox import one_thread
+from senet_fast.fusion.graph.sizes import Number, hint, others, value_of
+from senet_fast.fusion.install.graph_sites import check_rewritable
+from senet_fast.fusion.recognise.excitation import Excitation
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -39,15 +40,17 @@ class CompilePass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite ``graph`` in place."""
-        with _disable_current_modes(), _outside():
+        with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
                 for match, twin in list(_found(graph, assignment)):
                     _replace(graph, match, twin)
+        for refused in refusals:
+            LOG.debug("a graph of torch.compile: %s", refused.details)
         graph.lint()
 
     def uuid(self) -> bytes:
         """Changes with the code that decides what is replaced; Inductor's cache keys have it."""
-        files = tuple(str(file) for file in sorted(File(__file__).parent.glob("*.py")))
+        files = tuple(str(file) for file in sorted(File(__file__).parents[1].rglob("*.py")))
         return get_hash_for_files(files, extra=__version__)
 
 
@@ -97,14 +100,17 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, di
         agreed.append({twin[match.y]: match.excitation for match in matches})
     for match in matches:
         y = twin[match.y]
-        if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(graph, match, twin):
-            with contextlib.suppress(Rejected):
+        if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(match, twin):
+            try:
                 check_rewritable(module, match, (), folds=False)
                 if assignment[0].small:
                     match.x.meta["val"] = value_of(twin[match.x])
                     if verified(module, match.x, match.y, match.excitation) != match.excitation:
-                        continue
-                yield match, twin
+                        raise Refused("check", "it is another excitation at its own size", node=y)
+            except Refused as reason:
+                note(reason)
+                continue
+            yield match, twin
 
 
 def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
@@ -154,24 +160,21 @@ def _weights(match: Match, twin: dict[fx.Node, fx.Node]) -> list[fx.Node | None]
     return [None if path is None else named[str(path)] for path in paths]
 
 
-def _overwritten(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
+def _overwritten(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
     """Whether x, or what is computed from it beside the block, is changed in place before y."""
     x, y = twin[match.x], twin[match.y]
-    region = ancestors(y) & descendants(x)
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    beside = descendants(x) - region
-    return any(writes(node) and order[node] < order[y] for node in beside)
+    return any(writes(node) and node < y for node in descendants(x) - {*region(x, y)})
 
 
 def _replace(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> None:
     x, y = twin[match.x], twin[match.y]
-    region = ancestors(y) & descendants(x)
+    replaced = region(x, y)
     with graph.inserting_before(y):
         options = match.excitation.options(match.excitation.dims[0][1])
         fused = graph.call_function(OP, (x, *_weights(match, twin)), options)
     fused.meta = dict(y.meta)
     y.replace_all_uses_with(fused)
     twin[match.y] = fused  # the x of a block behind it
-    for node in reversed([node for node in graph.nodes if node in region]):
+    for node in reversed(replaced):
         if not node.users:
             graph.erase_node(node)

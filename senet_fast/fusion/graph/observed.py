@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.sandbox import light_copy
-from senet_fast.fusion.trace import NotTraced, signature, trace
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import light_copy
+from senet_fast.fusion.graph.tracing import signature, trace
 
 Constant = bool | int | float | str | None
 
@@ -35,7 +36,7 @@ class Calls:
             return self.recorded[path]
         try:
             names, defaults = signature(type(self.model.get_submodule(path)).forward)
-        except NotTraced:
+        except Refused:
             return []
         above = path
         while above and defaults:
@@ -52,8 +53,9 @@ class Calls:
             module = self.model.get_submodule(path)
             leaves = {p for p, part in module.named_modules() if p and not isinstance(part, nn.Sequential)}
             try:
-                self.graphs[path] = trace(light_copy(module).eval(), leaves)
-            except Exception:  # it can be neither copied nor traced
+                self.graphs[path] = trace(light_copy(module, training=False), leaves)
+            except Exception as error:  # somebody's code can be neither copied nor traced
+                note(Refused("trace", "the arguments of what is below it are not known"), error)
                 self.graphs[path] = None
         return self.graphs[path]
 
@@ -72,12 +74,12 @@ def _simple(constants: dict[str, Any]) -> bool:
 def _recorded(model: nn.Module, example_inputs: Any) -> dict[str, list[Call]]:
     """Different calls of each module while a copy of ``model`` runs, in eval mode, on what is given."""
     found: dict[str, list[Call]] = {}
-    copied = light_copy(model, share_buffers=False).eval()
+    copied = light_copy(model, training=False, share_buffers=False)
 
     def record(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             names, _ = signature(type(module).forward)
-        except NotTraced:
+        except Refused:
             return
         given = dict(zip(names, args, strict=False)) | kwargs
         constants = {name: value for name, value in given.items() if not isinstance(value, Tensor)}

@@ -63,11 +63,15 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """weight [out, in] or [out, in, 1, ...], or [in, out] if ``transposed``; a convolution over channels: [1, 1, k]."""
+    """weight [out, in] or [out, in, 1, ...], or [in, out] if ``transposed``; a convolution over channels: [1, 1, k].
+
+    ``bias_apart``: it is added behind the layer, and may have other axes than [out].
+    """
 
     weight: Path
     bias: Path | None
     transposed: bool = False
+    bias_apart: bool = False
     before: Norm | None = None
     after: Norm | None = None
 
@@ -79,6 +83,8 @@ class Layer:
         """(weight, bias) with the norms folded in."""
         weight = get(self.weight)
         bias = None if self.bias is None else get(self.bias)
+        if bias is not None and self.bias_apart:
+            bias = bias.flatten()
         if self.transposed:
             weight = weight.t()
         if not self.is_folded:
@@ -116,7 +122,7 @@ class Excitation:
     @property
     def is_plain(self) -> bool:
         """Whether the op takes the layers' own weights."""
-        return not self.norms and not any(layer.transposed for layer in self.layers)
+        return not self.norms and not any(layer.transposed or layer.bias_apart for layer in self.layers)
 
     def options(self, dim: int) -> dict[str, Any]:
         """Keyword arguments of the op."""

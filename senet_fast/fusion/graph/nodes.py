@@ -1,0 +1,83 @@
+"""Nodes of graphs: what they are computed from, who reads them, who writes to memory."""
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """``module.a.b.c`` for the path "a.b.c"."""
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def is_made_by_trace(module: nn.Module, name: str) -> bool:
+    """Whether tracing put this attribute there, for a tensor that the forward makes."""
+    return name.startswith("_tensor_constant") and not isinstance(module, fx.GraphModule)
+
+
+def ancestors(target: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """``target`` and all that it is computed from, not past the nodes of ``stop``, which are left out."""
+    found: set[fx.Node] = set()
+    waiting = [target]
+    stop = set(stop)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in stop:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def descendants(source: fx.Node) -> set[fx.Node]:
+    """All that is computed from ``source``, without itself."""
+    found: set[fx.Node] = set()
+    waiting = list(source.users)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.users)
+    return found
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether it is of the shape of a tensor, or an item of something."""
+    return node.target in (getattr, operator.getitem, "size", "dim")
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a tensor's values, without those that ask for its shape."""
+
+    def asks(user: fx.Node) -> bool:
+        named = user.target is getattr and user.args[1:] in (("ndim",), ("shape",), ("dtype",), ("device",))
+        return named or (user.op == "call_method" and user.target in ("size", "dim"))
+
+    return [user for user in node.users if not asks(user)]
+
+
+def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
+    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option."""
+    if to is not None and node.args[:1] != (to,):
+        return False
+    if node.op == "call_module":
+        return module is not None and bool(getattr(attribute(module, str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+    if getattr(node.target, "__module__", None) == "torch.nn.functional":  # F.relu(x, True)
+        in_place |= any(value is True for value in node.args[1:])
+    return in_place or name in ("imul", "iadd", "setitem") or name.partition(".")[0].endswith("_")
+
+
+def region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
+    """What lies between x and y, y included, in the order of the graph; with what is made of constants for it alone."""
+    inside = ancestors(y) & descendants(x)
+    for node in reversed(y.graph.nodes):
+        alone = node.users and node.op not in ("placeholder", "get_attr") and inside.issuperset(node.users)
+        if alone and all(n.op != "placeholder" for n in ancestors(node)):
+            inside.add(node)
+    return [node for node in y.graph.nodes if node in inside]

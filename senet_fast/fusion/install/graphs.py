@@ -1,0 +1,66 @@
+"""Excitations inside of an fx.GraphModule: its graph is rewritten in place, so that code, copies and pickles follow."""
+
+import functools
+import operator
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import fx
+
+from senet_fast.fusion.graph.sizes import value_of
+from senet_fast.fusion.install.graph_sites import arguments
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.graph_call import excite
+
+_squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
+_originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
+
+
+def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
+    """Give ``module`` its ``graph`` with every site replaced by a call of the op."""
+    tracer = fx.proxy.GraphAppendingTracer(graph)  # makes calls in the graph of what folds a norm
+
+    def get(path: str) -> fx.Proxy:
+        return fx.Proxy(graph.get_attr(path), tracer)
+
+    regions = [site.nodes for site in sites]
+    replaced: dict[fx.Node, fx.Node] = {}
+    for site, region in zip(sites, regions, strict=True):
+        with graph.inserting_before(site.last):
+            made = arguments(module, site, lambda node: replaced.get(node, node), get)
+            v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
+            if value_of(site.x) is None:  # an exported graph has guards of its own
+                _assert_axes(graph, v, [rank for rank, _ in site.excitation.dims])
+            if site.has_neighbours:
+                fused = graph.call_function(excite, (v, *given))
+            else:
+                weights, options, *_ = given
+                fused = graph.call_function(_squeeze_excite, (v, *weights), options)
+        fused.meta = dict(site.last.meta)
+        if site.has_neighbours:
+            fused.meta["is_wrapped"] = True  # for those that trace the graph again, as pickle does
+        site.last.replace_all_uses_with(fused)
+        replaced[site.last] = fused
+        for node in reversed(region):
+            if not node.users:
+                graph.erase_node(node)
+    graph.lint()
+    _originals.setdefault(module, module.graph)
+    module.graph = graph
+
+
+def _assert_axes(graph: fx.Graph, v: fx.Node, ranks: list[int]) -> None:
+    """The call can not fall back on what it replaced."""
+    axes = graph.call_method("dim", (v,))
+    known = [graph.call_function(operator.eq, (axes, rank)) for rank in ranks]
+    any_of = functools.reduce(lambda a, b: graph.call_function(operator.or_, (a, b)), known)
+    message = f"x has another number of axes than {ranks}: unfuse the graph"
+    graph.call_function(torch._assert, (any_of, message))
+
+
+def restore(module: fx.GraphModule) -> bool:
+    """Give ``module`` the graph back that it had; whether there was one. Copies do not know theirs."""
+    original = _originals.pop(module, None)
+    if original is not None:
+        module.graph = original
+    return original is not None

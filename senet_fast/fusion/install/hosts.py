@@ -1,0 +1,173 @@
+"""Plans for modules that enclose excitations: which modes and constants, and the check of each."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.observed import Call
+from senet_fast.fusion.graph.refusal import Refused, note
+from senet_fast.fusion.graph.sandbox import copied_or_refused
+from senet_fast.fusion.graph.tracing import signature
+from senet_fast.fusion.install import rewrite
+from senet_fast.fusion.install.cut import containers, variant_of
+from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.forwards import BlockForward, HostForward, Key, Variant, key
+from senet_fast.fusion.verify.swaps import check_swap
+
+MAX_VARIANTS = 4  # sets of constants
+SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the larger for what pads little
+
+
+@dataclass
+class Enclosed:
+    forward: HostForward | None = None
+    sites: list[Site] = field(default_factory=list)  # at inference, where it has such a form
+    reasons: list[Refused] = field(default_factory=list)
+
+
+def enclose(
+    module: nn.Module,
+    forwards: Mapping[str, BlockForward],
+    opaque: set[str],
+    parts: Iterable[Match],
+    calls: Iterable[Call] = (),
+) -> Enclosed:
+    """The forward of ``module`` for these ``calls``, and for one with its default arguments.
+
+    ``forwards``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some
+    themselves; ``parts``: the excitations that are written out in it.
+    """
+    calls = [Call(), *calls]
+    try:
+        host = _Host(module, forwards, opaque, {path for match in parts for path in containers(match)}, calls)
+    except Refused as reason:
+        return Enclosed(reasons=[reason])
+    found = Enclosed()
+    failed: list[Refused] = []  # of no interest where another call tells more
+    for call, training in itertools.product(calls[:MAX_VARIANTS], (False, True)):
+        try:
+            sites, reasons = host.add(call, training)
+        except Refused as reason:
+            note(reason)
+            failed += [] if training else [reason]
+            continue
+        if not training:
+            found.sites = found.sites or sites
+            found.reasons += reasons
+    if not found.sites:
+        found.reasons += failed
+    if host.variants:
+        found.forward = HostForward(module, host.constants, host.variants)
+    return found
+
+
+class _Host:
+    """A module that gets a variant of its forward for each mode and set of constants."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forwards: Mapping[str, BlockForward],
+        opaque: set[str],
+        inlined: set[str],
+        calls: list[Call],
+    ) -> None:
+        if not rewrite.can_swap(module):
+            raise Refused("install", "it can not be given another forward")
+        self.forwards, self.opaque, self.inlined = forwards, opaque, inlined
+        names, self.defaults = signature(type(module).forward)
+        # An argument whose default is no tensor has to be known; all others are taken to be tensors.
+        given = {name for call in calls for name in dict(call.constants)}
+        self.constants = [name for name in names if name in self.defaults or name in given]
+        self.tensors = [name for name in names if name not in self.constants]
+        self.variants: dict[Key, Variant] = {}
+        self.copied = copied_or_refused(module)
+
+    def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
+        """A variant for ``call``, if there is anything to fuse: its sites, and why others are left. Raises Refused."""
+        values = self.defaults | dict(call.constants)
+        if not {*self.constants} <= {*values}:
+            return [], []
+        values = {name: values[name] for name in self.constants}
+        at = key(training, values.values())
+        try:
+            if at in self.variants:
+                return [], []
+        except TypeError as error:  # a constant without a hash
+            raise Refused("constants", str(error)) from error
+        self.copied.train(training)
+        variant, sites, reasons = variant_of(self.copied, self.forwards, self.opaque, self.inlined, training, values)
+        if variant is not None:
+            of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
+            same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
+            if same is None:
+                self._check(variant, sites, training, values, call.shapes)
+            self.variants[at] = same or variant
+        return sites, reasons
+
+    def _check(
+        self,
+        variant: Variant,
+        sites: list[Site],
+        training: bool,
+        values: dict[str, Any],
+        shapes: tuple[tuple[int, ...], ...] | None,
+    ) -> None:
+        """Refused unless the variant computes what the module does."""
+        forward = HostForward(self.copied, [*values], {key(training, values.values()): variant})
+
+        def swap(module: nn.Module) -> None:
+            for path, child in self.forwards.items():
+                part = module.get_submodule(path)
+                if not rewrite.is_fused(part):
+                    rewrite.install(part, child)
+            rewrite.install(module, forward)
+
+        tried = Refused("check", "the shapes of its inputs are not known: give example_inputs")
+        for sizes in [list(map(list, shapes))] if shapes is not None else _shapes(self.copied, sites):
+            if len(sizes) != len(self.tensors):
+                continue
+            try:
+                return check_swap(self.copied, swap, sizes, training, values, pure=not training)
+            except Refused as reason:
+                tried = reason
+        raise tried
+
+
+def _shapes(module: nn.Module, sites: list[Site]) -> Iterable[list[list[int]]]:
+    """Shapes to try for the inputs: two images, channels as the first layer wants them or at the end, not square."""
+    rank = sites[0].excitation.dims[0][0]
+    channels = sites[0].excitation.channels or 8
+    layers = [_first_layer(module, node) for node in sites[0].y.graph.nodes if node.op == "placeholder"]
+    for last in (False, True) if None in layers else (False,):
+        for space in SPACE:
+            shapes = []
+            for layer in layers:
+                r, c = layer or (rank, channels)
+                sizes = space[: r - 2]
+                shapes.append([2, *sizes, c] if last and layer is None else [2, c, *sizes])
+            yield shapes
+
+
+def _first_layer(module: nn.Module, source: fx.Node) -> tuple[int, int] | None:
+    """(rank, channels) of an input, by the first layer that it meets."""
+    waiting, seen = [source], {source}
+    while waiting:
+        node = waiting.pop(0)
+        if node.op == "call_module":
+            for part in attribute(module, str(node.target)).modules():
+                if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    return len(part.kernel_size) + 2, part.in_channels
+                if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                    return {nn.BatchNorm1d: 3, nn.BatchNorm3d: 5}.get(type(part), 4), part.num_features
+        for user in node.users:
+            if user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return None

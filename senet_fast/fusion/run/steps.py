@@ -1,0 +1,154 @@
+"""A call of the op in the middle of a forward, with the original code for where it would not compute the same."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from senet_fast.fusion.recognise.excitation import Norm, Path
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, fits
+from senet_fast.se.guards import has_hooks, only_inference
+
+
+class Code:
+    """A graph as a function of (module, *values). Pickles as source."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        made = graph.python_code("self")
+        self.source, self.globals = made.src, dict(made.globals)
+        self._compile()
+
+    def _compile(self) -> None:
+        names = dict(self.globals)
+        exec(compile(self.source, "<senet_fast.fuse>", "exec"), names)
+        self.function = names["forward"]
+
+    def __call__(self, *values: Any) -> Any:
+        return self.function(*values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        used = {name: value for name, value in self.globals.items() if not isinstance(value, ModuleType)}
+        modules = {name: value.__name__ for name, value in self.globals.items() if isinstance(value, ModuleType)}
+        return {"source": self.source, "used": used, "modules": modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import importlib
+
+        modules = {name: importlib.import_module(path) for name, path in state["modules"].items()}
+        self.source, self.globals = state["source"], state["used"] | modules
+        self._compile()
+
+
+class Piece:
+    """A part of the original, from v (and, behind the op, a residual) to what it makes of it."""
+
+    def __init__(self, code: Code, parts: Parts) -> None:
+        self.code, self.parts = code, parts
+
+    def plain(self, module: nn.Module) -> bool:
+        return self.parts.plain(module)
+
+    def __call__(self, module: nn.Module, *values: Any) -> Any:
+        return self.code(module, *values)
+
+
+class Step:
+    """What happens at an excitation in a forward or a graph, with the neighbours that the op can take over.
+
+    The original is ``before`` (a norm, an activation), the excitation itself and ``after`` (an addition, an
+    activation), each a piece that says whether it is ``plain``: nobody sees its calls, and it does what it did. Each
+    runs where the op would not compute the same.
+    """
+
+    before: Any
+    after: Any
+    residual: bool
+    pre_activation: str
+    post_activation: str
+    fresh: Any  # what made v, whose place y may take at inference; None: it must not
+
+    def applies(self, module: Any, x: Any) -> bool:
+        """Whether the op computes what the excitation itself does of x."""
+        raise NotImplementedError
+
+    def original(self, module: Any, x: Any, *others: Any) -> Any:
+        raise NotImplementedError
+
+    def affine(self, module: Any) -> tuple[Tensor, Tensor] | None:
+        """(scale, shift) of the norm in ``before``."""
+        raise NotImplementedError
+
+    def op(self, module: Any, x: Tensor, **options: Any) -> Tensor:
+        raise NotImplementedError
+
+    def run(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
+        """What the original computes of v."""
+        inference, overwrites = only_inference()
+        before, after = self.before, self.after
+        absorbs = before is not None and inference and before.plain(module)
+        x = v if before is None or absorbs else before(module, v)
+        if not self.applies(module, x):
+            y = self.original(module, before(module, v) if absorbs else x, *others)
+            return y if after is None else self._after(module, y, residual)
+        options: dict[str, Any] = {}
+        if absorbs:
+            options["pre_activation"] = self.pre_activation
+            norm = self.affine(module)
+            if norm is not None:
+                options["pre_scale"], options["pre_shift"] = norm
+        finishes = after is not None and after.plain(module) and (not self.residual or fits(residual, x))
+        if finishes:
+            options["residual"], options["post_activation"] = residual, self.post_activation
+        if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
+            options["out"] = v
+        y = self.op(module, x, **options)
+        return y if finishes or after is None else self._after(module, y, residual)
+
+    def _after(self, module: Any, y: Any, residual: Any) -> Any:
+        return self.after(module, y, residual) if self.residual else self.after(module, y)
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleStep(Step):
+    """Of a module, or of a fused child of it."""
+
+    block: Op
+    owner: Path  # of the module that the op's paths start at
+    fused: Any  # the forward of the owner, where that is a fused block: another one means that it was changed
+    before: Piece | None
+    norm: Norm | None
+    pre_activation: str
+    own: Piece
+    after: Piece | None
+    residual: bool
+    post_activation: str
+    fresh: Parts | None
+
+    def applies(self, module: nn.Module, x: Any) -> bool:
+        owner = self.owner.submodule(module)
+        if self.fused is not None and (owner.__dict__.get(FORWARD) is not self.fused or has_hooks(owner)):
+            return False
+        if not self.block.applies(owner, x):
+            return False
+        # Beside weights of another type, y may have another type than x.
+        weight = self.block.tensors[0].tensor(owner)  # type: ignore[union-attr]
+        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
+
+    def original(self, module: nn.Module, x: Any, *others: Any) -> Any:
+        return self.own(module, x, *others)
+
+    def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
+        return None if self.norm is None else self.norm.affine(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
+
+    def op(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
+        return self.block(self.owner.submodule(module), x, **options)
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        """What it says, to compare."""
+        pieces = [None if piece is None else piece.code.source for piece in (self.before, self.own, self.after)]
+        fresh = None if self.fresh is None else self.fresh.known
+        options = (self.norm, self.pre_activation, self.residual, self.post_activation)
+        return (*pieces, *options, fresh, self.owner, self.fused, self.block.excitation)
