@@ -334,7 +334,8 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
                     extended = self._held.extend(now_ms, min(patience_ns, self._timeout_ns) / 1e9)
                     if extended:
                         continue
-                self._refuse(min(run.first, generator.state.word.load(memory_order_acquire)))  # a loss may have closed it
+                # The word as well: a loss may have closed the state meanwhile.
+                self._refuse(min(run.first, generator.state.word.load(memory_order_acquire)))
                 if run.first == kExpired:
                     raise_expired(self, now_ms)
                 raise_out_of_range(self, now_ms)
