@@ -108,7 +108,6 @@ class Trainer:
                     break
         if self.processes.rank == 0:
             self.report()
-        self.processes.close()
 
     def one_step(self) -> float:
         """Forward, backward, SGD, average. Returns the loss over the images of all processes."""
@@ -225,4 +224,6 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    Trainer(arguments()).run()
+    trainer = Trainer(arguments())
+    trainer.run()
+    trainer.processes.leave()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -124,11 +125,10 @@ def _train_in_parallel(rank: int, meeting: str, results: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    try:
-        torch.save(_steps(rank), f"{results}.{rank}")
-        dist.barrier()  # neither leaves while the other still reads from it
-    finally:
-        dist.destroy_process_group()
+    torch.save(_steps(rank), f"{results}.{rank}")
+    dist.barrier()  # neither leaves while the other still reads from it
+    dist.destroy_process_group()
+    os._exit(0)  # Gloo's threads may abort while Python is torn down (examples/train_parallel.py)
 
 
 def _steps(rank: int | None) -> list[Tensor]:
