@@ -37,7 +37,7 @@ class Place:
             self._file.truncate(mmap.PAGESIZE)
         self._memory = mmap.mmap(self._file.fileno() if self._file else -1, mmap.PAGESIZE)
         if fd is None:
-            self._store(-1, _wordfile.UNBOUNDED)
+            self._store(-2, _wordfile.UNBOUNDED)  # not the word before the first: nobody has opened the first tick
 
     def __del__(self) -> None:
         if self._file:
