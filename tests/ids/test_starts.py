@@ -147,6 +147,14 @@ def test_twins_start_alike(fake_clock: FakeClock, tmp_path: Path) -> None:
             assert len({number % 4096 for number in ids[0]}) > 350
 
 
+def test_twins_start_alike_in_the_epochs_first_tick() -> None:
+    layout = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_700_000_000_009)
+    for start in STARTS:
+        kinds = Snowflake, PythonSnowflake
+        ids = [make(kind, start, layout, FakeClock(layout.epoch_ms)).next_id() for kind in kinds]
+        assert ids[0] == ids[1]
+
+
 def test_generators_differ(generator_class: Generator, fake_clock: FakeClock) -> None:
     """Of seeds that nobody chose: a hundred starts in common are as good as impossible."""
     starts = []
