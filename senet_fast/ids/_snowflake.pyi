@@ -7,7 +7,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout, SupportsArray
-from senet_fast.ids.leases import Lease
+from senet_fast.ids.leases import Lease, LeaseStatus
 
 @final
 class Snowflake:
@@ -25,6 +25,8 @@ class Snowflake:
         on_fork: Literal["raise", "share"] = "raise",
         file: str | os.PathLike[str] | None = None,
         lease: Lease | None = None,
+        reacquire: bool = True,
+        on_lease_change: Callable[[LeaseStatus], object] | None = None,
     ) -> Snowflake: ...
     @classmethod
     def acquire(cls, lease: Lease | None = None, layout: Layout = TWITTER, **options: Any) -> Snowflake: ...
@@ -33,6 +35,8 @@ class Snowflake:
     def __exit__(self, *error: object) -> None: ...
     @property
     def worker_id(self) -> int: ...
+    @property
+    def lease(self) -> LeaseStatus | None: ...
     @property
     def layout(self) -> Layout: ...
     def next_id(self) -> int: ...

@@ -10,8 +10,7 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from senet_fast.ids import _checks, _places, _wordfile
 from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
 from senet_fast.ids.layout import TWITTER
-from senet_fast.ids.leases import LockFile
-from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Held
+from senet_fast.ids.leases import LockFile, _held
 from senet_fast.ids._native cimport *
 
 # Below this many IDs, releasing the GIL costs more than writing them.
@@ -20,7 +19,7 @@ cdef int64_t RELEASE_GIL_FROM = 256
 cdef uint64_t CHECK_SIGNALS_EVERY_NS = 50_000_000
 
 # How long a call waits for the renewal of a lease that has ended.
-cdef double kPatienceNs = PATIENCE_S * 1e9
+cdef double kPatienceNs = _held.PATIENCE_S * 1e9
 
 # What issue() reads first.
 cdef enum Clock:
@@ -103,7 +102,7 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
         generator.max_lag = min(lag_ms // layout.tick_ms, layout.timestamp.max) << layout.sequence.width
         generator.max_drift = self._max_drift_ms // <int64_t>layout.tick_ms
         if lease is not None:
-            self._held = Held(lease, layout, reacquire=reacquire, on_change=on_lease_change)
+            self._held = _held.Held(lease, layout, reacquire=reacquire, on_change=on_lease_change)
         try:
             grant = self._held.grant if self._held else None
             generator.worker_id = _checks.worker_id(grant.worker_id if grant else worker_id, layout)
@@ -347,7 +346,7 @@ sequence_start=0, clock=None, on_fork="raise", file=None, lease=None, reacquire=
                 " construct a generator with another worker_id here"
             )
         if word == kClosed:
-            raise LeaseExpired(f"worker {self.worker_id} {self._held.end() if self._held else CLOSED}")
+            raise LeaseExpired(f"worker {self.worker_id} {self._held.end() if self._held else _held.CLOSED}")
         return 0
 
     cdef int64_t _wait(self) except -1 nogil:
