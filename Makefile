@@ -50,7 +50,8 @@ sanitize:
 	@$(PYTHON) tools/bootstrap.py sanitize
 
 # Tests that hardly run the extension, or only in other processes.
-PURE_PYTHON := model server_leases server_rights etcd uwsgi deploying ecosystem django rest_framework sql
+PURE_PYTHON := model model_leases model_losses server_leases server_rights reacquire_stores etcd uwsgi deploying ecosystem django \
+  rest_framework sql public layout codecs attacks attacks_in_groups
 
 # The ID extension, built into a package of its own and run by its Python tests. libasan must be loaded before Python.
 sanitize-ids:

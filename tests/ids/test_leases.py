@@ -204,7 +204,7 @@ def test_a_release_that_fails_is_heard_of(generator_class: Generator, worker_id:
 
 
 def test_a_fork_leaves_the_lease_to_the_parent(generator_class: Generator, worker_id: int) -> None:
-    lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000))
+    lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000), renew_every=60)
     generator = generator_class(lease=lease)
     assert in_child(generator.next_id) == ForkedError
 
@@ -216,7 +216,7 @@ def test_a_fork_leaves_the_lease_to_the_parent(generator_class: Generator, worke
     generator.next_id()
     generator.close()
     shared = generator_class(
-        lease=Table(Grant(worker_id + 1, 0, NOW_MS + 100)), on_fork="share", clock=FakeClock(NOW_MS)
+        lease=Table(Grant(worker_id + 1, 0, NOW_MS + 100), renew_every=60), on_fork="share", clock=FakeClock(NOW_MS)
     )
     assert in_child(shared.next_id) is None
     shared.close()
@@ -225,7 +225,9 @@ def test_a_fork_leaves_the_lease_to_the_parent(generator_class: Generator, worke
 
 def test_a_child_may_lease_its_parents_worker(generator_class: Generator, worker_id: int) -> None:
     """Once the parent gave it back, or lost it: the grant tells where to begin."""
-    parents = generator_class(lease=Table(Grant(worker_id, 0, NOW_MS + 100)), clock=(clock := FakeClock(NOW_MS)))
+    parents = generator_class(
+        lease=Table(Grant(worker_id, 0, NOW_MS + 100), renew_every=60), clock=(clock := FakeClock(NOW_MS))
+    )
     last = parents.next_id()
     began = Table(Grant(worker_id, NOW_MS + 1, NOW_MS + 200))
 
