@@ -391,3 +391,11 @@ assert main(["word", {str(folder / "7")!r}]) == 0
 assert not {{"torch", "numpy"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+
+@pytest.mark.parametrize("command", [["list"], ["free", "0"]])
+def test_a_directory_without_a_name(command: list[str]) -> None:
+    """As of a shell's variable that is not set: it is not the current folder."""
+    done = run("leases", *command, "--directory", "")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("leases: directory is empty; expected a path")

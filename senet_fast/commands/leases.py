@@ -68,7 +68,7 @@ def run_list(options: argparse.Namespace) -> int:
         except FileNotFoundError:
             complain("leases", f"there is no folder {path}: no process has leased a worker id there")
             return 0
-    except LeaseError as error:
+    except (LeaseError, ValueError) as error:
         complain("leases", error)
         return 1
     if not any_file:
@@ -129,7 +129,7 @@ def run_free(options: argparse.Namespace) -> int:
             force=options.force,
             say=lambda sentence: print(printable(sentence), flush=True),
         )
-    except LeaseError as error:
+    except (LeaseError, ValueError) as error:
         complain("leases", error)
         return 1
     return 0

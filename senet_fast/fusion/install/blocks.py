@@ -74,7 +74,7 @@ def _graphs(module: nn.Module, known: set[str]) -> list[fx.Graph]:
         untraced = reason
     graphs = []
     for rank in RANKS:
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(Refused):  # a number of axes that it does not take; that of the first try is told
             graphs.append(trace(module, known, rank))
     if not graphs:
         untraced.pools = may_pool(module)

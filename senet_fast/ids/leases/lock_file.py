@@ -39,7 +39,10 @@ def _tell_of_others(path: str) -> None:
     with os.scandir(parent) as entries:
         found = [entry for entry in entries if entry.name.startswith(prefix) and entry.path != path]
     for entry in found:
-        uid = entry.stat(follow_symlinks=False).st_uid
+        try:
+            uid = entry.stat(follow_symlinks=False).st_uid
+        except FileNotFoundError:  # its user or a cleaner has just removed it
+            continue
         if entry.name == f"{prefix}{uid}":
             _logger.warning(
                 "%s has lock files of its own in %s, whose worker ids are those of %s, too: IDs of the two users can"
@@ -54,7 +57,7 @@ def _tell_of_others(path: str) -> None:
 def directory(given: str | os.PathLike[str] | None = None) -> tuple[str, bool]:
     """The absolute path of the folder, and whether somebody named it."""
     if given is not None:
-        return os.path.abspath(os.path.expanduser(os.fsdecode(given))), True
+        return _absolute(given), True
     if not (named_by := os.environ.get(VARIABLE)):
         return default_directory(), False
     path = os.path.expanduser(named_by)
