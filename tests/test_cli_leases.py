@@ -394,8 +394,7 @@ assert not {{"torch", "numpy"}} & set(sys.modules)
 
 
 @pytest.mark.parametrize("command", [["list"], ["free", "0"]])
-def test_a_directory_without_a_name(command: list[str]) -> None:
-    """As of a shell's variable that is not set: it is not the current folder."""
+def test_an_unset_variable_as_directory(command: list[str]) -> None:
     done = run("leases", *command, "--directory", "")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("leases: directory is empty; expected a path")
