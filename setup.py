@@ -15,6 +15,7 @@ Switches, all of them environment variables:
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "libsenet_fast"  # the op library, beside the Python module
 CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
+# Longest first: the build ends with the file that ends last. "bindings" is all of csrc/bindings but the module.
+SLOWEST = ("baseline", "avx2", "bindings", "avx512")
 PTXAS_INFO = re.compile(r"ptxas info|\s+\d+ bytes stack frame|\s*$")  # what -Xptxas=-v says of a kernel
 NO_BUILD = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
@@ -143,6 +147,50 @@ class Nvcc:
             return list(pool.map(make, sources))
 
 
+def compile_all(command: build_ext, extensions: Sequence[Extension], folder: Path) -> None:
+    """Compile the C++ files of all extensions in one run of ninja; what is left of them is to link the objects."""
+    try:
+        from ninja import BIN_DIR
+
+        program: str | None = os.path.join(BIN_DIR, "ninja")
+    except ImportError:
+        program = shutil.which("ninja")
+    if program is None:
+        raise SystemExit("no ninja was found, which runs the compiler: pip install ninja")
+
+    def escape(path: object) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(path))
+
+    files = []  # source, object, flags
+    for made in extensions:
+        macros = [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in made.define_macros]
+        folders = [f"-I{os.path.abspath(path)}" for path in [*made.include_dirs, *command.include_dirs]]
+        own = [ROOT / path for path in made.sources]
+        if bindings := [path for path in own if path.parent == ROOT / "csrc/bindings" and path.stem != "module"]:
+            unit = folder / "bindings.cpp"  # each alone would spend most of its time on torch's headers
+            write_if_changed(unit, "".join(f'#include "{path}"\n' for path in bindings))
+            own = [unit, *(path for path in own if path not in bindings)]
+        objects = [folder / made.name / f"{path.parent.name}-{path.stem}.o" for path in own]
+        flags = [*macros, *folders, *made.extra_compile_args]
+        files += [(path, out, flags) for path, out in zip(own, objects, strict=True)]
+        made.extra_objects = [*map(str, objects), *made.extra_objects]
+        made.depends = made.extra_objects  # of setuptools' question whether to link
+        made.sources = []
+    files.sort(key=lambda file: SLOWEST.index(file[0].stem) if file[0].stem in SLOWEST else len(SLOWEST))
+    compiler = shlex.join(command.compiler.compiler_so_cxx).replace("$", "$$")
+    lines = [
+        "rule compile",
+        f"  command = {compiler} -MMD -MF $out.d $flags -c $in -o $out",
+        *("  depfile = $out.d", "  deps = gcc", "  description = $in"),
+    ]
+    for path, out, flags in files:
+        lines += [f"build {escape(out)}: compile {escape(path)}", f"  flags = {shlex.join(flags).replace('$', '$$')}"]
+    manifest = folder / "build.ninja"
+    write_if_changed(manifest, "\n".join(lines) + "\n")
+    if subprocess.call([program, "-j", os.environ["MAX_JOBS"]], cwd=folder) != 0:
+        raise SystemExit("the C++ compiler failed; its message is above")
+
+
 def choose_nvcc(torch_cuda: str | None) -> Nvcc | None:
     mode = switch("SENET_FAST_CUDA", {"auto", "0", "1"}, "auto")
     if mode == "0" or (mode == "auto" and torch_cuda is None):
@@ -208,7 +256,7 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
     library = extension(LIBRARY, [path for path in files if path != module], ["torch_cpu", "c10"], *library_args)
     told = extension("_C", [module], [], "-Wl,-rpath,$ORIGIN")
 
-    class Build(BuildExtension):
+    class Build(BuildExtension.with_options(use_ninja=False)):  # torch's use of it has one set of flags for all files
         def get_ext_filename(self, name: str) -> str:
             *folders, last = name.split(".")
             return os.path.join(*folders, f"{LIBRARY}.so") if last == LIBRARY else super().get_ext_filename(name)
@@ -225,6 +273,7 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
             write_if_changed(folder / "senet_fast_build.h", settings)
             for made in (library, told):
                 made.include_dirs.append(str(folder))
+            compile_all(self, self.extensions, folder)
             told.extra_objects.append(self.get_ext_fullpath(library.name))
             super().build_extensions()
 

@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +245,52 @@ def test_cuda_files_are_compiled_once(toolkit: Any, tmp_path: Path, capfd: pytes
     assert not (folder / "broken.cuda.o").exists()
 
 
+def test_cpp_files_are_compiled_in_one_run(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What takes longest first, with a space and a dollar in a path; what failed is an error; only links remain."""
+    module, _ = load()
+    folder = tmp_path / "a $folder"
+    (folder / "csrc/bindings").mkdir(parents=True)
+    compiler = folder / "compiler"
+    compiler.write_text(
+        """#!/bin/sh
+        case "$*" in *broken.cpp*) echo "broken.cpp:1: error" >&2; exit 1 ;; esac
+        for word; do case "$word" in *.d|*.o) : > "$word" ;; esac; done
+        echo "$*" >> "$(dirname "$0")/log"
+        """
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setattr(module, "ROOT", folder)
+    sources = ["quick.cpp", "avx2.cpp", "csrc/bindings/a.cpp", "csrc/bindings/b.cpp", "baseline.cpp"]
+    for name in (*sources, "broken.cpp"):
+        (folder / name).touch()
+    command = SimpleNamespace(compiler=SimpleNamespace(compiler_so_cxx=[str(compiler), "-fPIC"]), include_dirs=["in c"])
+    monkeypatch.setenv("MAX_JOBS", "1")
+
+    def compiled(*names: str) -> Extension:
+        made = Extension("it", [*names], extra_compile_args=["-O3", "-DA=$b c"], define_macros=[("C", '"1"')])
+        module.compile_all(command, [made], folder)
+        return made
+
+    made = compiled(*sources)
+    assert made.sources == []
+    assert [Path(path).name for path in made.extra_objects] == [
+        *("a $folder-bindings.o", "a $folder-quick.o", "a $folder-avx2.o", "a $folder-baseline.o")
+    ]
+    assert all(Path(path).exists() for path in made.extra_objects)
+    lines = (folder / "log").read_text().splitlines()
+    assert [Path(line.split(" -c ")[1].split(".cpp")[0]).name for line in lines] == [
+        *("baseline", "avx2", "bindings", "quick")
+    ]
+    assert all(line.startswith("-fPIC -MMD -MF ") and ' -DC="1" ' in line for line in lines)
+    assert all("-DA=$b c" in line and f"-I{Path.cwd() / 'in c'}" in line for line in lines)
+    unit = (folder / "bindings.cpp").read_text()
+    assert unit == "".join(f'#include "{folder}/csrc/bindings/{name}.cpp"\n' for name in "ab")
+    compiled(*sources)
+    assert len((folder / "log").read_text().splitlines()) == len(lines)
+    with pytest.raises(SystemExit, match="C\\+\\+ compiler failed; its message is above"):
+        compiled("broken.cpp")
+
+
 @pytest.mark.parametrize("with_cuda", [False, True])
 def test_cuda_files_join_the_op(
     load: Load, monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, with_cuda: bool
@@ -262,15 +308,21 @@ def test_cuda_files_join_the_op(
     monkeypatch.setattr(module, "choose_nvcc", lambda torch_cuda: Compiler() if with_cuda else None)
     command = keywords["cmdclass"]["build_ext"]
     monkeypatch.setattr(command.__base__, "build_extensions", lambda self: None)
+    monkeypatch.setattr(module.subprocess, "call", lambda command, cwd: 0)
     build = command(Distribution())
+    build.extensions = list(named(keywords).values())
+    build.compiler = SimpleNamespace(compiler_so_cxx=["c++", "-fPIC"])
+    build.include_dirs = []
     build.build_temp = str(tmp_path)
     build.build_lib = "lib"
     build.build_extensions()
     op, told = named(keywords)[LIBRARY], named(keywords)["senet_fast.se._C"]
-    assert told.extra_objects == ["lib/senet_fast/se/libsenet_fast.so"]
+    linked = [f"{tmp_path}/senet_fast.se._C/bindings-module.o", "lib/senet_fast/se/libsenet_fast.so"]
+    assert told.extra_objects == told.depends == linked
     files = sorted(path.stem for path in (root / "csrc/se/cuda").glob("*.cu"))
     assert {"backward", "forward"} <= set(files)
-    assert op.extra_objects == ([f"{name}.o" for name in files] if with_cuda else [])
+    ours = [path for path in op.extra_objects if not path.startswith(str(tmp_path))]
+    assert ours == ([f"{name}.o" for name in files] if with_cuda else [])
     settings = '#define SENET_FAST_CUDA "13.0"\n' if with_cuda else ""
     assert (tmp_path / "senet_fast_build.h").read_text() == settings
     assert str(tmp_path) in op.include_dirs

@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor> sums(const Tensor& grad_y, const Tensor& y, const Ten
   return {grads, products};
 }
 
-std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                     const Tensor& scale, const Tensor& slope, const Tensor& offset) {
+std::tuple<Tensor, Tensor> norm_gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                          const Tensor& scale, const Tensor& slope, const Tensor& offset) {
   maps_of(x);
   check_map(grad_y, "grad_y", x);
   check_map(y, "y", x);
@@ -154,5 +154,5 @@ TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
   m.impl("norm_moments", &senet::bindings::moments);
   m.impl("norm_apply", &senet::bindings::apply);
   m.impl("norm_sums", &senet::bindings::sums);
-  m.impl("norm_gradients", &senet::bindings::gradients);
+  m.impl("norm_gradients", &senet::bindings::norm_gradients);
 }

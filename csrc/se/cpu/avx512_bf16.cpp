@@ -8,10 +8,23 @@
 
 #include "se/cpu/kernels.h"
 
+namespace senet::avx512 {
+extern const Kernels kernels;
+}
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
 #include "se/cpu/kernels.inl"
 #pragma GCC pop_options
+
+// Behind the target region: every machine runs this when it loads the library. AVX-512's table is there by then (constinit).
+static const senet::Kernels kernels = [] {
+  senet::Kernels table = senet::avx512::kernels;
+  table.name = SENET_ISA_NAME;
+  table.data_bf16 = senet::avx512_bf16::bf16_data;
+  table.weight_bf16 = senet::avx512_bf16::bf16_weights;
+  return table;
+}();
 
 static const senet::RegisterIsa registration({SENET_ISA_NAME, 3,
                                               [] {
@@ -22,5 +35,5 @@ static const senet::RegisterIsa registration({SENET_ISA_NAME, 3,
                                                        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx2") &&
                                                        __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
                                               },
-                                              &senet::avx512_bf16::kernels});
+                                              &kernels});
 #endif

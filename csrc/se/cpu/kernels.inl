@@ -55,7 +55,12 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 
 }  // namespace
 
-static const Kernels kernels = {
+#if defined(SENET_BF16_CONVERSION)  // what the conversions change; the rest of this ISA's table is AVX-512's
+constexpr DataKernels<float> bf16_data = Data<float, bf16>::table();
+constexpr WeightKernels<float> bf16_weights = Weights<float, bf16>::table();
+#else
+extern const Kernels kernels;
+constinit const Kernels kernels = {
     SENET_ISA_NAME,
     Data<float, float>::table(),
     Data<float, bf16>::table(),
@@ -69,5 +74,6 @@ static const Kernels kernels = {
     {activation_value<float>, activation_grad<float>},
     {activation_value<double>, activation_grad<double>},
 };
+#endif
 
 }  // namespace senet::SENET_ISA
