@@ -5,6 +5,7 @@ module beside it, `senet_fast.se._C`, is linked to it and only tells about it.
 
 Switches, all of them environment variables:
   SENET_FAST_SE=0          build the ID generator only; torch is not needed
+  SENET_FAST_BUILT=1       install what the tree has compiled already (tools/bootstrap.py)
   SENET_FAST_CUDA=auto|0|1 auto: if nvcc is found and torch is a CUDA build; 1: always, also beside a CPU torch
   SENET_FAST_NVCC=path     the nvcc to use (else CUDA_HOME, PATH, /usr/local/cuda, pip's packages: the extra "nvcc")
   TORCH_CUDA_ARCH_LIST     GPU architectures (else the visible GPUs, else CUDA_ARCHS below)
@@ -281,7 +282,7 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
 
 
 def main() -> None:
-    if not NO_BUILD.isdisjoint(sys.argv):
+    if not NO_BUILD.isdisjoint(sys.argv) or switch("SENET_FAST_BUILT", {"0", "1"}, "0") == "1":
         return setup()
     if switch("SENET_FAST_SE", {"0", "1"}, "1") == "0":
         return setup(ext_modules=ids_extension())

@@ -1,9 +1,10 @@
 """Prepare what a verb of the Makefile needs, then run it: `python3 tools/bootstrap.py VERB [arguments]`.
 
 An interpreter that already has torch is used as it is; only what is missing for the job is installed into it, never
-torch. Otherwise this file starts again inside .venv, which it makes, and installs torch there too. What a job needs is
-listed in pyproject.toml. The compiled modules are built in place, again only when their fingerprint changed. Standard
-library only. Annotations newer than Python 3.6 are quoted, so that any python3 gets as far as check_python.
+torch. Otherwise this file starts again inside .venv, which it makes, and installs torch and the checkout (editable)
+there too. What a job needs is listed in pyproject.toml. The compiled modules are built in place, again only when their
+fingerprint changed. Standard library only. Annotations newer than Python 3.6 are quoted, so that any python3 gets as
+far as check_python.
 """
 
 import hashlib
@@ -224,6 +225,14 @@ def build() -> None:
         BUILD_STAMP.write_text(wanted)
 
 
+def install() -> None:
+    """The checkout as an editable package of .venv, so that a script in any folder may import it."""
+    if installed("senet-fast") is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."]
+        if run(command, PIP_DISABLE_PIP_VERSION_CHECK="1", SENET_FAST_BUILT="1") != 0:
+            raise Problem(f"pip could not install the checkout into {sys.prefix}; its message is above.")
+
+
 def tool_path() -> str:
     """PATH with the folders first where pip puts this interpreter's tools; some tools call others by name."""
     folders = [Path(sys.executable).parent, sysconfig.get_path("scripts"), sysconfig.get_path("scripts", "posix_user")]
@@ -275,6 +284,8 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
         pip_install(alone, "--no-deps")
     if verb.build:
         build()
+        if chosen == "venv":
+            install()
     codes = []
     for place, command in enumerate(verb.commands, 1):
         words = expand(command, arguments if place == len(verb.commands) else [])
