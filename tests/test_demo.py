@@ -14,10 +14,10 @@ from senet_fast import cli
 from senet_fast.demo import main, network, report
 from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Draw
-from senet_fast.demo.measure import Sample, _median, interleave
-from senet_fast.demo.network import Network, Stage, swap
+from senet_fast.demo.measure import Sample, Speed, _median, interleave
+from senet_fast.demo.network import Network, Setting, Stage
 from senet_fast.models import se_resnet50, se_resnet_digits
-from senet_fast.se import FusedSE, SEBlock
+from senet_fast.se import SEBlock
 
 
 def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
@@ -31,7 +31,10 @@ def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
     assert {"cpu", "cores", "threads"} <= set(results["machine"])
     assert results["versions"]["torch"] == torch.__version__
     assert all(run["accuracy"] > 0.97 for run in results["training"].values())
-    assert results["network"]["swapped"] == 16
+    assert results["network"]["fused"] == 16
+    assert [one["dtype"] for one in results["network"]["settings"]] == ["float32", "bfloat16"]
+    for one in results["network"]["settings"]:
+        assert one["speed"]["low"] <= one["speed"]["median"] <= one["speed"]["high"]
     assert [stage["shape"][1] for stage in results["network"]["stages"]] == [256, 512, 1024, 2048]
     assert all(stage["seconds"]["fused"] > 0 for stage in results["network"]["stages"])
     assert {draw["how"] for draw in results["ids"]["draws"]} == {"one at a time", "in bulk"}
@@ -41,23 +44,25 @@ def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
 def test_problems_are_named() -> None:
     trainings = {"SEBlock": Training(accuracy=0.99), "FusedSE": Training(accuracy=0.5)}
     stage = Stage((1, 2, 3, 3), {}, float("nan"), True)
-    swapped = Network(16, 0.5, {}, True, 1, [stage], None)
+    whole = Network(
+        16, 1, [Setting("float32", {}, Speed(1.0, 1.0, 1.0, 6), {"before": 1e-6, "after": 0.5}, True)], [stage], None
+    )
     draws = [Draw("twitter", "Snowflake", "in bulk", 1.0, 10, False)]
     comparisons = {"float64": Comparison(trainings, 1.0, 1.0), "float32": Comparison(trainings, 0.0, 1.0)}
-    found = main.problems(comparisons, swapped, draws)
+    found = main.problems(comparisons, whole, draws)
     assert len(found) == 5
     assert all(
-        word in text for word, text in zip(("FusedSE", "float64", "ResNet-50", "(1, 2", "twitter"), found, strict=True)
+        word in text for word, text in zip(("FusedSE", "float64", "(1, 2", "ResNet-50", "twitter"), found, strict=True)
     )
 
 
 def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainings = {name: Training(losses=[1.0], accuracy=0.5) for name in ("SEBlock", "FusedSE")}
     monkeypatch.setattr(main.digits, "train", lambda *arguments: Comparison(trainings, 0.0, 0.0))
-    monkeypatch.setattr(main.network, "run", lambda sizes: Network(16, 0.0, {}, True, 1, [], None))
+    monkeypatch.setattr(main.network, "run", lambda sizes: Network(16, 1, [], [], None))
     monkeypatch.setattr(main.ids, "run", lambda count: ([], []))
     monkeypatch.setattr(main.report, "write_picture", lambda *arguments: None)
-    monkeypatch.setattr(main.report, "network_text", lambda swapped: "")
+    monkeypatch.setattr(main.report, "network_text", lambda whole: "")
     monkeypatch.setattr(main.report, "ids_text", lambda *arguments: "")
     reader, writer = os.pipe()
     os.close(reader)
@@ -66,13 +71,36 @@ def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, 
         assert cli.main(["demo", "--out", str(tmp_path)]) == 1
 
 
+ERRORS = {"before": 0.0, "after": 0.0}
+
+
 def test_no_ratios_of_busy_rows() -> None:
     seconds = {"eager": 3e-6, "torch.compile": None, "fused": 2e-6, "copy": 1e-6}
     for believable in (True, False):
         stage = Stage((1, 2, 3, 3), dict(seconds), 0.0, believable)
-        text = report.network_text(Network(16, 0.0, {"SEBlock": 3.0, "FusedSE": 2.0}, believable, 1, [stage], None))
-        assert [shown in text for shown in ("1.500", "1.50 |", "2.00 |")] == [believable] * 3
-        assert ("(busy)" in text) is not believable
+        whole = Setting("float32", {"before": 3.0, "after": 2.0}, Speed(1.5, 1.4, 1.6, 9), ERRORS, believable)
+        text = report.network_text(Network(16, 1, [whole], [stage], None))
+        assert [word in text for word in ("1.50 |", "2.00 |")] == [believable] * 2
+        assert all(
+            word in text for word in ("1.500", "1.400 to 1.600", " faster")
+        )  # the rounds' own ratios, and how sure
+        assert [word in text for word in ("1x2x3x3 (busy)", "faster (busy)")] == [not believable] * 2
+
+
+@pytest.mark.parametrize(
+    ("ratios", "low", "high", "words"),
+    [
+        ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], 1.0, 1.5, "within the noise"),  # 2/64 of all sixes miss the median
+        ([1.02, 1.1, 1.2, 1.3, 1.4, 1.5], 1.02, 1.5, "faster"),
+        ([0.5, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 3.0], 0.8, 0.9, "slower"),  # one at each end may be left out
+        ([2.0], 2.0, 2.0, "within the noise"),
+        ([2.0] * 5, 2.0, 2.0, "within the noise"),
+    ],
+)
+def test_speed_says_what_is_noise(ratios: list[float], low: float, high: float, words: str) -> None:
+    speed = Speed.of(ratios[::-1])
+    assert (speed.low, speed.high, speed.rounds) == (low, high, len(ratios))
+    assert words in report.speed_words(Setting("float32", {}, speed, {}, True))
 
 
 def test_a_missing_package_is_named_at_once(tmp_path: Path) -> None:
@@ -106,19 +134,6 @@ def test_networks() -> None:
     blocks = [module for module in plain.modules() if isinstance(module, SEBlock)]
     assert [block.fc1.in_channels for block in blocks] == [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3
     assert se_resnet_digits()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_swap_keeps_parameters_and_outputs() -> None:
-    torch.manual_seed(0)
-    plain = se_resnet_digits().eval()
-    x = torch.randn(3, 1, 8, 8)
-    before, names = plain(x), list(plain.state_dict())
-    parameters = list(plain.parameters())
-    assert swap(plain) == 6
-    assert list(plain.state_dict()) == names
-    assert all(a is b for a, b in zip(parameters, plain.parameters(), strict=True))
-    assert sum(isinstance(module, FusedSE) for module in plain.modules()) == 6
-    torch.testing.assert_close(plain(x), before)
 
 
 def test_interleave_takes_turns() -> None:

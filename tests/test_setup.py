@@ -59,6 +59,7 @@ def test_without_torch(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"Install torch first(.|\n)*--no-build-isolation(.|\n)*SENET_FAST_SE=0"):
         load()
     assert set(named(load(SENET_FAST_SE="0")[1])) == {"senet_fast.ids._snowflake"}
+    assert load(SENET_FAST_BUILT="1")[1] == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Both halves on real input: train with the fused op, swap it into a network, draw a million IDs, write a report."""
+"""Both halves on real input: train with the fused op, fuse a network, draw a million IDs, write a report."""
 
 import argparse
 from pathlib import Path

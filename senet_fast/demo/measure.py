@@ -1,11 +1,13 @@
 """Timing on a shared machine: contenders take turns in one process, so that only their ratios are to be believed."""
 
+import math
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,7 @@ BLOCK_SECONDS = 0.01
 MOST_CALLS = 200
 LEAST_KEPT = 0.1
 MOST_LOST = 0.02
+LEAST_ROUNDS = 6  # of fewer even the smallest and the largest ratio are on the same side of the median too often
 ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
@@ -43,6 +46,7 @@ def interleave(
         call()
     sizes = {name: calls or _block_size(call, timed) for name, call in contenders.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    rounds_of: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     start, done, waited = time.perf_counter(), 0, _waited()
     while done < rounds or time.perf_counter() - start < seconds:
@@ -55,23 +59,57 @@ def interleave(
                     lost, waited = _waited() - waited, _waited()
                 block.append(Sample(taken, lost > MOST_LOST * taken))
             samples[name] += block[len(block) // 3 :]
+            rounds_of[name].append(_median(block[len(block) // 3 :]))
         order.reverse()
         done += 1
     disturbed = [sum(sample.preempted for sample in values) / len(values) for values in samples.values()]
-    return Timings({name: _median(values) for name, values in samples.items()}, max(disturbed))
+    return Timings({name: _median(values) for name, values in samples.items()}, max(disturbed), rounds_of)
 
 
 class Timings(dict[str, float]):
-    """Seconds per contender. `disturbed`: the share of calls that lost a core, of the contender that suffered most."""
+    """Seconds per contender. `disturbed`: the share of calls that lost a core, of the contender that suffered most.
 
-    def __init__(self, seconds: Mapping[str, float], disturbed: float) -> None:
+    `rounds` has the median of each round, in which all contenders had their turn.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], disturbed: float, rounds: Mapping[str, list[float]]) -> None:
         super().__init__(seconds)
         self.disturbed = disturbed
+        self.rounds = rounds
+
+    def speed(self, before: str, after: str) -> "Speed":
+        """How many times as fast `after` is, by the rounds' own ratios."""
+        pairs = zip(self.rounds[before], self.rounds[after], strict=True)
+        return Speed.of([one / other for one, other in pairs])
 
     @property
     def believable(self) -> bool:
         """Whether enough calls kept their cores for the medians to leave the others out."""
         return self.disturbed <= 1 - LEAST_KEPT
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The median of ratios, and between which two of them the true median lies with 95 % of certainty or more."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @staticmethod
+    def of(ratios: list[float]) -> "Speed":
+        """Each ratio is above the true median or below, like a coin's sides; too few say nothing (LEAST_ROUNDS)."""
+        ordered, count = sorted(ratios), len(ratios)
+        outside, chance = 0, 2 * 0.5**count  # how many ratios at each end lie outside, and how likely the median too
+        while chance + 2 * math.comb(count, outside + 1) * 0.5**count <= 0.05:
+            outside += 1
+            chance += 2 * math.comb(count, outside) * 0.5**count
+        return Speed(statistics.median(ordered), ordered[outside], ordered[count - 1 - outside], count)
+
+    @property
+    def is_noise(self) -> bool:
+        return self.rounds < LEAST_ROUNDS or self.low <= 1 <= self.high
 
 
 class Sample(NamedTuple):

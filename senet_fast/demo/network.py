@@ -1,4 +1,4 @@
-"""Swap the SE blocks of an SE-ResNet-50 for FusedSE, compare the outputs, and time network and blocks."""
+"""fuse() an SE-ResNet-50 as people run it, compare the outputs, and time network and blocks."""
 
 import copy
 from collections.abc import Callable
@@ -9,19 +9,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from senet_fast.demo.measure import interleave
+from senet_fast.demo.measure import Speed, interleave
+from senet_fast.fusion import fuse
 from senet_fast.models import se_resnet50
 from senet_fast.se import FusedSE, SEBlock
+
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass
 class Sizes:
-    """How much to run: images per pass, pixels, seconds of timing for the network and for each stage."""
+    """How much to run: images per pass, pixels, seconds of timing for the network and each stage."""
 
-    batch: int = 8
+    batch: int = 4
     pixels: int = 224
-    network_seconds: float = 12.0
-    stage_seconds: float = 1.5
+    network_seconds: float = 8.0  # each setting
+    stage_seconds: float = 1.0
     compile: bool = True
 
 
@@ -36,14 +39,23 @@ class Stage:
 
 
 @dataclass
-class Network:
-    """SE-ResNet-50 before and after the swap."""
+class Setting:
+    """SE-ResNet-50 in one type, eager and channels_last, before and after fuse()."""
 
-    swapped: int
-    difference: float
+    dtype: str
     seconds: dict[str, float]
+    speed: Speed
+    errors: dict[str, float]  # of the outputs, from float32 before, relative to the largest
     believable: bool
+
+
+@dataclass
+class Network:
+    """The whole network in each setting, and its SE shapes alone."""
+
+    fused: int
     batch: int
+    settings: list[Setting]
     stages: list[Stage]
     compile_error: str | None
 
@@ -73,17 +85,6 @@ def calibrate(network: nn.Module, images: Tensor) -> None:
     network.eval()
 
 
-def swap(network: nn.Module) -> int:
-    """Replace every SEBlock by a FusedSE that shares its parameters; returns how many."""
-    swapped = 0
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, SEBlock):
-                setattr(parent, name, FusedSE.from_block(child))
-                swapped += 1
-    return swapped
-
-
 def relative_difference(expected: Tensor, actual: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
@@ -110,24 +111,42 @@ def compiled(block: SEBlock, x: Tensor) -> tuple[Callable[[Tensor], Any] | None,
     return function, None
 
 
+@torch.inference_mode()
+def time_setting(plain: nn.Module, fused: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> Setting:
+    exact = plain(images)
+    before, after = (copy.deepcopy(network).to(dtype) for network in (plain, fused))
+    for network in (before, after):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.to(dtype, memory_format=torch.channels_last)
+    errors = {
+        name: relative_difference(exact, network(images).float())
+        for name, network in (("before", before), ("after", after))
+    }
+    contenders = {"before": lambda: before(images), "after": lambda: after(images)}
+    times = interleave(contenders, seconds, rounds=6, calls=1)
+    name = str(dtype).removeprefix("torch.")
+    return Setting(name, dict(times), times.speed("before", "after"), errors, times.believable)
+
+
 @torch.no_grad()
 def run(sizes: Sizes) -> Network:
     torch.manual_seed(0)
     images = photographs(sizes.batch, sizes.pixels)
-    with tqdm(total=10 if sizes.compile else 6, desc="SE-ResNet-50, calibrating", unit="part") as progress:
+    parts = 1 + len(DTYPES) + (8 if sizes.compile else 4)
+    with tqdm(total=parts, desc="SE-ResNet-50, calibrating", unit="part") as progress:
         plain = se_resnet50()
         calibrate(plain, photographs(2 * sizes.batch, sizes.pixels))
         fused = copy.deepcopy(plain)
-        swapped = swap(fused)
+        report = fuse(fused)
         progress.update()
 
-        progress.set_description("SE-ResNet-50, timing the network")
-        difference = relative_difference(plain(images), fused(images))
-        contenders = {"SEBlock": lambda: plain(images), "FusedSE": lambda: fused(images)}
-        seconds = interleave(contenders, sizes.network_seconds, calls=1)
+        settings = []
+        for dtype in DTYPES:
+            progress.set_description(f"SE-ResNet-50, timing the network, {dtype}")
+            settings.append(time_setting(plain, fused, images, dtype, sizes.network_seconds))
+            progress.update()
+
         inputs = stage_inputs(plain, images)
-        progress.update()
-
         functions, error = [], None
         if sizes.compile:
             progress.set_description("SE-ResNet-50, torch.compile of the four SE shapes")
@@ -142,7 +161,7 @@ def run(sizes: Sizes) -> Network:
         for place, (block, x) in enumerate(inputs):
             stages.append(time_stage(block, x, functions[place] if functions else None, sizes.stage_seconds))
             progress.update()
-    return Network(swapped, difference, dict(seconds), seconds.believable, sizes.batch, stages, error)
+    return Network(len(report.fused), sizes.batch, settings, stages, error)
 
 
 def time_stage(block: SEBlock, x: Tensor, function: Callable[[Tensor], Any] | None, seconds: float) -> Stage:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Decoded, Draw
-from senet_fast.demo.network import Network
+from senet_fast.demo.network import Network, Setting
 from senet_fast.demo.text import microseconds, ratio, table
 
 CONTENDERS = {"eager": "#9aa0a6", "torch.compile": "#f2a33c", "fused": "#1a73e8", "copy": "#34a853"}
@@ -31,11 +31,12 @@ def training_text(exact: Comparison, usual: Comparison) -> str:
 
 
 def network_text(network: Network) -> str:
-    plain, fused = network.seconds["SEBlock"], network.seconds["FusedSE"]
-    rows = [
-        [name, f"{network.batch / seconds:.2f}", f"{plain / seconds:.3f}" if network.believable else "-"]
-        for name, seconds in network.seconds.items()
-    ]
+    rows = []
+    for setting in network.settings:
+        times = [f"{setting.seconds[name] * 1e3:.1f}" for name in ("before", "after")]
+        errors = [f"{setting.errors[name]:.1e}" for name in ("before", "after")]
+        rows.append([setting.dtype, *times, *speed_words(setting), *errors])
+    columns = ["type", "before ms", "after ms", "speed", "95 % sure between", "rounds", "that is", "error", "after"]
     stages = []
     for stage in network.stages:
         eager, compiled, own, copy = (stage.seconds[name] for name in CONTENDERS)
@@ -45,17 +46,23 @@ def network_text(network: Network) -> str:
         stages.append(["x".join(map(str, stage.shape)) + busy, *times, *ratios, f"{stage.difference:.1e}"])
     head = ["x", "eager us", "compile us", "fused us", "copy us", "eager/fused", "compile/fused", "fused/copy", "diff"]
     notes = [f"torch.compile failed: {network.compile_error}"] if network.compile_error else []
-    if not network.believable:
-        notes.append("Other programs took cores during nearly every pass of the network: repeat on an idle machine.")
-    if not all(stage.believable for stage in network.stages):
-        notes.append("Rows marked busy lost their cores in nearly every call; their ratios are left out.")
+    if not all([one.believable for one in network.settings] + [one.believable for one in network.stages]):
+        notes.append("What is marked busy lost its cores in nearly every call: no ratios of such SE shapes are shown.")
     return (
-        f"2. SE-ResNet-50 on photographs, eval, {network.swapped} SE blocks swapped for FusedSE\n\n"
-        + table(["SE block", "images/s", "speed"], rows)
-        + f"\n\nLargest output difference, relative to the largest output: {network.difference:.1e}\n"
-        + f"A pass takes {plain * 1e3:.0f} ms before and {fused * 1e3:.0f} ms after. The SE blocks alone:\n\n"
+        f"2. fuse() on SE-ResNet-50: {network.fused} blocks; {network.batch} photographs, eager, channels_last\n\n"
+        + table(columns, rows)
+        + "\n\nspeed: the median of the rounds' ratios; error: before and after, from float32.\n"
+        + "torch.compile of a whole network takes minutes: benchmarks/README.md.\n"
+        + "The SE blocks alone, float32:\n\n"
         + "\n\n".join([table(head, stages), *notes])
     )
+
+
+def speed_words(setting: Setting) -> list[str]:
+    """The speed, between which values it lies, of how many rounds, and what to make of it."""
+    speed, busy = setting.speed, "" if setting.believable else " (busy)"
+    verdict = "within the noise" if speed.is_noise else "faster" if speed.median > 1 else "slower"
+    return [f"{speed.median:.3f}", f"{speed.low:.3f} to {speed.high:.3f}", str(speed.rounds), verdict + busy]
 
 
 def ids_text(draws: Sequence[Draw], decoded: Sequence[Decoded]) -> str:
@@ -63,11 +70,12 @@ def ids_text(draws: Sequence[Draw], decoded: Sequence[Decoded]) -> str:
     for draw in draws:
         twin = next(other for other in draws if (other.layout, other.how) == (draw.layout, draw.how))
         speed, each = draw.count / draw.seconds / 1e6, draw.seconds / draw.count * 1e9
-        own = [draw.generator, draw.how, f"{speed:.2f}", f"{each:.1f}", ratio(twin.seconds, draw.seconds)]
+        slower = ratio(twin.seconds / twin.count, draw.seconds / draw.count)
+        own = [draw.generator, draw.how, f"{draw.count:,}", f"{speed:.2f}", f"{each:.1f}", slower]
         rows.append([draw.layout, *own, "yes" if draw.increasing else "NO"])
-    head = ["layout", "generator", "drawn", "million/s", "ns each", "twin/own", "increasing"]
+    head = ["layout", "generator", "drawn", "IDs", "million/s", "ns each", "twin/own", "increasing"]
     return (
-        f"3. Snowflake IDs, {draws[0].count:,} each\n\n"
+        "3. Snowflake IDs\n\n"
         + table(head, rows)
         + "\n\nThe twitter layout holds 4.096 million IDs a second and worker; the wide one 65.5 million.\n\n"
         + table(["id", "time", "worker", "sequence"], [[d.id, d.time, d.worker_id, d.sequence] for d in decoded])
@@ -79,9 +87,26 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 
 def write_picture(path: Path, network: Network, trainings: dict[str, Training], title: str) -> None:
-    """Left: each SE shape's time per contender, relative to eager. Right: the loss curves, one on the other."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    bars, curves = figure.subplots(1, 2, width_ratios=(2, 1))
+    """The network's speed with fuse(); each SE shape's time per contender, relative to eager; the loss curves."""
+    figure = Figure(figsize=(14, 4.8), layout="constrained", facecolor="white")
+    whole, bars, curves = figure.subplots(1, 3, width_ratios=(1, 2.2, 1.2))
+    for place, setting in enumerate(network.settings):
+        speed = setting.speed
+        whole.errorbar(
+            place,
+            speed.median,
+            [[speed.median - speed.low], [speed.high - speed.median]],
+            fmt="o",
+            capsize=6,
+            color=CONTENDERS["fused"],
+        )
+        whole.annotate(f"{speed.median:.3f}", (place, speed.median), (8, 0), textcoords="offset points", fontsize=9)
+    whole.axhline(1, color=CONTENDERS["eager"], linestyle="--")
+    named = [setting.dtype + ("" if setting.believable else "\n(busy)") for setting in network.settings]
+    whole.set_xticks(range(len(named)), named)
+    whole.set_xlim(-0.6, len(named) - 0.3)
+    whole.set_ylabel("times as fast as before (bars: 95 % sure)")
+    whole.set_title("SE-ResNet-50 with fuse()")
     shown = [name for name in CONTENDERS if any(stage.seconds[name] is not None for stage in network.stages)]
     width = 0.8 / len(shown)
     for place, name in enumerate(shown):

@@ -215,7 +215,7 @@ def test_what_is_plain_stays_one_op(called: list[None]) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("change", [None, pruned, parametrized, adapted, in_sequence, hooked], ids=str)
+@pytest.mark.parametrize("change", [None, pruned, parametrized, adapted, in_sequence, hooked])
 def test_compiles_whole(change: Change | None) -> None:
     plain, block = pair(change)
     x = torch.randn(2, C, 5, 5)

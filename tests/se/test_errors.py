@@ -267,7 +267,7 @@ def test_bad_sizes(block: type[nn.Module], sizes: dict[str, int], message: str) 
 
 @pytest.mark.parametrize("block", [FusedSE, SEBlock])
 @pytest.mark.parametrize("argument", ["activation", "gate"])
-@pytest.mark.parametrize("value", [nn.PReLU(), nn.PReLU, nn.Linear, torch.erf, 3, None], ids=repr)
+@pytest.mark.parametrize("value", [nn.PReLU(), nn.PReLU, nn.Linear, torch.erf, 3, None])
 def test_bad_activation_objects(block: type[nn.Module], argument: str, value: object) -> None:
     with pytest.raises(TypeError, match=re.escape(f"{argument} is {value!r}; expected a name (identity, relu")):
         block(8, 2, **{argument: value})

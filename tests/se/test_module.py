@@ -1,5 +1,6 @@
 """FusedSE beside SEBlock: parameters, state dicts of other libraries, options, training."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -174,7 +175,7 @@ def test_from_block_shares_parameters(training: bool) -> None:
         (partial(nn.SiLU, inplace=True), "silu"),
         (partial(nn.LeakyReLU, 0.2, inplace=True), "leaky_relu(0.2)"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),  # the same name in every process
 )
 @pytest.mark.parametrize("argument", ["activation", "gate"])
 def test_activations_as_names_modules_and_classes(given: Any, spec: str, argument: str) -> None:
