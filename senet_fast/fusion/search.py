@@ -7,9 +7,9 @@ from torch import fx, nn
 from senet_fast.fusion.graph.observed import Calls
 from senet_fast.fusion.graph.refusal import Refused, note, noted
 from senet_fast.fusion.install import graphs, rewrite
-from senet_fast.fusion.install.blocks import block
+from senet_fast.fusion.install.blocks import Finding, block
 from senet_fast.fusion.install.graph_sites import in_graph
-from senet_fast.fusion.install.hosts import Enclosed, enclose
+from senet_fast.fusion.install.hosts import enclose
 from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.report import Fused, FusionReport, Skipped
@@ -24,7 +24,7 @@ class Search:
     model: nn.Module
     calls: Calls
     blocks: dict[str, BlockForward] = field(default_factory=dict)
-    hosts: dict[str, Enclosed] = field(default_factory=dict)  # of excitations in the middle of their forward
+    hosts: dict[str, Finding] = field(default_factory=dict)  # of excitations in the middle of their forward
     graphs: dict[str, list[Site]] = field(default_factory=dict)
     reasons: dict[str, list[Refused]] = field(default_factory=dict)  # why blocks are left
     noted: dict[str, list[Refused]] = field(default_factory=dict)  # what else was refused, of modules looked at
@@ -53,18 +53,17 @@ class Search:
         known = {p.removeprefix(below) for p in accounted if p.startswith(below)}
         calls = self.calls.recorded.get(path, ())
         found = block(module, known, [call.shapes[0] for call in calls if call.shapes])
-        if found.forward is not None:
+        if isinstance(found.forward, BlockForward):
             self.blocks[path] = found.forward
             return found.reasons
         forwards = self._children(module, below)
-        if not found.parts and not any("." not in p or self._reaches(module, p) for p in forwards):
+        if not found.sites and not any("." not in p or self._reaches(module, p) for p in forwards):
             return found.reasons
-        opaque = {p.removeprefix(below) for p in (*self.hosts, *self.before) if p.startswith(below)} - {*forwards}
-        enclosed = enclose(module, forwards, opaque, found.parts, self.calls.of(path))
+        enclosed = enclose(module, found, forwards, known, self.calls.of(path))
         if enclosed.forward is not None:
             self.hosts[path] = enclosed
             return [*found.reasons, *enclosed.reasons]
-        if not found.parts:
+        if not found.sites:
             for reason in enclosed.reasons:
                 note(reason)
             return found.reasons
@@ -96,7 +95,7 @@ class Search:
         entries: dict[str, list[Fused]] = {}
         for path, host in self.hosts.items():
             for site in host.sites:
-                if not site.fused:
+                if site.owner is None:
                     entries.setdefault(path, []).append(_entry(path, names[path], site.excitation, *_beside(site)))
                 else:
                     neighbours[".".join(filter(None, (path, str(site.owner))))] = _beside(site)

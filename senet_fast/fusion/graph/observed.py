@@ -53,7 +53,7 @@ class Calls:
             module = self.model.get_submodule(path)
             leaves = {p for p, part in module.named_modules() if p and not isinstance(part, nn.Sequential)}
             try:
-                self.graphs[path] = trace(light_copy(module, training=False), leaves)
+                self.graphs[path] = trace(light_copy(module, training=False), leaves).graph
             except Exception as error:  # somebody's code can be neither copied nor traced
                 note(Refused("trace", "the arguments of what is below it are not known"), error)
                 self.graphs[path] = None

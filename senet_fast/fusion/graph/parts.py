@@ -1,5 +1,6 @@
 """What the modules of a network are to a graph of it: layers, code to look into, or more than their forward."""
 
+import itertools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.se.guards import has_hooks
 
-MAX_INLINED = 64  # modules below a child that is traced through
+MAX_OPENED = 64  # modules below a child that is written out
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -47,9 +48,13 @@ def may_hold_layers(module: nn.Module) -> bool:
         own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
         of_layer = is_layer(part) or isinstance(part, (_BatchNorm, nn.LayerNorm))
         bias = len(own) == 1 and own[0].numel() == max(own[0].shape, default=0)
-        if count > MAX_INLINED or not (of_layer or bias or not own):
+        if count > MAX_OPENED or not (of_layer or bias or not own):
             return False
     return True
+
+
+def is_small(module: nn.Module) -> bool:
+    return sum(1 for _ in itertools.islice(module.modules(), MAX_OPENED + 1)) <= MAX_OPENED
 
 
 def check_plain(module: nn.Module, path: str) -> None:

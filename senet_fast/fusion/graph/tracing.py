@@ -1,19 +1,46 @@
-"""Graphs of what modules compute."""
+"""Graphs of what modules compute, with the code of their children written out."""
 
 import contextlib
 import inspect
+import itertools
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
-from senet_fast.fusion.graph.parts import may_hold_layers
-from senet_fast.fusion.graph.refusal import Refused
+from senet_fast.fusion.graph.parts import is_small, may_hold_layers
+from senet_fast.fusion.graph.refusal import Refused, note
 
 Modes = tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The call of a child that is written out: ``nodes`` compute ``result``, attributes that they read not counted."""
+
+    path: str
+    args: Any
+    kwargs: Any
+    nodes: tuple[fx.Node, ...]
+    result: fx.Node
+
+
+@dataclass(frozen=True)
+class View:
+    """What a forward computes: ``graph``, of the code and the attributes of ``module``, mostly a copy.
+
+    ``opened``: calls in the order in which they end. ``exact``: the graph could take the place of the forward, is for
+    any number of axes, makes no tensors from nothing, and changes neither autocast nor the grad mode.
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    opened: list[Opened] = field(default_factory=list)
+    exact: bool = True
 
 
 def modes() -> Modes:
@@ -51,23 +78,26 @@ class _RankedProxy(_Proxy):
 
 
 class _Tracer(fx.Tracer):
+    """``strict``: what no graph shows is refused."""
+
     proxy_buffer_attributes = True
 
-    def __init__(
-        self,
-        leaves: Callable[[nn.Module, str], bool],
-        rank: int | None,
-        constants: dict[str, Any] | None = None,
-        steady: bool = False,
-    ) -> None:
+    def __init__(self, known: Container[str], rank: int | None, constants: dict[str, Any], strict: bool) -> None:
         super().__init__()
-        self.leaves, self.rank, self.constants = leaves, rank, constants or {}
-        self.modes = modes() if steady else None
+        self.known, self.rank, self.constants, self.strict = known, rank, constants, strict
+        self.modes, self.exact = modes(), rank is None
+        self.opened: list[Opened] = []
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if self.modes is not None and modes() != self.modes:
-            raise Refused("trace", "it changes autocast or the grad mode for a part of itself")
-        return super().create_node(*args, **kwargs)
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        hidden = ""
+        if modes() != self.modes:
+            hidden = "it changes autocast or the grad mode for a part of itself"
+        elif kind == "get_attr" and is_made_by_trace(self.root, str(target)):
+            hidden = "it makes a tensor of its own"
+        if hidden and self.strict:
+            raise Refused("trace", hidden)
+        self.exact = self.exact and not hidden
+        return super().create_node(kind, target, *args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         if self.rank is None or not (node.op == "placeholder" or self._keeps_rank(node)):
@@ -86,10 +116,31 @@ class _Tracer(fx.Tracer):
         return node.target in ("mean", torch.mean) and (node.kwargs.get("keepdim") is True or node.args[2:] == (True,))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self.modes is not None:
-            return self.leaves(m, module_qualified_name)
         library = super().is_leaf_module(m, module_qualified_name)
-        return library or self.leaves(m, module_qualified_name) or not may_hold_layers(m)
+        return library or module_qualified_name in self.known or not (is_small(m) or may_hold_layers(m))
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write the child out; where its code can not be traced, or makes no tensor, it is a call."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        last = next(iter(reversed(self.graph.nodes)), None)
+        stack, exact, opened = self.module_stack.copy(), self.exact, len(self.opened)
+        try:
+            made = super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # anything that somebody's forward does with a proxy
+            note(Refused("trace", f"{path} can not be traced"), error)
+            made = None
+        new = [*itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))][::-1]
+        nodes = tuple(node for node in new if node.op != "get_attr")
+        if isinstance(made, fx.Proxy) and made.node in nodes:
+            self.opened.append(Opened(path, self.create_arg(args), self.create_arg(kwargs), nodes, made.node))
+            return made
+        for node in reversed(nodes):
+            self.graph.erase_node(node)
+        self.module_stack, self.exact = stack, exact
+        del self.opened[opened:]
+        return self.create_proxy("call_module", path, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
@@ -133,54 +184,56 @@ def trace(
     known: Container[str] = (),
     rank: int | None = None,
     constants: dict[str, Any] | None = None,
-) -> fx.Graph:
-    """The graph of ``module.forward`` with default arguments, for any number of axes of its inputs or for ``rank``.
+    strict: bool = False,
+) -> View:
+    """What ``module.forward`` computes with default arguments, for any number of axes of its inputs or for ``rank``.
 
-    Children that could be part of an excitation are traced through; where that fails, those without parameters
-    (activations with a backward of their own) and then all others are left as calls. ``known``: paths of children
-    that are always left as calls. Raises Refused.
+    Children whose code can be traced are written out, but for large ones and those at the paths of ``known``.
+    ``constants``: the values of arguments that are no tensors. ``strict``: as of :func:`trace_exactly`. Raises Refused.
     """
     if isinstance(module, fx.GraphModule):
-        return module.graph
-    tries: list[Callable[[nn.Module, str], bool]] = [
-        lambda child, path: path in known,
-        lambda child, path: path in known or not any(True for _ in child.parameters()),
-        lambda child, path: path in known or not isinstance(child, nn.Sequential),
-    ]
-    reason: Exception | None = None
-    for leaves in tries:
-        try:
-            return _Tracer(leaves, rank, constants).trace(module)
-        except Refused:
-            raise
-        except Exception as error:  # anything that somebody's forward does with a proxy
-            reason = error
-    raise Refused("trace", "it can not be traced") from reason
+        return View(module, module.graph)
+    tracer = _Tracer(known, rank, constants or {}, strict)
+    try:
+        graph = tracer.trace(module)
+    except Refused:
+        raise
+    except Exception as error:  # anything that somebody's forward does with a proxy
+        raise Refused("trace", "it can not be traced") from error
+    return View(module, graph, tracer.opened, tracer.exact)
 
 
-def trace_exactly(module: nn.Module, inlined: Container[str], constants: dict[str, Any]) -> fx.Graph:
-    """The graph of all that ``module.forward`` does, with every child but ``inlined`` left as a call.
+def trace_exactly(module: nn.Module, known: set[str], constants: dict[str, Any], seen: View | None = None) -> View:
+    """What is to take the place of ``module.forward``, whatever autocast and the grad mode are. Raises Refused.
 
-    ``constants``: the values of arguments that are no tensors. Refused also where autocast, the grad mode or the
-    number of axes would make it another one: the graph is to take the place of the forward.
+    A child that depends on these is a call. ``seen``: what :func:`trace` returned for the same, if that was asked.
     """
-    graphs = []
-    for on in (True, False):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(on))
-            for device in ("cpu", "cuda"):
-                stack.callback(torch.set_autocast_enabled, device, torch.is_autocast_enabled(device))
-                torch.set_autocast_enabled(device, on)
-            tracer = _Tracer(lambda child, path: path not in inlined, None, constants, steady=True)
-            try:
-                graphs.append(tracer.trace(module))
-            except Refused:
-                raise
-            except Exception as error:  # anything that somebody's forward does with a proxy
-                what = f"{type(error).__name__}: {str(error).partition('.')[0]}"
-                raise Refused("trace", f"cannot be traced ({what})") from error
-    if any(node.op == "get_attr" and is_made_by_trace(module, str(node.target)) for node in graphs[0].nodes):
-        raise Refused("trace", "it makes a tensor of its own")
-    if str(graphs[0]) != str(graphs[1]):
-        raise Refused("trace", "depends on autocast or the grad mode")
-    return graphs[0]
+    known = {*known}
+    while True:
+        with _switched():
+            other = trace(module, known, constants=constants, strict=True)
+        view = seen if seen is not None and seen.exact else trace(module, known, constants=constants, strict=True)
+        if str(view.graph) == str(other.graph):
+            return view
+        pairs = zip(view.opened, other.opened, strict=False)
+        differs = next((one.path for one, two in pairs if _code(one) != _code(two)), None)
+        if differs is None:
+            raise Refused("trace", "depends on autocast or the grad mode")
+        known.add(differs)
+        seen = None
+
+
+def _code(call: Opened) -> tuple[str, list[str | None]]:
+    return call.path, [node.format_node() for node in call.nodes]
+
+
+@contextlib.contextmanager
+def _switched() -> Iterator[None]:
+    """The other grad mode, and autocast on where it is off."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(not torch.is_grad_enabled()))
+        for device in ("cpu", "cuda"):
+            on = torch.is_autocast_enabled(device)
+            stack.callback(torch.set_autocast_enabled, device, on)
+            torch.set_autocast_enabled(device, not on)
+        yield

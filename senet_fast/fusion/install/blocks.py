@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from senet_fast.fusion.graph.parts import check_plain, may_pool
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import copied_or_refused
-from senet_fast.fusion.graph.tracing import trace
+from senet_fast.fusion.graph.tracing import View, trace
 from senet_fast.fusion.install import rewrite
 from senet_fast.fusion.recognise.excitation import Excitation
-from senet_fast.fusion.recognise.match import Match
-from senet_fast.fusion.run.forwards import BlockForward
+from senet_fast.fusion.recognise.site import Site
+from senet_fast.fusion.run.forwards import BlockForward, FusedForward
 from senet_fast.fusion.verify.comparison import shape_to_try
 from senet_fast.fusion.verify.matches import find
 from senet_fast.fusion.verify.swaps import check_swap
@@ -26,60 +26,61 @@ RANKS = (4, 3, 5)
 
 @dataclass
 class Finding:
-    """What a module is: a block with this ``forward``, or one that has excitations as ``parts`` of it."""
+    """What a module is: one that gets this ``forward``, or one with ``sites`` in a ``view`` of its own."""
 
-    forward: BlockForward | None = None
-    parts: list[Match] = field(default_factory=list)
+    forward: FusedForward | None = None
+    view: View | None = None
+    sites: list[Site] = field(default_factory=list)
     reasons: list[Refused] = field(default_factory=list)
 
 
 def block(module: nn.Module, known: set[str], shapes: Iterable[tuple[int, ...]] = ()) -> Finding:
-    """``known``: paths of children that are accounted for. ``shapes``: of x in examples, if there are any."""
+    """Whether it is an excitation as a whole, and which its forward has.
+
+    ``known``: paths of children that are accounted for. ``shapes``: of x in examples, if there are any.
+    """
     try:
         copied = copied_or_refused(module, training=False)  # tracing may run code that sets attributes
-        graphs = _graphs(copied, known)
+        views = _views(copied, known)
     except Refused as reason:
         note(reason)
         found = (_exported(copied, shape) for shape in shapes if reason.stage == "trace")
         return next(filter(None, found), Finding())
-    matches: list[Match] = []
+    sites: list[Site] = []
     reasons: list[Refused] = []
-    for graph in graphs:
-        found_here, refused = find(copied, graph)
-        if len(matches) == 1 and len(found_here) == 1 and _is_whole(matches[0]) and _is_whole(found_here[0]):
-            matches = [_joined(matches[0], found_here[0])]
-        elif not matches:
-            matches, reasons = found_here, reasons or refused
-    whole = [match for match in matches if _is_whole(match)]
+    for view in views:
+        more, refused = find(view)
+        if len(sites) == 1 and len(more) == 1 and _is_whole(sites[0]) and _is_whole(more[0]):
+            _join(sites[0], more[0])
+        elif not sites:
+            sites, reasons = more, reasons or refused
+    whole = [site for site in sites if _is_whole(site)]
     try:
-        if whole or (reasons and not matches):
+        if whole or (reasons and not sites):
             _check_children(module)
-    except Refused as reason:
-        return Finding(reasons=[reason])
-    if len(whole) != 1:
-        return Finding(parts=matches, reasons=reasons)
-    try:
+        if len(whole) != 1:
+            return Finding(None, views[0], sites, reasons)
         if not rewrite.can_swap(module):
             raise Refused("install", "it can not be given another forward")
         return Finding(_checked(copied, whole[0].excitation), reasons=reasons)
     except Refused as reason:
-        return Finding(reasons=[*reasons, reason])
+        return Finding(reasons=[*reasons, reason] if sites else [reason])
 
 
-def _graphs(module: nn.Module, known: set[str]) -> list[fx.Graph]:
-    """The graph of the forward, or those for each number of axes where its code asks for that. Raises Refused."""
+def _views(module: nn.Module, known: set[str]) -> list[View]:
+    """The one of the forward, or those for each number of axes where its code asks for that. Raises Refused."""
     try:
         return [trace(module, known)]
     except Refused as reason:
         untraced = reason
-    graphs = []
+    views = []
     for rank in RANKS:
         with contextlib.suppress(Refused):  # a number of axes that it does not take; that of the first try is told
-            graphs.append(trace(module, known, rank))
-    if not graphs:
+            views.append(trace(module, known, rank))
+    if not views:
         untraced.pools = may_pool(module)
         raise untraced
-    return graphs
+    return views
 
 
 def _check_children(module: nn.Module) -> None:
@@ -94,32 +95,31 @@ def _exported(module: nn.Module, shape: tuple[int, ...]) -> Finding | None:
         parameter = next(module.parameters())
         x = torch.empty((2, *shape[1:]), dtype=parameter.dtype, device=parameter.device)
         graph_module: Any = torch.export.export(module, (x,)).module()
-        matches, refused = find(graph_module, graph_module.graph)
+        sites, refused = find(View(graph_module, graph_module.graph))
     except Exception as error:  # whatever export does not take
         note(Refused("export", f"it can not be exported for {shape}"), error)
         return None
     try:
         _check_children(module)
-        if len(matches) != 1 or not _is_whole(matches[0]) or not rewrite.can_swap(module):
+        if len(sites) != 1 or not _is_whole(sites[0]) or not rewrite.can_swap(module):
             return Finding(reasons=refused) if refused else None
-        return Finding(_checked(module, replace(matches[0].excitation, shape=tuple(shape[1:]))))
+        return Finding(_checked(module, replace(sites[0].excitation, shape=tuple(shape[1:]))))
     except Refused as reason:
         return Finding(reasons=[reason])
 
 
-def _is_whole(match: Match) -> bool:
+def _is_whole(site: Site) -> bool:
     """Whether the graph takes x alone and returns y."""
-    nodes = match.y.graph.nodes
+    nodes = site.y.graph.nodes
     output = next(node for node in reversed(nodes) if node.op == "output")
-    return output.args[0] in (match.y, (match.y,)) and [node for node in nodes if node.op == "placeholder"] == [match.x]
+    return output.args[0] in (site.y, (site.y,)) and [node for node in nodes if node.op == "placeholder"] == [site.x]
 
 
-def _joined(match: Match, other: Match) -> Match:
-    """``match``, also for the numbers of axes of ``other`` where that is the same excitation."""
-    excitation, more = match.excitation, other.excitation
-    if replace(excitation, dims=()) != replace(more, dims=()):
-        return match
-    return replace(match, excitation=replace(excitation, dims=(*excitation.dims, *more.dims)))
+def _join(site: Site, other: Site) -> None:
+    """Let it be for the numbers of axes of ``other`` as well, where that is the same excitation."""
+    one, more = site.excitation, other.excitation
+    if replace(one, dims=()) == replace(more, dims=()):
+        site.excitation = replace(one, dims=(*one.dims, *more.dims))
 
 
 def _checked(module: nn.Module, excitation: Excitation) -> BlockForward:

@@ -19,9 +19,10 @@ from senet_fast.fusion.graph.nodes import descendants, region, writes
 from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
 from senet_fast.fusion.graph.sandbox import one_thread
 from senet_fast.fusion.graph.sizes import Number, hint, others, value_of
+from senet_fast.fusion.graph.tracing import View
 from senet_fast.fusion.install.graph_sites import check_rewritable
 from senet_fast.fusion.recognise.excitation import Excitation
-from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
@@ -42,8 +43,8 @@ class CompilePass(CustomGraphPass):
         """Rewrite ``graph`` in place."""
         with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
-                for match, twin in list(_found(graph, assignment)):
-                    _replace(graph, match, twin)
+                for site, twin in list(_found(graph, assignment)):
+                    _replace(graph, site, twin)
         for refused in refusals:
             LOG.debug("a graph of torch.compile: %s", refused.details)
         graph.lint()
@@ -91,26 +92,26 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     return [[Sizes(number) for number in (hint, *numbers)]] if numbers else [[Sizes(hint, small=True)], [Sizes(hint)]]
 
 
-def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Match, dict[fx.Node, fx.Node]]]:
+def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Site, dict[fx.Node, fx.Node]]]:
     """Matches in a shadow of ``graph`` that are the same for all sizes of ``assignment``, and whose node is whose."""
     agreed: list[dict[fx.Node, Excitation]] = []
     for sizes in assignment:
         module, twin = _shadow(graph, sizes)
-        matches = [match for match in find(module, module.graph)[0] if _supported(match, twin)]
-        agreed.append({twin[match.y]: match.excitation for match in matches})
-    for match in matches:
-        y = twin[match.y]
-        if all(found.get(y) == match.excitation for found in agreed) and not _overwritten(match, twin):
+        sites = [site for site in find(View(module, module.graph))[0] if _supported(site, twin)]
+        agreed.append({twin[site.y]: site.excitation for site in sites})
+    for site in sites:
+        y = twin[site.y]
+        if all(found.get(y) == site.excitation for found in agreed) and not _overwritten(site, twin):
             try:
-                check_rewritable(module, match, (), folds=False)
+                check_rewritable(module, site, (), folds=False)
                 if assignment[0].small:
-                    match.x.meta["val"] = value_of(twin[match.x])
-                    if verified(module, match.x, match.y, match.excitation) != match.excitation:
+                    site.x.meta["val"] = value_of(twin[site.x])
+                    if verified(module, site) != site.excitation:
                         raise Refused("check", "it is another excitation at its own size", node=y)
             except Refused as reason:
                 note(reason)
                 continue
-            yield match, twin
+            yield site, twin
 
 
 def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
@@ -143,10 +144,10 @@ def _is_weight(node: fx.Node, value: Any) -> bool:
     return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and "_buffers_" in str(node.target))
 
 
-def _supported(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
+def _supported(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
     """Whether the op has a kernel for these tensors."""
-    x = value_of(twin[match.x])
-    weights = [value_of(node) for node in _weights(match, twin) if node is not None]
+    x = value_of(twin[site.x])
+    weights = [value_of(node) for node in _weights(site, twin) if node is not None]
     kernel = x.device.type == "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key(
         "senet_fast::squeeze_excite_forward", x.device.type.upper()
     )
@@ -154,27 +155,27 @@ def _supported(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
     return kernel and x.dtype in DTYPES and len(types) == 1 and types <= {x.dtype, torch.float32}
 
 
-def _weights(match: Match, twin: dict[fx.Node, fx.Node]) -> list[fx.Node | None]:
+def _weights(site: Site, twin: dict[fx.Node, fx.Node]) -> list[fx.Node | None]:
     named = {node.name: node for node in twin.values()}
-    paths = [path for layer in match.excitation.layers for path in (layer.weight, layer.bias)]
+    paths = [path for layer in site.excitation.layers for path in (layer.weight, layer.bias)]
     return [None if path is None else named[str(path)] for path in paths]
 
 
-def _overwritten(match: Match, twin: dict[fx.Node, fx.Node]) -> bool:
+def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
     """Whether x, or what is computed from it beside the block, is changed in place before y."""
-    x, y = twin[match.x], twin[match.y]
+    x, y = twin[site.x], twin[site.y]
     return any(writes(node) and node < y for node in descendants(x) - {*region(x, y)})
 
 
-def _replace(graph: fx.Graph, match: Match, twin: dict[fx.Node, fx.Node]) -> None:
-    x, y = twin[match.x], twin[match.y]
+def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node]) -> None:
+    x, y = twin[site.x], twin[site.y]
     replaced = region(x, y)
     with graph.inserting_before(y):
-        options = match.excitation.options(match.excitation.dims[0][1])
-        fused = graph.call_function(OP, (x, *_weights(match, twin)), options)
+        options = site.excitation.options(site.excitation.dims[0][1])
+        fused = graph.call_function(OP, (x, *_weights(site, twin)), options)
     fused.meta = dict(y.meta)
     y.replace_all_uses_with(fused)
-    twin[match.y] = fused  # the x of a block behind it
+    twin[site.y] = fused  # the x of a block behind it
     for node in reversed(replaced):
         if not node.users:
             graph.erase_node(node)

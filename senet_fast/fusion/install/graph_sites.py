@@ -15,27 +15,26 @@ from senet_fast.fusion.graph.parts import check_plain
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox, copied_or_refused
 from senet_fast.fusion.graph.sizes import Number, hint, others
+from senet_fast.fusion.graph.tracing import View
 from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Norm
 from senet_fast.fusion.recognise.layers import stage_of
-from senet_fast.fusion.recognise.match import Match
-from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only, written_out
+from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only
 from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, Part, excite
 from senet_fast.fusion.verify.comparison import difference, differentiated, inferred, shape_to_try
 from senet_fast.fusion.verify.matches import find, holds_in_training, verified
 
 
 def site_of(
-    module: fx.GraphModule, copied: fx.GraphModule, match: Match, taken: set[fx.Node], numbers: Sequence[Number]
+    module: fx.GraphModule, copied: fx.GraphModule, bare: Site, taken: set[fx.Node], numbers: Sequence[Number]
 ) -> Site:
-    """``match`` with the neighbours that the op can take over, none of them of ``taken``, which gets them.
+    """``bare`` with the neighbours that the op can take over, none of them of ``taken``, which gets them.
 
-    ``module``: with its hooks, which its copy, whose graph the match is of, has not. ``numbers``: for the graph's
+    ``module``: with its hooks, which its copy, whose graph it is in, has not. ``numbers``: for the graph's
     symbols, beside what they were.
     """
-    bare = written_out(match)
     site = replace(bare)
-    add_neighbours(copied, site, training=True, prologue=True, free=lambda nodes: _free(module, nodes, taken))
+    add_neighbours(copied, site, training=True, inference=True, free=lambda nodes: _free(module, nodes, taken))
     if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
         site.prologue = None
     for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
@@ -147,41 +146,41 @@ def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[Refused]]:
         return [], [reason]
     assert isinstance(copied, fx.GraphModule)
     drop_unused_sizes(copied.graph)
-    found, reasons = find(copied, copied.graph)
-    matches: list[Match] = []
+    found, reasons = find(View(copied, copied.graph))
+    sites: list[Site] = []
     numbers = others(copied.graph)
-    for match in found:
+    for site in found:
         try:
-            check_rewritable(module, match, numbers)
-            for path in match.modules:
+            check_rewritable(module, site, numbers)
+            for path in site.children:
                 check_plain(module.get_submodule(path), path)
-            matches.append(match)
+            sites.append(site)
         except Refused as reason:
             reasons.append(reason)
     taken: set[fx.Node] = set()
-    return [site_of(module, copied, match, taken, numbers) for match in matches], reasons
+    return [site_of(module, copied, site, taken, numbers) for site in sites], reasons
 
 
-def check_rewritable(module: nn.Module, match: Match, numbers: Sequence[Number], folds: bool = True) -> None:
-    """Refused where a call of the op cannot take the place of the match.
+def check_rewritable(module: nn.Module, site: Site, numbers: Sequence[Number], folds: bool = True) -> None:
+    """Refused where a call of the op cannot take its place.
 
-    ``numbers``: for the graph's symbols, beside those that the match was found with. ``folds``: calls that fold a norm
+    ``numbers``: for the graph's symbols, beside those that it was found with. ``folds``: calls that fold a norm
     of fixed statistics or transpose a weight may stand in front of it.
     """
-    excitation = match.excitation
+    excitation = site.excitation
     if not folds and not excitation.is_plain:
         raise Refused("rewrite", "its norm, transposed weight or bias apart cannot be folded in this graph")
-    if any(isinstance(attribute(module, path), _BatchNorm) for path in match.modules):
+    if any(isinstance(attribute(module, path), _BatchNorm) for path in site.children):
         raise Refused("rewrite", "its norm cannot be folded in a graph that may train it")
     every = (hint, *numbers)
-    fixed = excitation.norms and all(holds_in_training(module, match.x, match.y, excitation, n) for n in every)
+    fixed = excitation.norms and all(holds_in_training(module, site, number) for number in every)
     if excitation.inference_only and not fixed:
         raise Refused("rewrite", "it differs in training mode")
     if len({dim for _, dim in excitation.dims}) > 1:
         raise Refused("rewrite", "its gated axis depends on the number of axes")
-    check_reads_only(module, match)
+    check_reads_only(module, site)
     for number in numbers:
-        if verified(module, match.x, match.y, excitation, number) != excitation:
+        if verified(module, site, number) != excitation:
             raise Refused("rewrite", "it is one only for the sizes that it was exported with")
 
 

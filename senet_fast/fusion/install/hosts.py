@@ -1,8 +1,8 @@
-"""Plans for modules that enclose excitations: which modes and constants, and the check of each."""
+"""Forwards for modules that enclose excitations: for which modes and constants, and the check of each."""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,43 +12,33 @@ from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.observed import Call
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import copied_or_refused
-from senet_fast.fusion.graph.tracing import signature
+from senet_fast.fusion.graph.tracing import View, signature, trace_exactly
 from senet_fast.fusion.install import rewrite
-from senet_fast.fusion.install.cut import containers, variant_of
-from senet_fast.fusion.recognise.match import Match
+from senet_fast.fusion.install.blocks import Finding
+from senet_fast.fusion.install.cut import Forwards, cut, sites_of
 from senet_fast.fusion.recognise.site import Site
-from senet_fast.fusion.run.forwards import BlockForward, HostForward, Key, Variant, key
+from senet_fast.fusion.run.forwards import HostForward, Key, Variant, key
+from senet_fast.fusion.verify.matches import find
 from senet_fast.fusion.verify.swaps import check_swap
 
 MAX_VARIANTS = 4  # sets of constants
 SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the larger for what pads little
 
 
-@dataclass
-class Enclosed:
-    forward: HostForward | None = None
-    sites: list[Site] = field(default_factory=list)  # at inference, where it has such a form
-    reasons: list[Refused] = field(default_factory=list)
-
-
 def enclose(
-    module: nn.Module,
-    forwards: Mapping[str, BlockForward],
-    opaque: set[str],
-    parts: Iterable[Match],
-    calls: Iterable[Call] = (),
-) -> Enclosed:
+    module: nn.Module, seen: Finding, forwards: Forwards, known: set[str], calls: Iterable[Call] = ()
+) -> Finding:
     """The forward of ``module`` for these ``calls``, and for one with its default arguments.
 
-    ``forwards``: of the children that are fused blocks, by their path; ``opaque``: children that enclose some
-    themselves; ``parts``: the excitations that are written out in it.
+    ``seen``: what :func:`block` found. ``known``: paths of children that are not looked into. The result's sites are
+    those at inference, where it has such a form.
     """
     calls = [Call(), *calls]
     try:
-        host = _Host(module, forwards, opaque, {path for match in parts for path in containers(match)}, calls)
+        host = _Host(module, seen, forwards, known, calls)
     except Refused as reason:
-        return Enclosed(reasons=[reason])
-    found = Enclosed()
+        return Finding(reasons=[reason])
+    found = Finding()
     failed: list[Refused] = []  # of no interest where another call tells more
     for call, training in itertools.product(calls[:MAX_VARIANTS], (False, True)):
         try:
@@ -71,23 +61,20 @@ class _Host:
     """A module that gets a variant of its forward for each mode and set of constants."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        forwards: Mapping[str, BlockForward],
-        opaque: set[str],
-        inlined: set[str],
-        calls: list[Call],
+        self, module: nn.Module, seen: Finding, forwards: Forwards, known: set[str], calls: list[Call]
     ) -> None:
         if not rewrite.can_swap(module):
             raise Refused("install", "it can not be given another forward")
-        self.forwards, self.opaque, self.inlined = forwards, opaque, inlined
+        self.forwards, self.known = forwards, known
         names, self.defaults = signature(type(module).forward)
         # An argument whose default is no tensor has to be known; all others are taken to be tensors.
         given = {name for call in calls for name in dict(call.constants)}
         self.constants = [name for name in names if name in self.defaults or name in given]
         self.tensors = [name for name in names if name not in self.constants]
         self.variants: dict[Key, Variant] = {}
-        self.copied = copied_or_refused(module)
+        self.seen = seen.view
+        self.copied = copied_or_refused(module) if seen.view is None else seen.view.module
+        self.found = [] if seen.view is None else [(seen.view, (seen.sites, seen.reasons))]
 
     def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
         """A variant for ``call``, if there is anything to fuse: its sites, and why others are left. Raises Refused."""
@@ -102,14 +89,27 @@ class _Host:
         except TypeError as error:  # a constant without a hash
             raise Refused("constants", str(error)) from error
         self.copied.train(training)
-        variant, sites, reasons = variant_of(self.copied, self.forwards, self.opaque, self.inlined, training, values)
-        if variant is not None:
+        first = not training and not call.constants
+        view = trace_exactly(self.copied, self.known, values, self.seen if first else None)
+        found, reasons = self._found(view)
+        sites, refused = sites_of(view, found, self.forwards, training)
+        if sites:
+            variant = cut(view, sites, self.forwards)
             of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
             same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
             if same is None:
                 self._check(variant, sites, training, values, call.shapes)
             self.variants[at] = same or variant
-        return sites, reasons
+        return sites, [*reasons, *refused]
+
+    def _found(self, view: View) -> tuple[list[Site], list[Refused]]:
+        """The excitations in it, and the near misses; those of an equal graph, if that was seen before."""
+        for other, (sites, reasons) in self.found:
+            if str(other.graph) == str(view.graph):
+                own = dict(zip(other.graph.nodes, view.graph.nodes, strict=True))
+                return [_moved(site, own) for site in sites], reasons
+        self.found.append((view, find(view)))
+        return self.found[-1][1]
 
     def _check(
         self,
@@ -138,6 +138,12 @@ class _Host:
             except Refused as reason:
                 tried = reason
         raise tried
+
+
+def _moved(site: Site, to: dict[fx.Node, fx.Node]) -> Site:
+    """The same in another graph."""
+    product = None if site.product is None else to[site.product]
+    return replace(site, x=to[site.x], y=to[site.y], block=[to[node] for node in site.block], product=product)
 
 
 def _shapes(module: nn.Module, sites: list[Site]) -> Iterable[list[list[int]]]:

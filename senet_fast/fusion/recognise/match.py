@@ -1,18 +1,18 @@
 """Finds x * gate(fc2(activation(fc1(mean(x))))) and its relatives in a graph, by data flow and by values.
 
 The graph says only which layers with weights lie between x and what multiplies it. What the pieces between them compute
-is found out by running them (:mod:`senet_fast.fusion.probe`), so that how somebody wrote a mean, a view or an
-activation does not matter. Every find is checked against the op, values and gradients, before it is believed.
+is found out by running them (``probing``), so that how somebody wrote a mean, a view or an activation does not matter.
+Every find is checked against the op, values and gradients, before it is believed.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.nodes import ancestors, attribute, descendants
+from senet_fast.fusion.graph.nodes import ancestors, attribute, descendants, region
 from senet_fast.fusion.graph.parts import is_pooling
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
@@ -20,20 +20,10 @@ from senet_fast.fusion.recognise.arithmetic import operands
 from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm, Path
 from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import Probed, probe
+from senet_fast.fusion.recognise.site import Site
 
 
-@dataclass(frozen=True)
-class Match:
-    """``y`` is ``excitation`` of ``x``, all in one graph; ``product`` is y or, for x + x * gate, what is added."""
-
-    x: fx.Node
-    product: fx.Node
-    y: fx.Node
-    excitation: Excitation
-    modules: tuple[str, ...]  # paths of the submodules that it replaces the calls of
-
-
-def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Match | None:
+def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -> Site | None:
     """What ``product`` of ``x`` and ``scale`` seems to be; None if ``scale`` is not computed from x. Raises Refused."""
     between = descendants(x) & ancestors(scale)
     if not between or x.op == "get_attr":
@@ -48,7 +38,7 @@ def candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node) -
 
 
 def unknown_product(module: nn.Module, node: fx.Node) -> Refused | None:
-    """Why a module that combines x with what is pooled from x is none of a match; None for anything else."""
+    """Why a module that combines x with what is pooled from x is no excitation; None for anything else."""
     tensors = node.all_input_nodes
     if node.op != "call_module" or len(tensors) != 2:
         return None
@@ -62,7 +52,7 @@ def unknown_product(module: nn.Module, node: fx.Node) -> Refused | None:
     return None
 
 
-def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, ordered: list[fx.Node]) -> Match:
+def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, ordered: list[fx.Node]) -> Site:
     for node in ancestors(scale, {x}):
         if node.op == "get_attr" and ".parametrizations." in str(node.target):
             raise Refused("layers", f"{str(node.target).partition('.parametrizations.')[0]} is parametrized", near=True)
@@ -77,9 +67,7 @@ def _candidate(module: nn.Module, product: fx.Node, x: fx.Node, scale: fx.Node, 
     alone = len(users) == 1 and not found.add_one
     if alone and operands(module, users[0], "add") in ((x, product), (product, x)):  # x + x * gate
         y, found = users[0], replace(found, add_one=True)
-    called = dict.fromkeys([*ordered, product, y])
-    paths = [str(node.target) for node in called if node.op == "call_module"]
-    return Match(x, product, y, found, tuple(paths))
+    return Site(x, y, region(x, y), found, product=product)
 
 
 def check_parameter(tensor: Tensor | None, path: str) -> None:

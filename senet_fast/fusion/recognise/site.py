@@ -5,23 +5,22 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from senet_fast.fusion.graph.nodes import readers, region, writes
+from senet_fast.fusion.graph.nodes import readers, writes
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.recognise.excitation import Excitation, Path
-from senet_fast.fusion.recognise.match import Match
 from senet_fast.fusion.recognise.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
 
 
 @dataclass
 class Site:
-    """An excitation in a graph; ``block``: its nodes, y's included."""
+    """y is an excitation of x, all in one graph; ``block``: its nodes, y's included."""
 
     x: fx.Node
     y: fx.Node
     block: list[fx.Node]
     excitation: Excitation
-    owner: Path
-    fused: bool = False  # whether it is the fused child at ``owner``; else it is written out
+    product: fx.Node | None = None  # y or, for x + x * gate, what is added
+    owner: Path | None = None  # of the fused child that it is the call of; None where it is written out
     prologue: Prologue | None = None
     epilogue: Epilogue | None = None
     maker: list[str] | None = None
@@ -45,30 +44,31 @@ class Site:
         return "in place" if self.maker is not None else ""
 
     @property
+    def children(self) -> list[str]:
+        """Paths of the modules whose calls are in it."""
+        return list(dict.fromkeys(str(node.target) for node in self.block if node.op == "call_module"))
+
+    @property
     def pays(self) -> bool:
         """Whether the fused child by itself would do less."""
-        return not self.fused or self.has_neighbours
+        return self.owner is None or self.has_neighbours
 
     @property
     def has_neighbours(self) -> bool:
         return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
 
 
-def written_out(match: Match) -> Site:
-    """``match`` as a site."""
-    return Site(match.x, match.y, region(match.x, match.y), match.excitation, Path())
-
-
-def check_reads_only(module: nn.Module, match: Match) -> None:
+def check_reads_only(module: nn.Module, site: Site) -> None:
     """Refused where the excitation, or something beside it, writes to x."""
-    if any(writes(node) for node in (match.product, match.y)):
-        raise Refused("site", "it changes its input in place", node=match.y)
-    if any(writes(user, module, match.x) for user in match.x.users if user not in (match.product, match.y)):
-        raise Refused("site", "x is changed in place beside it", node=match.x)
+    ends = [node for node in (site.product, site.y) if node is not None]
+    if any(writes(node) for node in ends):
+        raise Refused("site", "it changes its input in place", node=site.y)
+    if any(writes(user, module, site.x) for user in site.x.users if user not in ends):
+        raise Refused("site", "x is changed in place beside it", node=site.x)
 
 
-def add_neighbours(module: nn.Module, site: Site, training: bool, prologue: bool, free: Callable[..., bool]) -> None:
-    """``prologue``: whether one is wanted; ``free``: whether the op may take over these nodes."""
+def add_neighbours(module: nn.Module, site: Site, training: bool, inference: bool, free: Callable[..., bool]) -> None:
+    """``training``, ``inference``: the modes that it is for, perhaps both. ``free``: whether the op may take over these nodes."""
     rank = site.excitation.dims[0][0]
     epilogue = epilogue_of(module, site.y, rank, training)
     site.epilogue = epilogue if epilogue is not None and free(epilogue.nodes) else None
@@ -76,7 +76,7 @@ def add_neighbours(module: nn.Module, site: Site, training: bool, prologue: bool
     if not alone or any(user not in site.block for node in site.block[:-1] for user in node.users):
         return
     asked = any(user not in site.block for user in site.x.users)  # for the size of x, which would not be there
-    if prologue and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+    if inference and not asked and all(dim == 1 for _, dim in site.excitation.dims):
         found = prologue_of(module, site.x, rank)
         site.prologue = found if found is not None and free(found.nodes) else None
-    site.maker = maker_of(module, site.source)
+    site.maker = maker_of(module, site.source) if inference else None
