@@ -15,6 +15,10 @@ from senet_fast.se.guards import has_hooks
 MAX_OPENED = 64  # modules below a child that is written out
 
 
+def has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether this is one of torch's modules with packed weights."""
     where = type(module).__module__

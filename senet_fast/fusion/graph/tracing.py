@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
-from senet_fast.fusion.graph.parts import is_small, may_hold_layers
+from senet_fast.fusion.graph.parts import has_tensors, is_small, may_hold_layers
 from senet_fast.fusion.graph.refusal import Refused, note
 
 Modes = tuple[bool, bool, bool]
@@ -20,11 +20,13 @@ Modes = tuple[bool, bool, bool]
 
 @dataclass(frozen=True)
 class Opened:
-    """The call of a child that is written out: ``nodes`` compute ``result``, attributes that they read not counted."""
+    """The call of a child that is written out: ``nodes`` compute ``result``, attributes that they read not counted.
+
+    ``arguments``: positional and by name; None where no call can be made of it: it changes a list of the caller's, say.
+    """
 
     path: str
-    args: Any
-    kwargs: Any
+    arguments: Any
     nodes: tuple[fx.Node, ...]
     result: fx.Node
 
@@ -120,10 +122,14 @@ class _Tracer(fx.Tracer):
         return library or module_qualified_name in self.known or not (is_small(m) or may_hold_layers(m))
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Write the child out; where its code can not be traced, or makes no tensor, it is a call."""
+        """Write the child out. A function of one tensor is a call, whose values tell more than its code; and so is what
+        can not be traced or makes no tensor.
+        """
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
+        function = len(args) == 1 and not kwargs and not has_tensors(m)
+        if function or self.is_leaf_module(m, path):
+            return self.create_proxy("call_module", path, args, kwargs)
+        given = self._arguments(args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         stack, exact, opened = self.module_stack.copy(), self.exact, len(self.opened)
         try:
@@ -134,13 +140,20 @@ class _Tracer(fx.Tracer):
         new = [*itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))][::-1]
         nodes = tuple(node for node in new if node.op != "get_attr")
         if isinstance(made, fx.Proxy) and made.node in nodes:
-            self.opened.append(Opened(path, self.create_arg(args), self.create_arg(kwargs), nodes, made.node))
+            unchanged = given == self._arguments(args, kwargs)
+            self.opened.append(Opened(path, given if unchanged else None, nodes, made.node))
             return made
         for node in reversed(nodes):
             self.graph.erase_node(node)
         self.module_stack, self.exact = stack, exact
         del self.opened[opened:]
         return self.create_proxy("call_module", path, args, kwargs)
+
+    def _arguments(self, *values: Any) -> Any:
+        try:
+            return self.create_arg(values)
+        except NotImplementedError:  # objects that no graph can hold
+            return None
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
@@ -196,6 +209,7 @@ def trace(
     tracer = _Tracer(known, rank, constants or {}, strict)
     try:
         graph = tracer.trace(module)
+        graph.lint()  # where a child that could not be traced has told somebody of what it had made by then
     except Refused:
         raise
     except Exception as error:  # anything that somebody's forward does with a proxy

@@ -64,7 +64,7 @@ def _closed(view: View, kept: set[fx.Node]) -> dict[fx.Node, Opened]:
     closed: dict[fx.Node, Opened] = {}
     for call in reversed(view.opened):  # those around others first
         nodes = {*call.nodes}
-        hidden = all(nodes.issuperset(node.users) for node in nodes - {call.result})
+        hidden = call.arguments is not None and all(nodes.issuperset(node.users) for node in nodes - {call.result})
         if call.nodes[0] not in closed and hidden and not nodes & kept:
             closed |= dict.fromkeys(call.nodes, call)
     return closed
@@ -92,7 +92,7 @@ def _variant(
         if node in closed:
             call = closed[node]
             if node is call.nodes[-1]:
-                of_call: Any = fx.map_arg((call.args, call.kwargs), values.__getitem__)
+                of_call: Any = fx.map_arg(call.arguments, values.__getitem__)
                 values[call.result] = made.create_node("call_module", call.path, *of_call)
         elif node in lasts:
             step, others = _step(view.module, lasts[node], forwards)

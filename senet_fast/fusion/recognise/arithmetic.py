@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.graph.functions import arguments_of, kind_of, operands_of_function, transposed
 from senet_fast.fusion.graph.nodes import ancestors, attribute
+from senet_fast.fusion.graph.parts import has_tensors
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox, light_copy
 from senet_fast.fusion.recognise.excitation import Path
@@ -64,10 +65,6 @@ def _computes(part: nn.Module, node: fx.Node) -> str:
     if failed is not None:
         note(Refused("arithmetic", f"{node.target} takes no two tensors of any kind that is known", node=node), failed)
     return ""
-
-
-def has_tensors(part: nn.Module) -> bool:
-    return any(True for _ in part.parameters()) or any(True for _ in part.buffers())
 
 
 def weights_of(module: nn.Module, node: fx.Node) -> list[fx.Node]:

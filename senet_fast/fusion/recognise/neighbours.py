@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.graph.functions import KEEPS_INPUT, NEW, kind_of
 from senet_fast.fusion.graph.nodes import attribute, readers, writes
+from senet_fast.fusion.graph.parts import has_tensors
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.arithmetic import operands
@@ -188,8 +189,7 @@ def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
 def _activation(sandbox: Sandbox, source: fx.Node, node: fx.Node, rank: int) -> str | None:
     """The activation that ``node`` is of ``source``, "identity" for modules alone; None for anything else."""
     if node.op == "call_module":
-        part = attribute(sandbox.module, str(node.target))
-        if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
+        if has_tensors(attribute(sandbox.module, str(node.target))):
             return None
     elif len(node.all_input_nodes) != 1:
         return None

@@ -68,7 +68,7 @@ def check_reads_only(module: nn.Module, site: Site) -> None:
 
 
 def add_neighbours(module: nn.Module, site: Site, training: bool, inference: bool, free: Callable[..., bool]) -> None:
-    """``training``, ``inference``: the modes that it is for, perhaps both. ``free``: whether the op may take over these nodes."""
+    """``training``, ``inference``: the modes that it is for. ``free``: whether the op may take over these nodes."""
     rank = site.excitation.dims[0][0]
     epilogue = epilogue_of(module, site.y, rank, training)
     site.epilogue = epilogue if epilogue is not None and free(epilogue.nodes) else None
