@@ -229,16 +229,20 @@ def trace_exactly(module: nn.Module, known: set[str], constants: dict[str, Any],
         view = seen if seen is not None and seen.exact else trace(module, known, constants=constants, strict=True)
         if str(view.graph) == str(other.graph):
             return view
-        pairs = zip(view.opened, other.opened, strict=False)
-        differs = next((one.path for one, two in pairs if _code(one) != _code(two)), None)
+        one, two = _codes(view), _codes(other)
+        differs = next((path for path in (*one, *two) if one.get(path) != two.get(path)), None)
         if differs is None:
             raise Refused("trace", "depends on autocast or the grad mode")
         known.add(differs)
         seen = None
 
 
-def _code(call: Opened) -> tuple[str, list[str | None]]:
-    return call.path, [node.format_node() for node in call.nodes]
+def _codes(view: View) -> dict[str, list[str | None]]:
+    """What the children do that are written out, inner ones first."""
+    codes: dict[str, list[str | None]] = {}
+    for call in view.opened:
+        codes.setdefault(call.path, []).extend(node.format_node() for node in call.nodes)
+    return codes
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ class _Host:
         self.tensors = [name for name in names if name not in self.constants]
         self.variants: dict[Key, Variant] = {}
         self.seen = seen.view
-        self.copied = copied_or_refused(module) if seen.view is None else seen.view.module
+        self.copied = copied_or_refused(module)
+        self.traced = copied_or_refused(module) if seen.view is None else seen.view.module  # which may keep proxies
         self.found = [] if seen.view is None else [(seen.view, (seen.sites, seen.reasons))]
 
     def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
@@ -89,8 +90,9 @@ class _Host:
         except TypeError as error:  # a constant without a hash
             raise Refused("constants", str(error)) from error
         self.copied.train(training)
+        self.traced.train(training)
         first = not training and not call.constants
-        view = trace_exactly(self.copied, self.known, values, self.seen if first else None)
+        view = trace_exactly(self.traced, self.known, values, self.seen if first else None)
         found, reasons = self._found(view)
         sites, refused = sites_of(view, found, self.forwards, training)
         if sites:
