@@ -15,8 +15,8 @@ from senet_fast.fusion.graph.parts import has_tensors
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.arithmetic import operands
-from senet_fast.fusion.recognise.excitation import Norm
-from senet_fast.fusion.recognise.layers import stage_of
+from senet_fast.fusion.recognise.excitation import Layer, Norm
+from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import probe
 
 # Activations in front that were measured to pay as a prologue, on the CPU. (A GPU computes them twice: not measured.)
@@ -48,6 +48,28 @@ class Epilogue:
 
     def __str__(self) -> str:
         names = ["residual"] if self.residual is not None else []
+        return ", ".join(names + _named(self.activation))
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """The 1x1 convolution whose input or output (``side``) is gated, for inference.
+
+    "output": v, what the prologue or the excitation starts with, is conv(source). "input": ``last`` is activation(norm(
+    conv(y)) + residual).
+    """
+
+    side: str
+    source: fx.Node
+    last: fx.Node
+    nodes: tuple[fx.Node, ...]
+    layer: Layer
+    norm: Norm | None = None
+    residual: fx.Node | None = None
+    activation: str = "identity"
+
+    def __str__(self) -> str:
+        names = ["conv"] + ["batch_norm"] * (self.norm is not None) + ["residual"] * (self.residual is not None)
         return ", ".join(names + _named(self.activation))
 
 
@@ -145,6 +167,40 @@ def _saves_input(module: nn.Module, node: fx.Node) -> bool:
     return kind_of(node) in KEEPS_INPUT
 
 
+def pointwise_behind(module: nn.Module, y: fx.Node, rank: int) -> Pointwise | None:
+    """The convolution that alone reads y, and what is made of its result alone."""
+    found = _pointwise(module, only) if (only := _only_user(y)) is not None else None
+    if found is None or found[1] is not y:
+        return None
+    layer, nodes, norm = found[0], [only], None
+    if (user := _only_user(only)) is not None and (norm := _norm(module, user)) is not None:
+        nodes.append(user)
+    more = epilogue_of(module, nodes[-1], rank, training=False)
+    residual, activation = (more.residual, more.activation) if more is not None else (None, "identity")
+    nodes += more.nodes if more is not None else ()
+    return Pointwise("input", y, nodes[-1], tuple(nodes), layer, norm, residual, activation)
+
+
+def pointwise_before(module: nn.Module, v: fx.Node) -> Pointwise | None:
+    """The convolution that v is the result of."""
+    found = _pointwise(module, v)
+    return None if found is None else Pointwise("output", found[1], v, (v,), found[0])
+
+
+def _pointwise(module: nn.Module, node: fx.Node) -> tuple[Layer, fx.Node] | None:
+    """(layer, input) of a 1x1 convolution."""
+    if node.op == "call_module":
+        convolves = isinstance(attribute(module, str(node.target)), _ConvNd)
+    else:
+        convolves = kind_of(node) == "convolution"
+    stage = _stage(module, node) if convolves else None
+    return (stage.part, stage.input) if stage is not None and isinstance(stage.part, Layer) and stage.kind == "fc" else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
     """Paths of the modules that made ``node``, a tensor that has its memory to itself; None if it may share it."""
     paths: list[str] = []
@@ -178,11 +234,15 @@ def _only_tensor(node: fx.Node) -> fx.Node | None:
     return inputs[0] if len(inputs) == 1 else None
 
 
-def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
+def _stage(module: nn.Module, node: fx.Node) -> Stage | None:
     try:
-        stage = stage_of(module, node)
+        return stage_of(module, node)
     except (Refused, AttributeError):
         return None
+
+
+def _norm(module: nn.Module, node: fx.Node) -> Norm | None:
+    stage = _stage(module, node)
     return stage.part if stage is not None and isinstance(stage.part, Norm) else None
 
 

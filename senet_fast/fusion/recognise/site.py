@@ -23,21 +23,33 @@ class Site:
     owner: Path | None = None  # of the fused child that it is the call of; None where it is written out
     prologue: Prologue | None = None
     epilogue: Epilogue | None = None
+    conv: Pointwise | None = None
     maker: list[str] | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
         """What the op takes the place of, in its order."""
         before, after = (part.nodes if part is not None else () for part in (self.prologue, self.epilogue))
-        return [*before, *self.block, *after]
+        first, last = (part.nodes if part is not None else () for part in (self._conv_in_front, self._conv_behind))
+        return [*first, *before, *self.block, *after, *last]
+
+    @property
+    def _conv_in_front(self) -> Pointwise | None:
+        return self.conv if self.conv is not None and self.conv.side == "output" else None
+
+    @property
+    def _conv_behind(self) -> Pointwise | None:
+        return self.conv if self.conv is not None and self.conv.side == "input" else None
 
     @property
     def last(self) -> fx.Node:
-        return self.epilogue.last if self.epilogue is not None else self.y
+        part = self._conv_behind or self.epilogue
+        return part.last if part is not None else self.y
 
     @property
     def source(self) -> fx.Node:
-        return self.prologue.source if self.prologue is not None else self.x
+        part = self._conv_in_front or self.prologue
+        return part.source if part is not None else self.x
 
     @property
     def place(self) -> str:
@@ -55,7 +67,7 @@ class Site:
 
     @property
     def has_neighbours(self) -> bool:
-        return any(part is not None for part in (self.prologue, self.epilogue, self.maker))
+        return any(part is not None for part in (self.prologue, self.epilogue, self.conv, self.maker))
 
 
 def check_reads_only(module: nn.Module, site: Site) -> None:
