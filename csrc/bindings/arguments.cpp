@@ -120,15 +120,7 @@ Activation parse_activation(std::string_view spec, const char* argument) {
   return activation;
 }
 
-void check(const Arguments& a) {
-  TORCH_CHECK_VALUE(a.x.dim() >= 2, "squeeze_excite: x has shape ", a.x.sym_sizes(),
-                    "; expected [B, ..., K, ...], at least 2-D");
-  const at::ScalarType type = a.x.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
-                   "squeeze_excite: x is ", type, "; expected Float, Double, BFloat16 or Half");
-  const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
-  TORCH_CHECK_VALUE(K != 0, "squeeze_excite: x has shape ", a.x.sym_sizes(), "; expected at least 1 channel along dim ",
-                    a.dim.value_or(1));
+void check_excitation(const Arguments& a, const c10::SymInt& K) {
   switch (parse_excitation(a.excitation)) {
     case Excitation::two_fc: {
       TORCH_CHECK_VALUE(a.fc2_weight.has_value() && a.fc2_weight->defined(),
@@ -162,10 +154,22 @@ void check(const Arguments& a) {
                         " was given; expected None for excitation '", a.excitation, "'");
     }
   }
-  check_map(a, "squeeze_excite: residual", or_undefined(a.residual));
   parse_activation(a.activation, "activation");
   parse_activation(a.gate, "gate");
   parse_activation(a.post_activation, "post_activation");
+}
+
+void check(const Arguments& a) {
+  TORCH_CHECK_VALUE(a.x.dim() >= 2, "squeeze_excite: x has shape ", a.x.sym_sizes(),
+                    "; expected [B, ..., K, ...], at least 2-D");
+  const at::ScalarType type = a.x.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
+                   "squeeze_excite: x is ", type, "; expected Float, Double, BFloat16 or Half");
+  const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
+  TORCH_CHECK_VALUE(K != 0, "squeeze_excite: x has shape ", a.x.sym_sizes(), "; expected at least 1 channel along dim ",
+                    a.dim.value_or(1));
+  check_excitation(a, K);
+  check_map(a, "squeeze_excite: residual", or_undefined(a.residual));
 }
 
 void check_backward(const Arguments& a, const OptionalTensor& y) {

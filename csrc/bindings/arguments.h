@@ -39,6 +39,8 @@ Activation parse_activation(std::string_view spec, const char* argument);
 // Shapes, types and devices fit together; ValueError or TypeError names the argument, its value and what was expected.
 // Safe for fake tensors with symbolic sizes.
 void check(const Arguments& arguments);
+// Its part for what makes a gate of K channels, which need not be those of x: the excitation's tensors, and the activations.
+void check_excitation(const Arguments& arguments, const c10::SymInt& K);
 // The same, and for what stands in front.
 void check_prologue(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
                     std::string_view pre_activation);

@@ -18,7 +18,6 @@
 #include "bindings/ops.h"
 
 namespace senet::bindings {
-namespace {
 
 Tensor activate(std::string_view spec, const char* argument, const Tensor& z) {
   const Activation activation = parse_activation(spec, argument);
@@ -54,8 +53,8 @@ Tensor activate(std::string_view spec, const char* argument, const Tensor& z) {
   TORCH_INTERNAL_ASSERT(false, "an activation without a composite");
 }
 
+namespace {
 Tensor matrix(const Tensor& weight) { return weight.flatten(1); }
-
 }  // namespace
 
 Tensor composite(SENET_ARGUMENTS) {

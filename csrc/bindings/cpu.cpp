@@ -1,44 +1,21 @@
 // The ops on the CPU: outputs from torch's allocator, one team of threads, one call into drive.h.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <sys/mman.h>
 #include <torch/library.h>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <sstream>
 #include <string>
-#include <string_view>
 
 #include "bindings/cpu.h"
 #include "bindings/ops.h"
 #include "bindings/run.h"
+#include "bindings/team.h"
 #include "se/cpu/drive.h"
 
 namespace senet::bindings {
 namespace {
-
-// One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
-// the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
-const auto run_team = [](std::int64_t threads, const auto& body) {
-#if defined(_OPENMP)
-  if (threads > 1 && !at::in_parallel_region()) {
-#pragma omp parallel
-    {
-      const auto barrier = [](void*) {
-#pragma omp barrier
-      };
-      body(Member{omp_get_thread_num(), std::min<std::int64_t>(threads, omp_get_num_threads()), barrier, nullptr});
-    }
-    return;
-  }
-#endif
-  body(Member{});
-};
 
 // "images_per_tile=8,stream=0": what force_plan does, from the start.
 ForcedPlan plan_in_environment() {
@@ -69,23 +46,6 @@ ForcedPlan plan_in_environment() {
 ForcedPlan& forced_plan() {
   static ForcedPlan forced = plan_in_environment();
   return forced;
-}
-
-// Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
-// (glibc maps blocks above 32 MB anew each time, and gives smaller ones back with the end of its heap). Nothing changes but
-// the time; SENET_FAST_HUGE_PAGES=0 leaves it.
-void advise_huge_pages([[maybe_unused]] const Tensor& t) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kPage = 2 << 20, kLeast = 16 << 20;
-  static const bool wanted = [] {
-    const char* text = std::getenv("SENET_FAST_HUGE_PAGES");
-    return text == nullptr || std::string_view(text) != "0";
-  }();
-  if (!wanted || t.nbytes() <= kLeast) return;
-  const auto begin = reinterpret_cast<std::uintptr_t>(t.mutable_data_ptr());
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + t.nbytes()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-#endif
 }
 
 struct Run {

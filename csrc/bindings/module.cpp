@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "bindings/cpu.h"
 #include "se/cuda/cluster_plan.h"
@@ -51,6 +53,57 @@ py::dict plan(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t I, st
   result["stream"] = plan.stream;
   result["overlap"] = plan.overlap;
   return result;
+}
+
+void check_counts(std::initializer_list<std::pair<const char*, std::optional<std::int64_t>>> counts) {
+  for (const auto& [name, value] : counts) {
+    if (value && *value < 1)
+      throw py::value_error(std::string(name) + " is " + std::to_string(*value) + "; expected at least 1");
+  }
+}
+
+py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::int64_t C_out, std::int64_t R,
+                   const std::string& side, const std::string& dtype, bool channels_last, bool prepared) {
+  check_counts({{"B", B}, {"C_in", C_in}, {"pixels", pixels}, {"C_out", C_out}, {"R", R}});
+  senet::ConvParams p;
+  if (side != "input" && side != "output") throw py::value_error("side is '" + side + "'; expected 'input' or 'output'");
+  constexpr std::pair<const char*, senet::Dtype> kTypes[] = {{"float32", senet::Dtype::f32},
+                                                             {"float64", senet::Dtype::f64},
+                                                             {"bfloat16", senet::Dtype::bf16},
+                                                             {"float16", senet::Dtype::f16}};
+  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return dtype == t.first; });
+  if (type == std::end(kTypes))
+    throw py::value_error("dtype is '" + dtype + "'; expected 'float32', 'float64', 'bfloat16' or 'float16'");
+  p.dtype = type->second;
+  p.shape = {B, channels_last ? pixels : 1, C_in, channels_last ? 1 : pixels, R};
+  p.C_out = C_out;
+  p.gates_output = side == "output";
+  p.by_pixels = channels_last;
+  const senet::bindings::ConvRoute route = senet::bindings::route_conv(p, prepared);
+  py::dict result;
+  result["fused"] = route.composed_because == nullptr;
+  if (route.composed_because) {
+    result["because"] = std::vector<std::string>{route.composed_because};
+    return result;
+  }
+  const senet::ConvPlan& plan = route.plan;
+  result["because"] = std::vector<std::string>{plan.images_because, plan.across_because, plan.pass_because};
+  result["threads"] = plan.threads;
+  result["images"] = plan.images_per_tile;
+  result["pixels"] = plan.pixels;
+  result["tiles"] = plan.tiles;
+  result["across"] = plan.across;
+  result["tiles_a_pass"] = plan.tiles_a_pass;
+  return result;
+}
+
+void force_plan_conv(std::optional<bool> fused, std::optional<std::int64_t> threads, std::optional<std::int64_t> images,
+                     std::optional<std::int64_t> pixels, std::optional<std::int64_t> across,
+                     std::optional<std::int64_t> tiles_a_pass) {
+  check_counts({{"threads", threads}, {"images", images}, {"pixels", pixels}, {"across", across}, {"tiles_a_pass", tiles_a_pass}});
+  if (pixels && *pixels > senet::kConvTile)
+    throw py::value_error("pixels is " + std::to_string(*pixels) + "; expected at most " + std::to_string(senet::kConvTile));
+  senet::bindings::force_plan_conv({fused, threads, images, pixels, across, tiles_a_pass});
 }
 
 // Without a kernel's name the environment's, as the op.
@@ -111,10 +164,7 @@ py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t 
 
 void force_plan(std::optional<std::int64_t> threads, std::optional<std::int64_t> images_per_tile, std::optional<bool> stream,
                 std::optional<bool> overlap) {
-  for (const auto& [name, value] : {std::pair{"threads", threads}, std::pair{"images_per_tile", images_per_tile}}) {
-    if (value && *value < 1)
-      throw py::value_error(std::string(name) + " is " + std::to_string(*value) + "; expected at least 1");
-  }
+  check_counts({{"threads", threads}, {"images_per_tile", images_per_tile}});
   senet::bindings::force_plan({threads, images_per_tile, stream, overlap});
 }
 
@@ -141,4 +191,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), py::arg("overlap") = py::none(),
         "Override the planner from now on; what is None it decides itself.");
+  m.def("plan_conv", &plan_conv, py::arg("B"), py::arg("C_in"), py::arg("pixels"), py::arg("C_out"), py::arg("R"), py::kw_only(),
+        py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true,
+        "How a two_fc squeeze_excite_conv of B maps is cut: fused or not, because of what; images squeezed together, pixels of a "
+        "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache.");
+  m.def("force_plan_conv", &force_plan_conv, py::kw_only(), py::arg("fused") = py::none(), py::arg("threads") = py::none(),
+        py::arg("images") = py::none(), py::arg("pixels") = py::none(), py::arg("across") = py::none(),
+        py::arg("tiles_a_pass") = py::none(),
+        "Override the planner of squeeze_excite_conv from now on; what is None it decides itself.");
 }

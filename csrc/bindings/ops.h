@@ -43,6 +43,8 @@ Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 
 // The same result in plain ATen ops, for what the fused kernels do not do: higher derivatives, forward mode, functorch.
 Tensor composite(SENET_ARGUMENTS);
+// The activation of this spec in ATen ops; `argument` is named in errors.
+Tensor activate(std::string_view spec, const char* argument, const Tensor& z);
 
 // Uninitialised gradients of the right shapes, on any device.
 Gradients empty_gradients(const Arguments& arguments, const OptionalTensor& y, Mask mask);

@@ -63,6 +63,28 @@ struct ForwardParams : Params {
   std::int64_t y_batch_stride = 0;
 };
 
+// A 1x1 convolution with a gate on its input or output channels, forward only. With W the weight and s [C_in] or [C_out] the
+// gate (1 + gate), per image:
+//   input:  y = activation((W (x s)) * scale + shift + residual)
+//   output: y = activation((W x * scale + shift) * s + residual)
+// The squeeze is that of x in both: behind the convolution its mean is W mean(x) * scale + shift, and the first layer of the
+// excitation has taken that in. x is [B, O, K, I] with K = C_in and O or I = 1; `saved` is not used.
+struct ConvParams : Params {
+  std::int64_t C_out = 0;
+  bool gates_output = false;
+  bool by_pixels = true;         // the channels of a pixel lie side by side: I = 1, else O = 1
+  const void* weight = nullptr;  // by pixels packed as `right` of product.inl, else its rows as `left`
+  const float *scale = nullptr, *shift = nullptr;  // [C_out]
+  // fc1_weight is [R, C_in], [gated(), C_in] (one_fc) or [R] (channel_conv, on the input side alone)
+  Dtype fc1_dtype = Dtype::f32;
+  const void* fc1_bias = nullptr;  // in the type of its weight, as fc2_bias
+  const void* fc2_bias = nullptr;
+  void* y = nullptr;  // [B, O, C_out, I], dense
+
+  std::int64_t gated() const { return gates_output ? C_out : shape.K; }
+  std::int64_t pixels() const { return shape.O * shape.I; }
+};
+
 // A null gradient is not computed. grad_residual is written only where the epilogue has an activation, and then it must
 // be there: backward uses it as scratch. Without one the residual's gradient is grad_y itself.
 struct BackwardParams : Params {

@@ -1,4 +1,4 @@
-from typing import Literal, TypedDict, type_check_only
+from typing import Literal, Required, TypedDict, type_check_only
 
 @type_check_only
 class CudaInfo(TypedDict):
@@ -21,6 +21,17 @@ class Plan(TypedDict):
     rows_per_block: int
     blocks: int
     stream: bool
+
+@type_check_only
+class ConvPlan(TypedDict, total=False):
+    fused: Required[bool]
+    because: Required[list[str]]
+    threads: int
+    images: int
+    pixels: int
+    tiles: int
+    across: int
+    tiles_a_pass: int
 
 @type_check_only
 class ClusterPlan(TypedDict):
@@ -71,4 +82,25 @@ def force_plan(
     images_per_tile: int | None = None,
     stream: bool | None = None,
     overlap: bool | None = None,
+) -> None: ...
+def plan_conv(
+    B: int,
+    C_in: int,
+    pixels: int,
+    C_out: int,
+    R: int,
+    *,
+    side: str = "input",
+    dtype: str = "float32",
+    channels_last: bool = True,
+    prepared: bool = True,
+) -> ConvPlan: ...
+def force_plan_conv(
+    *,
+    fused: bool | None = None,
+    threads: int | None = None,
+    images: int | None = None,
+    pixels: int | None = None,
+    across: int | None = None,
+    tiles_a_pass: int | None = None,
 ) -> None: ...

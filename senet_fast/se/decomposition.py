@@ -8,6 +8,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from senet_fast.se.reference import squeeze_excite as twin
+from senet_fast.se.reference import squeeze_excite_conv as conv_twin
 
 
 def squeeze_excite(
@@ -29,6 +30,20 @@ def squeeze_excite(
     return y.to(x.dtype)
 
 
+def squeeze_excite_conv(*tensors: Tensor | None, prepared: Any = (), **options: Any) -> Tensor:
+    """The op of this name: its tensors by position, but for norm_scale and norm_shift, up to the residual."""
+    x = tensors[0]
+    assert x is not None
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    given = [None if t is None else t.to(wide) for t in (*tensors, *[None] * (8 - len(tensors)))]
+    options = {name: v.to(wide) if isinstance(v, Tensor) else v for name, v in options.items()}
+    return conv_twin(*given[:7], residual=given[7], **options).to(x.dtype)  # type: ignore[arg-type]
+
+
+def _nothing_prepared(*_: Any, **__: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty(0) for _ in range(5))  # which nobody reads: the op is decomposed, too
+
+
 def fold_norm(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -45,6 +60,14 @@ def onnx_by_torchscript() -> bool:
     return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
+_DECOMPOSITIONS = {
+    torch.ops.senet_fast.squeeze_excite.default: squeeze_excite,
+    torch.ops.senet_fast.squeeze_excite_prologue.default: squeeze_excite,
+    torch.ops.senet_fast.squeeze_excite_conv.default: squeeze_excite_conv,
+    torch.ops.senet_fast.squeeze_excite_conv_prepare.default: _nothing_prepared,
+}
+
+
 def _record(
     mode: ProxyTorchDispatchMode, op: OpOverload, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -55,9 +78,9 @@ def _record(
     """
     if torch.onnx.is_in_onnx_export():
         with mode:
-            return squeeze_excite(*args, **kwargs)
+            return _DECOMPOSITIONS[op](*args, **kwargs)
     return mode.__torch_dispatch__(op, types, args, kwargs)
 
 
-for op in (torch.ops.senet_fast.squeeze_excite.default, torch.ops.senet_fast.squeeze_excite_prologue.default):
+for op in _DECOMPOSITIONS:
     torch.library.register_torch_dispatch(op, ProxyTorchDispatchMode, _record)

@@ -5,6 +5,7 @@ the prologue where gradients are wanted, the frame around layers that must be ca
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,44 @@ def squeeze_excite(
 
     x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
     return gated(x, excite, residual=residual, gate=gate, dim=dim, add_one=add_one, post_activation=post_activation)
+
+
+def squeeze_excite_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None = None,
+    fc2_weight: Tensor | None = None,
+    fc2_bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    side: str = "input",
+    norm_scale: Tensor | None = None,
+    norm_shift: Tensor | None = None,
+    excitation: str = "two_fc",
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    add_one: bool = False,
+    post_activation: str = "identity",
+) -> Tensor:
+    """What :func:`senet_fast.se.conv.squeeze_excite_conv` computes."""
+
+    def convolve(u: Tensor) -> Tensor:
+        conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[u.dim()]
+        return conv(u, weight.reshape(*weight.shape[:2], *[1] * (u.dim() - 2)), bias)  # type: ignore[operator]
+
+    def excited(u: Tensor, **options: Any) -> Tensor:
+        options |= {"excitation": excitation, "activation": activation, "gate": gate, "add_one": add_one}
+        return squeeze_excite(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, **options)
+
+    if side == "output":
+        u = prologue(convolve(x), norm_scale, norm_shift, "identity", 1)
+        return excited(u, residual=residual, post_activation=post_activation)
+    if side != "input":
+        raise ValueError(f"side is {side!r}; expected input or output")
+    y = prologue(convolve(excited(x)), norm_scale, norm_shift, "identity", 1)
+    return apply(post_activation, y if residual is None else y + residual, "post_activation")
 
 
 def hidden_size(channels: int, reduction: int, hidden_channels: int | None) -> int:

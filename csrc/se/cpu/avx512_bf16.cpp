@@ -23,6 +23,7 @@ static const senet::Kernels kernels = [] {
   table.name = SENET_ISA_NAME;
   table.data_bf16 = senet::avx512_bf16::bf16_data;
   table.weight_bf16 = senet::avx512_bf16::bf16_weights;
+  table.product_bf16 = senet::avx512_bf16::bf16_product;
   return table;
 }();
 

@@ -69,6 +69,23 @@ struct ActivationKernels {
   void (*grad)(const Activation&, const A* z, const A* grad, A* out, std::int64_t n);
 };
 
+// A 1x1 convolution of maps of one type, in tiles: product.inl has the order of `left` and `right` in memory. x, y and the
+// residual have that type; what is multiplied is float32 or, two k a step, bfloat16.
+struct ProductKernels {
+  Dtype multiplied;
+  // out[m][n] = sum over k of left[m][k] * right[k][n], for `vectors` of 16 columns
+  void (*multiply)(std::int64_t M, std::int64_t vectors, std::int64_t steps, const void* left, std::int64_t left_stride,
+                   const void* right, float* out, std::int64_t out_stride);
+  // `left` of M rows of x, `right` of n columns; times scale[k], which may be null.
+  void (*rows)(const void* x, std::int64_t x_stride, std::int64_t M, std::int64_t K, const float* scale, void* left);
+  void (*pack)(const void* x, std::int64_t x_stride, std::int64_t n, std::int64_t K, const float* scale, void* right);
+  // y = activation(sums * scale + shift + residual), [M][N]; scale and shift are [M] (by rows) or [N]. `sums` is overwritten.
+  void (*finish)(float* sums, std::int64_t sums_stride, std::int64_t M, std::int64_t N, const float* scale, const float* shift,
+                 bool by_rows, const void* residual, const Activation&, void* y, std::int64_t y_stride);
+
+  std::int64_t per_step() const { return multiplied == Dtype::bf16 ? 2 : 1; }
+};
+
 struct Kernels {
   const char* name;
   DataKernels<float> data_f32, data_bf16, data_f16;
@@ -77,6 +94,11 @@ struct Kernels {
   WeightKernels<double> weight_f64, weight_f32_in_f64;
   ActivationKernels<float> activation_f32;
   ActivationKernels<double> activation_f64;
+  ProductKernels product_f32, product_bf16, product_f16;
+
+  const ProductKernels& product(Dtype dtype) const {  // not of float64
+    return dtype == Dtype::bf16 ? product_bf16 : dtype == Dtype::f16 ? product_f16 : product_f32;
+  }
 };
 
 // An ISA file registers itself at its foot; of those supported here the one of the highest rank is used.

@@ -52,12 +52,14 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 
 #include "se/cpu/data.inl"
 #include "se/cpu/weights.inl"
+#include "se/cpu/product.inl"
 
 }  // namespace
 
 #if defined(SENET_BF16_CONVERSION)  // what the conversions change; the rest of this ISA's table is AVX-512's
 constexpr DataKernels<float> bf16_data = Data<float, bf16>::table();
 constexpr WeightKernels<float> bf16_weights = Weights<float, bf16>::table();
+constexpr ProductKernels bf16_product = Product<bf16, Pairs>::table();
 #else
 extern const Kernels kernels;
 constinit const Kernels kernels = {
@@ -73,6 +75,9 @@ constinit const Kernels kernels = {
     Weights<double, float>::table(),
     {activation_value<float>, activation_grad<float>},
     {activation_value<double>, activation_grad<double>},
+    Product<float, Floats>::table(),
+    Product<bf16, Floats>::table(),
+    Product<f16, Floats>::table(),
 };
 #endif
 

@@ -1,0 +1,80 @@
+// How a 1x1 convolution with a gate is cut: a pure function of shape, types and machine. No sum depends on it.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "se/cpu/plan.h"
+
+namespace senet {
+
+constexpr std::int64_t kConvTile = 64;  // pixels, or output channels: as many at the most
+
+struct ConvPlan : Plan {      // images_per_tile: squeezed and excited together, then multiplied while they are still close
+  std::int64_t pixels;        // of a tile
+  std::int64_t tiles;         // of an image
+  std::int64_t across;        // parts of the output channels, each for other threads; threads / across share out the tiles
+  std::int64_t tiles_a_pass;  // over which a block of weights is kept in the cache
+  const char *images_because, *across_because, *pass_because;
+
+  void cut(std::int64_t wanted, const ConvParams& p) {  // tiles of so many pixels
+    pixels = p.by_pixels ? wanted : (wanted + 15) / 16 * 16;
+    tiles = (p.pixels() + pixels - 1) / pixels;
+  }
+};
+
+// Why the fused kernel is not the right one, and today's op and a convolution are; null where it is.
+inline const char* not_fused(Dtype dtype, std::int64_t pixels, bool has_amx) {
+  if (dtype == Dtype::f64) return "x is float64, for which there is no matrix product here";
+  if (dtype == Dtype::bf16 && has_amx) return "the processor has AMX, with which torch's own convolution of bfloat16 is faster";
+  if (pixels < 8) return "maps of fewer than 8 pixels: one product over all images is faster";
+  return nullptr;
+}
+// The same for a call whose weights are not prepared. `outputs` are those of the excitation's first layer: what it takes of
+// the convolution costs as much as so many pixels.
+inline const char* not_worth_preparing(const Shape& shape, bool gates_output, std::int64_t outputs) {
+  if (gates_output && outputs * 4 > shape.B * shape.O * shape.I)
+    return "nothing is prepared, and preparing would take more than a fourth of the convolution's time";
+  return nullptr;
+}
+
+inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, const Machine& machine) {
+  const std::int64_t B = std::max<std::int64_t>(1, p.shape.B), P = p.pixels(), K = p.shape.K, N = p.C_out;
+  const std::int64_t item = item_bytes(product.multiplied), x_bytes = P * K * item_bytes(p.dtype), weights = N * K * item;
+  const std::int64_t near = machine.near_bytes / machine.threads, blocks = (N + kConvTile - 1) / kConvTile;
+  ConvPlan plan{};
+  static_cast<Plan&>(plan) = senet::plan(p.shape, {item_bytes(p.dtype), 0, 0}, machine);
+  plan.stream = plan.overlap = false;
+  // A thread is worth starting for 2^20 multiplications: some 10 us.
+  plan.threads = std::clamp<std::int64_t>(B * P * K * N >> 20, 1, machine.threads);
+  plan.images_per_tile = std::clamp<std::int64_t>(machine.near_bytes * 3 / 4 / x_bytes, 1, B);
+  plan.images_because = plan.images_per_tile == B ? "x of all images fits the caches"
+                                                  : "as many images as fit the caches between the squeeze and the product";
+  const std::int64_t most = plan.images_per_tile * std::max<std::int64_t>(1, P / 16);  // tiles that are worth making
+  const std::int64_t wanted = std::max(weights * 2 / near, (plan.threads + most - 1) / most);
+  plan.across = 1;
+  for (std::int64_t parts = 2; parts <= std::min(plan.threads, blocks) && plan.across < wanted; ++parts) {
+    if (plan.threads % parts == 0) plan.across = parts;
+  }
+  plan.across_because = plan.across == 1            ? "each thread takes tiles of pixels with all channels"
+                        : weights * 2 / near > 1 ? "the weights are more than one thread's cache holds"
+                                                 : "there are fewer tiles than threads";
+  const std::int64_t down = plan.threads / plan.across, least = (P + kConvTile - 1) / kConvTile;
+  plan.tiles = least;
+  for (std::int64_t tiles = least; tiles < least + down && P / tiles >= 16; ++tiles) {
+    if (plan.images_per_tile * tiles % down == 0) {
+      plan.tiles = tiles;
+      break;
+    }
+  }
+  plan.cut((P + plan.tiles - 1) / plan.tiles, p);
+  plan.tiles_a_pass = 1;
+  plan.pass_because = "the weights stay in the cache from tile to tile";
+  if (weights / plan.across > near / 2) {
+    const std::int64_t together = near / 2 / (plan.pixels * K * item);
+    plan.tiles_a_pass = std::clamp<std::int64_t>(together, 1, plan.images_per_tile * plan.tiles);
+    plan.pass_because = "the weights do not stay in the cache: a block of them is used for several tiles of a prepared x";
+  }
+  return plan;
+}
+
+}  // namespace senet

@@ -1,0 +1,195 @@
+// Matrix products on tiles in the caches, and what stands around them in a 1x1 convolution with a gate. Part of kernels.inl.
+//
+// The sum over k of left[m][k] * right[k][n]: rows m of `left` lie somewhere with a stride, `right` is packed in vectors of 16
+// columns, [n / 16][k][16], each vector a stream of its own. A sum is one chain over k, whatever the tile: the same bits for
+// every cut of the work, and on every ISA that has fused multiply-adds.
+
+// Rows of a tile beside kN vectors of columns: as many sums as the registers hold, enough to hide the multiplication's latency.
+template <int kN>
+constexpr int tile_rows() {
+#if SENET_VECTOR_BYTES == 64
+  return kN == 4 ? 6 : kN == 3 ? 8 : 12;
+#elif SENET_VECTOR_BYTES == 32 || defined(__aarch64__)
+  return 6;
+#else
+  return 2;
+#endif
+}
+constexpr int kTileColumns = SENET_VECTOR_BYTES == 64 ? 4 : 1;  // vectors
+
+// What is multiplied: floats, one k a step.
+struct Floats {
+  using Item = float;
+  static constexpr Dtype dtype = Dtype::f32;
+  static constexpr int kPerStep = 1;
+
+  static SENET_INLINE Vec<float> spread(const float* left) { return broadcast(*left); }
+  static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
+    return fma(left, right, sum);
+  }
+};
+
+#if defined(SENET_BF16_CONVERSION)
+// Or pairs of bfloat16, two k a step: `right` is [n / 16][k / 2][16][2].
+struct Pairs {
+  using Item = bf16;
+  static constexpr Dtype dtype = Dtype::bf16;
+  static constexpr int kPerStep = 2;
+
+  static SENET_INLINE Vec<float> spread(const bf16* left) {
+    int pair;
+    __builtin_memcpy(&pair, left, sizeof pair);
+    return {{(Float)_mm512_set1_epi32(pair)}};
+  }
+  static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
+    return {{(Float)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)left.part[0], (__m512bh)right.part[0])}};
+  }
+};
+#endif
+
+// T: the type of x and y; U: what is multiplied
+template <class T, class U>
+struct Product {
+  using Item = typename U::Item;
+  static constexpr int kLanes = Vec<float>::kLanes;
+  static constexpr int64_t kVectorItems = kLanes * U::kPerStep;
+
+  template <int kM, int kN>
+  static SENET_INLINE void tile(int64_t steps, const Item* left, int64_t left_stride, const Item* right, float* out,
+                                int64_t out_stride) {
+    Vec<float> sum[kM][kN];
+    for (auto& row : sum) {
+      for (auto& v : row) v = broadcast(0.0f);
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      Vec<float> v[kN];
+      for (int n = 0; n < kN; ++n) {
+        __builtin_memcpy(&v[n], reinterpret_cast<const char*>(right + (n * steps + k) * kVectorItems), sizeof v[n]);
+      }
+      for (int m = 0; m < kM; ++m) {
+        const Vec<float> factor = U::spread(left + m * left_stride + k * U::kPerStep);
+        for (int n = 0; n < kN; ++n) sum[m][n] = U::step(factor, v[n], sum[m][n]);
+      }
+    }
+    for (int m = 0; m < kM; ++m) {
+      for (int n = 0; n < kN; ++n) store(sum[m][n], out + m * out_stride + n * kLanes);
+    }
+  }
+
+  template <int kM, int kN>
+  static SENET_INLINE int64_t tiles(int64_t m, int64_t M, int64_t steps, const Item* left, int64_t left_stride,
+                                    const Item* right, float* out, int64_t out_stride) {
+    for (; m + kM <= M; m += kM) {
+      tile<kM, kN>(steps, left + m * left_stride, left_stride, right, out + m * out_stride, out_stride);
+    }
+    return m;
+  }
+  template <int kN>
+  static void columns(int64_t M, int64_t steps, const Item* left, int64_t left_stride, const Item* right, float* out,
+                      int64_t out_stride) {
+    int64_t m = tiles<tile_rows<kN>(), kN>(0, M, steps, left, left_stride, right, out, out_stride);
+    if constexpr (tile_rows<kN>() > 4) m = tiles<4, kN>(m, M, steps, left, left_stride, right, out, out_stride);
+    if constexpr (tile_rows<kN>() > 2) m = tiles<2, kN>(m, M, steps, left, left_stride, right, out, out_stride);
+    tiles<1, kN>(m, M, steps, left, left_stride, right, out, out_stride);
+  }
+
+  static void multiply(int64_t M, int64_t vectors, int64_t steps, const void* left_, int64_t left_stride, const void* right_,
+                       float* out, int64_t out_stride) {
+    const Item *left = static_cast<const Item*>(left_), *right = static_cast<const Item*>(right_);
+    while (vectors > 0) {
+      int64_t now = 1;
+      if constexpr (kTileColumns == 4) {
+        now = vectors == 5 ? 3 : vectors < 4 ? vectors : 4;  // 5 as 3 and 2: a tile of one vector is slow
+        (now == 4   ? columns<4>
+         : now == 3 ? columns<3>
+         : now == 2 ? columns<2>
+                    : columns<1>)(M, steps, left, left_stride, right, out, out_stride);
+      } else {
+        columns<1>(M, steps, left, left_stride, right, out, out_stride);
+      }
+      vectors -= now;
+      right += now * steps * kVectorItems;
+      out += now * kLanes;
+    }
+  }
+
+  // out[m] = row m of x, times scale unless that is null, as items; zeros up to a whole step behind K
+  static void rows(const void* x_, int64_t x_stride, int64_t M, int64_t K, const float* scale, void* out_) {
+    const T* x = static_cast<const T*>(x_);
+    Item* out = static_cast<Item*>(out_);
+    const int64_t whole = (K + U::kPerStep - 1) / U::kPerStep * U::kPerStep;
+    for (int64_t m = 0; m < M; ++m) {
+      const T* from = x + m * x_stride;
+      Item* to = out + m * whole;
+      map_vectors<float>(K, [&](int64_t k, auto load, auto store) {
+        store(scale ? load(from + k) * load(scale + k) : load(from + k), to + k);
+      });
+      if (whole > K) to[K] = {};
+    }
+  }
+
+  // x [K][stride], of which n columns, packed as `right`, times scale[k] unless that is null; zeros in the vectors' free lanes
+  static void pack(const void* x_, int64_t x_stride, int64_t n, int64_t K, const float* scale, void* out_) {
+    const T* x = static_cast<const T*>(x_);
+    Item* out = static_cast<Item*>(out_);
+    const int64_t steps = (K + U::kPerStep - 1) / U::kPerStep;
+    for (int64_t k = 0; k < steps; ++k) {
+      for (int64_t first = 0; first < n; first += kLanes) {
+        const int64_t rest = n - first;
+        const auto row = [&](int64_t at) {
+          const T* from = x + at * x_stride + first;
+          const Vec<float> v = rest < kLanes ? load<float>(from, rest) : load<float>(from);
+          return scale ? v * broadcast(scale[at]) : v;
+        };
+        Item* to = out + (first / kLanes * steps + k) * kVectorItems;
+        if constexpr (U::kPerStep == 1) {
+          store(row(k), to);
+        } else {
+          store_pairs(row(2 * k), 2 * k + 1 < K ? row(2 * k + 1) : broadcast(0.0f), to);
+        }
+      }
+    }
+  }
+  static SENET_INLINE void store_pairs(const Vec<float>& even, const Vec<float>& odd, Item* to) {
+    const bf16* as_bf16 = nullptr;
+    for (int i = 0; i < Vec<float>::kParts; ++i) {
+      const Bits pairs = widen(::senet::SENET_ISA::pack(even.part[i], as_bf16)) |
+                         widen(::senet::SENET_ISA::pack(odd.part[i], as_bf16)) << 16;
+      __builtin_memcpy(reinterpret_cast<char*>(to) + i * SENET_VECTOR_BYTES, &pairs, sizeof pairs);
+    }
+  }
+
+  // y[m][n] = activation(sums[m][n] * scale + shift + residual[m][n]), with numbers for each row or for each column
+  static void finish(float* sums, int64_t sums_stride, int64_t M, int64_t N, const float* scale, const float* shift,
+                     bool by_rows, const void* residual_, const Activation& activation, void* y_, int64_t y_stride) {
+    if (by_rows) {
+      finish_by<true>(sums, sums_stride, M, N, scale, shift, residual_, activation, y_, y_stride);
+    } else {
+      finish_by<false>(sums, sums_stride, M, N, scale, shift, residual_, activation, y_, y_stride);
+    }
+  }
+  template <bool kRows>
+  static SENET_INLINE void finish_by(float* sums_, int64_t sums_stride, int64_t M, int64_t N, const float* scale,
+                                     const float* shift, const void* residual_, const Activation& activation, void* y_,
+                                     int64_t y_stride) {
+    const bool relu = activation.kind == ActivationKind::relu, arrays = !relu && !activation.is_identity();
+    for (int64_t m = 0; m < M; ++m) {
+      float* sums = sums_ + m * sums_stride;
+      const T* residual = residual_ ? static_cast<const T*>(residual_) + m * y_stride : nullptr;
+      T* y = static_cast<T*>(y_) + m * y_stride;
+      for_vectors<float>(N, [&](int64_t n, auto load, auto store) {
+        const Vec<float> a = scale_at<float, !kRows>(kRows ? scale + m : scale, n, load);
+        const Vec<float> b = scale_at<float, !kRows>(kRows ? shift + m : shift, n, load);
+        Vec<float> v = fma(load(sums + n), a, b);
+        if (residual) v = v + load(residual + n);
+        if (arrays) return store(v, sums + n);
+        store(relu ? positive(v) : v, y + n);
+      });
+      if (!arrays) continue;
+      activation_value(activation, sums, sums, N);
+      for_vectors<float>(N, [&](int64_t n, auto load, auto store) { store(load(sums + n), y + n); });
+    }
+  }
+
+  static constexpr ProductKernels table() { return {U::dtype, multiply, rows, pack, finish}; }
+};
