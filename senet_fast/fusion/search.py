@@ -135,4 +135,7 @@ def _left(path: str, cls: str, refused: Refused, alone: bool) -> Skipped:
 
 def _beside(site: Site) -> tuple[str, str]:
     """Prologue and epilogue for the report."""
-    return str(site.prologue or ""), ", ".join(filter(None, [str(site.epilogue or ""), site.place]))
+    conv = {} if site.conv is None else {site.conv.side: str(site.conv)}
+    front = (conv.get("output"), str(site.prologue or ""))
+    behind = (str(site.epilogue or ""), conv.get("input"), site.place)
+    return ", ".join(filter(None, front)), ", ".join(filter(None, behind))

@@ -16,6 +16,7 @@ from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.tracing import Opened, View
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only
+from senet_fast.fusion.run.convolution import Convolution
 from senet_fast.fusion.run.forwards import BlockForward, Variant
 from senet_fast.fusion.run.guards import Op, Parts
 from senet_fast.fusion.run.steps import Code, ModuleStep, Piece
@@ -96,8 +97,7 @@ def _variant(
                 values[call.result] = made.create_node("call_module", call.path, *of_call)
         elif node in lasts:
             step, others = _step(view.module, lasts[node], forwards)
-            residual = step.residual and lasts[node].epilogue.residual  # type: ignore[union-attr]
-            given = [lasts[node].source, residual or None, *others]
+            given = [lasts[node].source, lasts[node].residual, *others]
             at = made.call_function(operator.getitem, (steps, len(built)))
             built.append(step)
             values[node] = made.call_method("run", (at, self_, *(other and values[other] for other in given)))
@@ -113,30 +113,39 @@ def _variant(
 
 def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep, list[fx.Node]]:
     """The step, and the nodes that its block uses beside x."""
-    block, others = _cut(module, [site.x], site.block, site.y)
-    before = after = None
-    if site.prologue is not None:
-        before, used = _cut(module, [site.source], list(site.prologue.nodes), site.x)
+
+    def piece(start: fx.Node, residual: fx.Node | None, nodes: tuple[fx.Node, ...], result: fx.Node) -> Piece:
+        made, used = _cut(module, [start] if residual is None else [start, residual], list(nodes), result)
         assert not used
-    if site.epilogue is not None:
-        inputs = [site.y, *([site.epilogue.residual] if site.epilogue.residual is not None else [])]
-        after, used = _cut(module, inputs, list(site.epilogue.nodes), site.epilogue.last)
-        assert not used
+        return made
+
+    own, others = _cut(module, [site.x], site.block, site.y)
+    before, after, conv = site.prologue, site.epilogue, site.conv
     forward = forwards[str(site.owner)] if site.owner is not None else None
     op = forward.op if forward is not None else Op(module, site.excitation, site.children)
+    owner = site.owner or Path()
+    norm = before.norm if before is not None else None
     step = ModuleStep(
         block=op,
-        owner=site.owner or Path(),
+        owner=owner,
         fused=forward,
-        before=before,
-        norm=site.prologue.norm if site.prologue is not None else None,
-        pre_activation=site.prologue.activation if site.prologue is not None else "identity",
-        own=block,
-        after=after,
-        residual=site.epilogue is not None and site.epilogue.residual is not None,
-        post_activation=site.epilogue.activation if site.epilogue is not None else "identity",
+        before=piece(before.source, None, before.nodes, site.x) if before is not None else None,
+        norm=norm,
+        pre_activation=before.activation if before is not None else "identity",
+        own=own,
+        after=piece(site.y, after.residual, after.nodes, after.last) if after is not None else None,
+        residual=after is not None and after.residual is not None,
+        post_activation=after.activation if after is not None else "identity",
         fresh=None if site.maker is None else Parts(module, site.maker),
     )
+    if conv is not None:
+        norm = conv.norm if conv.side == "input" else norm
+        step = replace(
+            step,
+            conv=Convolution(conv.side, conv.layer, norm, op, owner, conv.activation),
+            conv_code=piece(conv.source, conv.residual, conv.nodes, conv.last),
+            conv_adds=conv.residual is not None,
+        )
     return step, others
 
 

@@ -169,8 +169,9 @@ def _saves_input(module: nn.Module, node: fx.Node) -> bool:
 
 def pointwise_behind(module: nn.Module, y: fx.Node, rank: int) -> Pointwise | None:
     """The convolution that alone reads y, and what is made of its result alone."""
-    found = _pointwise(module, only) if (only := _only_user(y)) is not None else None
-    if found is None or found[1] is not y:
+    only = _only_user(y)
+    found = _pointwise(module, only) if only is not None else None
+    if only is None or found is None or found[1] is not y:
         return None
     layer, nodes, norm = found[0], [only], None
     if (user := _only_user(only)) is not None and (norm := _norm(module, user)) is not None:
@@ -194,7 +195,11 @@ def _pointwise(module: nn.Module, node: fx.Node) -> tuple[Layer, fx.Node] | None
     else:
         convolves = kind_of(node) == "convolution"
     stage = _stage(module, node) if convolves else None
-    return (stage.part, stage.input) if stage is not None and isinstance(stage.part, Layer) and stage.kind == "fc" else None
+    return (
+        (stage.part, stage.input)
+        if stage is not None and isinstance(stage.part, Layer) and stage.kind == "fc"
+        else None
+    )
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -8,7 +8,16 @@ from torch import fx, nn
 from senet_fast.fusion.graph.nodes import readers, writes
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.recognise.excitation import Excitation, Path
-from senet_fast.fusion.recognise.neighbours import Epilogue, Prologue, epilogue_of, maker_of, prologue_of
+from senet_fast.fusion.recognise.neighbours import (
+    Epilogue,
+    Pointwise,
+    Prologue,
+    epilogue_of,
+    maker_of,
+    pointwise_before,
+    pointwise_behind,
+    prologue_of,
+)
 
 
 @dataclass
@@ -52,6 +61,11 @@ class Site:
         return part.source if part is not None else self.x
 
     @property
+    def residual(self) -> fx.Node | None:
+        part = self._conv_behind or self.epilogue
+        return part.residual if part is not None else None
+
+    @property
     def place(self) -> str:
         return "in place" if self.maker is not None else ""
 
@@ -92,3 +106,13 @@ def add_neighbours(module: nn.Module, site: Site, training: bool, inference: boo
         found = prologue_of(module, site.x, rank)
         site.prologue = found if found is not None and free(found.nodes) else None
     site.maker = maker_of(module, site.source) if inference else None
+    if inference and not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+        conv = pointwise_behind(module, site.y, rank) or _pointwise_before(module, site)
+        site.conv = conv if conv is not None and free(conv.nodes) else None
+
+
+def _pointwise_before(module: nn.Module, site: Site) -> Pointwise | None:
+    """Only a norm may be between: a mean does not commute with an activation."""
+    linear = site.prologue is None or site.prologue.activation == "identity"
+    own = {*site.nodes}
+    return pointwise_before(module, site.source) if linear and own.issuperset(site.source.users) else None

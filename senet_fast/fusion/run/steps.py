@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path
+from senet_fast.fusion.run.convolution import Convolution
 from senet_fast.fusion.run.guards import FORWARD, Op, Parts, fits
 from senet_fast.se.guards import has_hooks, only_inference
 
@@ -125,6 +126,32 @@ class ModuleStep(Step):
     residual: bool
     post_activation: str
     fresh: Parts | None
+    conv: Convolution | None = None
+    conv_code: Piece | None = None  # side "output": the convolution; "input": all that is behind the excitation
+    conv_adds: bool = False  # whether ``conv_code`` takes the residual
+
+    def run(self, module: nn.Module, v: Tensor, residual: Any, *others: Any) -> Any:
+        conv, code = self.conv, self.conv_code
+        if conv is None or code is None:
+            return super().run(module, v, residual, *others)
+        gates_input = conv.side == "input"
+        if only_inference()[0] and self._convolves(module, v, residual):
+            x = self.before(module, v) if gates_input and self.before is not None else v
+            return conv(module, x, residual, conv.activation if gates_input else self.post_activation)
+        if gates_input:
+            y = super().run(module, v, None, *others)
+            return code(module, y, residual) if self.conv_adds else code(module, y)
+        return super().run(module, code(module, v), residual, *others)
+
+    def _convolves(self, module: nn.Module, v: Any, residual: Any) -> bool:
+        """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
+        assert self.conv is not None
+        beside = () if self.conv.side == "input" else (self.before, self.after)
+        return (
+            self.applies(module, v)
+            and self.conv.takes(module, v, residual)
+            and all(piece is None or piece.plain(module) for piece in (self.conv_code, *beside))
+        )
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         owner = self.owner.submodule(module)
@@ -148,7 +175,8 @@ class ModuleStep(Step):
     @property
     def source(self) -> tuple[object, ...]:
         """What it says, to compare."""
-        pieces = [None if piece is None else piece.code.source for piece in (self.before, self.own, self.after)]
+        codes = (self.before, self.own, self.after, self.conv_code)
+        pieces = [None if piece is None else piece.code.source for piece in codes]
         fresh = None if self.fresh is None else self.fresh.known
         options = (self.norm, self.pre_activation, self.residual, self.post_activation)
         return (*pieces, *options, fresh, self.owner, self.fused, self.block.excitation)

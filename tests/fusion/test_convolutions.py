@@ -1,0 +1,334 @@
+"""The 1x1 convolution beside a gate: one op of both at inference, with weights that are never stale."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fusion_testing import assert_same, assert_same_at_inference, randomize, relative
+from torch import Tensor, nn
+from torch._inductor import config as inductor_config
+from torch.nn import functional as F
+from zoo import ECA, C, LinearExpand
+
+from senet_fast import fuse, unfuse
+
+OUT, SHAPE = 20, (2, C, 6, 7)
+
+
+class Effective(nn.Module):
+    """One layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+
+
+class Projected(nn.Module):
+    """MBConv's end: the gate is in front of the convolution."""
+
+    def __init__(
+        self, se: Callable[[], nn.Module] = LinearExpand, bias: bool = False, act: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.dw, self.bn1 = nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False), nn.BatchNorm2d(C)
+        self.se, self.conv, self.bn2 = se(), nn.Conv2d(C, OUT, 1, bias=bias), nn.BatchNorm2d(OUT)
+        self.act = act or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn2(self.conv(self.se(F.silu(self.bn1(self.dw(x)))))))
+
+
+class Added(Projected):
+    def __init__(self) -> None:
+        super().__init__(act=nn.ReLU(inplace=True))
+        self.conv, self.bn2 = nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn2(self.conv(self.se(self.dw(x)))) + x)
+
+
+class Functional(nn.Module):
+    """RegNet-Y's, written with functions, without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.se = LinearExpand()
+        self.weight, self.bias = nn.Parameter(torch.zeros(OUT, C, 1, 1)), nn.Parameter(torch.zeros(OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.conv2d(self.se(F.relu(x)), self.weight, self.bias))
+
+
+class Bottleneck(nn.Module):
+    """SE-ResNet's end: the gate is behind the convolution and its norm."""
+
+    def __init__(self, se: Callable[[], nn.Module] = LinearExpand, bias: bool = False, norm: bool = True) -> None:
+        super().__init__()
+        self.conv2, self.conv3 = nn.Conv2d(C, 8, 3, padding=1, bias=False), nn.Conv2d(8, C, 1, bias=bias)
+        self.bn3 = nn.BatchNorm2d(C) if norm else None
+        self.se = se()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv3(F.relu(self.conv2(x)))
+        return F.relu(self.se(y if self.bn3 is None else self.bn3(y)) + x)
+
+
+NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "conv, batch_norm"
+CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "projected": (Projected, NORM_FRONT, "conv, batch_norm, in place"),
+    "projected_bias": (lambda: Projected(bias=True), NORM_FRONT, "conv, batch_norm, in place"),
+    "projected_gelu": (lambda: Projected(act=nn.GELU()), NORM_FRONT, "conv, batch_norm, gelu, in place"),
+    "projected_eca": (lambda: Projected(ECA), NORM_FRONT, "conv, batch_norm, in place"),
+    "projected_effective": (lambda: Projected(Effective), NORM_FRONT, "conv, batch_norm, in place"),
+    "added": (Added, "", "conv, batch_norm, residual, relu, in place"),
+    "functional": (Functional, "relu", "conv, relu"),
+    "bottleneck": (Bottleneck, NORM_BEHIND, "residual, relu, in place"),
+    "bottleneck_bias": (lambda: Bottleneck(bias=True), NORM_BEHIND, "residual, relu, in place"),
+    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "conv", "residual, relu, in place"),
+    "bottleneck_eca": (lambda: Bottleneck(ECA), NORM_BEHIND, "residual, relu, in place"),
+    "bottleneck_effective": (lambda: Bottleneck(Effective), NORM_BEHIND, "residual, relu, in place"),
+}
+
+
+def ops(run: Callable[[], object]) -> list[str]:
+    """Names of the package's ops that ``run`` calls."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if function.namespace == "senet_fast":
+                names.append(function.name().removeprefix("senet_fast::"))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        run()
+    return [name for name in names if name not in ("fingerprint", "squeeze_excite_conv_prepare")]
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    plain = randomize(CASES[name][0]()).eval()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert (entry.prologue, entry.epilogue) == CASES[name][1:]
+    return plain, fused
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_op(name: str) -> None:
+    plain, fused = pair(name)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+    assert "squeeze_excite_conv" not in ops(lambda: fused(x))  # gradients are wanted
+    assert_same_at_inference(plain, fused, x)
+    with torch.no_grad():
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+    for model in (plain, fused):
+        for conv in (part for part in model.modules() if isinstance(part, nn.Conv2d)):
+            conv.bias = None  # in front of a norm that trains its gradient is rounding
+    assert_same(plain, fused, x)
+    unfuse(fused)
+    with torch.no_grad():
+        assert ops(lambda: fused.eval()(x)) == []
+
+
+@pytest.mark.parametrize("batch", [1, 3, 33])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["projected", "added", "bottleneck"])
+def test_types_and_layouts(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, tolerance: float, batch: int
+) -> None:
+    plain, fused = (model.to(dtype) for model in pair(name))
+    x = torch.randn(batch, *SHAPE[1:]).to(dtype).to(memory_format=layout)
+    exact = copy.deepcopy(plain).double()(x.double())
+    with torch.no_grad():
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+        y, own = fused(x), plain(x)
+    assert y.dtype == own.dtype
+    assert y.stride() == own.stride()
+    assert relative(exact, y.double()) < max(tolerance / 4, 1.5 * relative(exact, own.double()))
+
+
+def changed(model: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        made = torch.rand(tensor.shape, generator=generator) + 0.5 if tensor.is_floating_point() else tensor
+        tensors[name] = made if "var" in name or tensor.dim() < 2 else made - 1
+    return tensors
+
+
+def optimizer_step(model: nn.Module) -> None:
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.3)
+    torch.optim.SGD(parameters, lr=1.0).step()
+
+
+def write_past_autograd(model: nn.Module) -> None:
+    for name, tensor in changed(model).items():
+        model.get_parameter(name).data.copy_(tensor) if name in dict(model.named_parameters()) else None
+
+
+def other_statistics(model: nn.Module) -> None:
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(16, *SHAPE[1:]) * 3)
+    model.eval()
+
+
+def new_parameters(model: nn.Module) -> None:
+    for name, tensor in changed(model).items():
+        owner, _, last = name.rpartition(".")
+        if last in model.get_submodule(owner)._parameters:
+            setattr(model.get_submodule(owner), last, nn.Parameter(tensor))
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "load_state_dict": lambda model: model.load_state_dict(changed(model)),
+    "load_and_assign": lambda model: model.load_state_dict(changed(model), assign=True),
+    "optimizer": optimizer_step,
+    "past_autograd": write_past_autograd,
+    "statistics": other_statistics,
+    "parameters": new_parameters,
+    "there_and_back": lambda model: model.bfloat16().float(),
+    "in_place": lambda model: torch.nn.init.normal_(model.get_parameter("se.fc.0.weight")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["projected", "bottleneck", "added"])
+def test_weights_are_never_stale(name: str, change: str) -> None:
+    plain, fused = pair(name)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        before = fused(x)
+        for model in (plain, fused):
+            torch.manual_seed(0)
+            CHANGES[change](model)
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+        assert relative(before, plain(x)) > 1e-3
+        assert relative(plain(x), fused(x)) < 1e-5
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_copies(name: str, how: Callable[[Any], Any]) -> None:
+    plain, fused = pair(name)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        fused(x)
+        copied = how(fused)
+        assert len(pickle.dumps(copied)) == len(pickle.dumps(how(copied)))
+        copied.load_state_dict(changed(plain))
+        assert ops(lambda: copied(x)) == ["squeeze_excite_conv"]
+        assert relative(plain(x), fused(x)) < 1e-5
+        plain.load_state_dict(changed(plain))
+        assert relative(plain(x), copied(x)) < 1e-5
+
+
+@pytest.mark.parametrize("at", ["conv", "bn2", "dw", "se", "se.fc.0"])
+def test_hooks_are_called(at: str) -> None:
+    plain, fused = pair("projected")
+    x, calls = torch.randn(SHAPE), []
+    with torch.no_grad():
+        fused(x)
+        fused.get_submodule(at).register_forward_hook(lambda *_: calls.append(1))
+        assert relative(plain(x), fused(x)) < 1e-5
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["projected", "bottleneck", "functional"])
+def test_what_runs_the_rest(name: str) -> None:
+    """float64, autocast, other devices and single pixels are no kernel's."""
+    plain, fused = pair(name)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert ops(lambda: fused(x[..., :1, :1])) != ["squeeze_excite_conv"]
+        assert relative(plain(x[..., :1, :1]), fused(x[..., :1, :1])) < 1e-5
+        with torch.autocast("cpu"):
+            assert "squeeze_excite_conv" not in ops(lambda: fused(x))
+            assert relative(plain(x), fused(x)) < 3e-2
+        assert fused(x[:0]).shape == plain(x[:0]).shape
+        assert "squeeze_excite_conv" not in ops(lambda: fused.double()(x.double()))
+        assert relative(plain.double()(x.double()), fused(x.double())) < 1e-12
+
+
+class TwoReaders(Bottleneck):
+    """What the convolution makes is read beside the block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.bn3(self.conv3(self.conv2(x)))
+        return self.se(u) + u
+
+
+class Activated(Bottleneck):
+    """A mean does not commute with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.se(F.relu(self.bn3(self.conv3(self.conv2(x))))) + x
+
+
+class Wide(Projected):
+    """Three pixels at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, (1, 3), bias=False)
+
+
+class Strided(Projected):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, 1, 2, bias=False)
+
+
+class Grouped(Projected):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, 1, groups=2, bias=False)
+
+
+class ReadTwice(Added):
+    """The gated tensor is the residual as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(self.dw(x))
+        return self.bn2(self.conv(y)) + y
+
+
+@pytest.mark.parametrize("host", [TwoReaders, Activated, Wide, Strided, Grouped, ReadTwice])
+def test_what_it_does_not_take(host: type[nn.Module]) -> None:
+    plain = randomize(host()).eval()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert "conv" not in f"{entry.prologue} {entry.epilogue}"
+    x = torch.randn(SHAPE)
+    assert_same_at_inference(plain, fused, x)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_compiled(name: str, frozen: bool) -> None:
+    """Where weights are constants they are prepared once, before anything is run."""
+    plain, fused = pair(name)
+    x = torch.randn(SHAPE).to(memory_format=torch.channels_last)
+    torch._dynamo.reset()
+    with torch.no_grad(), inductor_config.patch(freezing=frozen):
+        compiled = torch.compile(fused, fullgraph=True)
+        assert relative(plain(x), compiled(x)) < 1e-5
+        with torch.autograd.profiler.profile() as profile:
+            y = compiled(x)
+    torch._dynamo.reset()
+    called = [event.name for event in profile.function_events if event.name.startswith("senet_fast::squeeze_excite")]
+    assert called == ["senet_fast::squeeze_excite_conv"]
+    assert y.stride() == plain(x).stride()
