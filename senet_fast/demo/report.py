@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Decoded, Draw
 from senet_fast.demo.network import Network, Setting
-from senet_fast.demo.text import microseconds, ratio, table
+from senet_fast.text import microseconds, ratio, table
 
 CONTENDERS = {"eager": "#9aa0a6", "torch.compile": "#f2a33c", "fused": "#1a73e8", "copy": "#34a853"}
 
