@@ -21,6 +21,7 @@ from senet_fast.se import SEBlock
 
 Forward = Callable[[Tensor], Tensor]
 OWN = "SE-ResNet-50"  # of senet_fast.models: with SEBlock, and with se=True, which takes over BatchNorm and addition
+CALIBRATION_IMAGES = 8
 TOLERANCE = 1e-4  # float32, against the largest output
 SOURCES = {  # others: timm
     **dict.fromkeys(("mobilenet_v3_large", "mobilenet_v3_small", "regnet_y_400mf"), "torchvision"),
@@ -51,7 +52,7 @@ def create(mode: Mode) -> nn.Module:
             package.models.get_model(mode.network) if source == "torchvision" else package.create_model(mode.network)
         )
     wake(network)
-    calibrate(network, mode._replace(dtype="fp32").input(8))
+    calibrate(network, mode._replace(dtype="fp32").input(CALIBRATION_IMAGES))
     return prepared(network, mode)
 
 
@@ -59,7 +60,7 @@ def own(mode: Mode, name: str, **places: SE) -> dict[str, nn.Module]:
     """A network of senet_fast.models for each `se`; those with SE have the same weights and statistics."""
     torch.manual_seed(0)
     made = {key: models.create(name, se=se) for key, se in places.items()}
-    images = mode.input(4)
+    images = mode.input(CALIBRATION_IMAGES)
     first: nn.Module | None = None
     for key, network in made.items():
         if places[key] and first is not None:
