@@ -4,6 +4,7 @@ Networks of timm and speechbrain with random weights and BatchNorm statistics fr
 both take turns in one process.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -24,9 +25,8 @@ def measure(mode: Mode, seconds: float, with_compile: bool) -> dict[str, Any]:
     difference = check(mode, networks["eager"], networks["fused"], x)
     calls = {name: passing(network, mode.kind, x) for name, network in networks.items()}
     if with_compile:
-        both, _ = pair(mode)
         for name, version in (("eager", "compiled"), ("fused", "compiled + fused")):
-            calls[version] = passing(compiled(both[name]), mode.kind, x)
+            calls[version] = passing(compiled(copy.deepcopy(networks[name])), mode.kind, x)
     return {"blocks": blocks, **in_turns(calls, seconds), "difference": difference}
 
 

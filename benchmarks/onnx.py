@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks import rows
 from benchmarks.contenders import OWN, agree, pair
 from benchmarks.modes import Mode, modes
-from benchmarks.runtimes import Run, onnx_runtime
+from benchmarks.runtimes import Run, exported, onnx_runtime
 from senet_fast.measure import interleave
 
 NETWORKS = ("seresnet50", "mobilenetv3_large_100", "efficientnet_b0", "regnety_016", OWN)
@@ -24,13 +24,11 @@ MODES = modes(NETWORKS, (("forward", 1), ("forward", 8)), ("nchw",))
 VERSIONS = ("eager", "fused")
 
 
-def exported(network: nn.Module, x: Tensor) -> tuple[Run, tuple[int, int]]:
+def contender(network: nn.Module, x: Tensor) -> tuple[Run, tuple[int, int]]:
     """The network in ONNX Runtime, and the nodes of its graph as exported and as it runs."""
     import onnx
 
-    with torch.no_grad():
-        program = torch.onnx.export(network, (x,), dynamo=True, verbose=False)
-    assert program is not None
+    program = exported(network, x)
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         run = onnx_runtime(program.model_proto.SerializeToString(), x.numpy(), 1, optimized)
@@ -52,7 +50,7 @@ def measure(mode: Mode, seconds: float) -> dict[str, Any]:
         expected = networks["eager"](x)
     runs, nodes = {}, {}
     for name, network in networks.items():
-        runs[name], nodes[name] = exported(network, x)
+        runs[name], nodes[name] = contender(network, x)
         agree(f"{mode.id}, {name}", expected, torch.from_numpy(runs[name]()))
     return {"seconds": interleave(runs, seconds, calls=1, timed=processor_time), "nodes": nodes}
 

@@ -10,9 +10,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 Array = npt.NDArray[np.float32]
 Run = Callable[[], Any]  # one pass; returns the output
+
+
+@torch.no_grad()
+def exported(network: nn.Module, x: Tensor) -> torch.onnx.ONNXProgram:
+    """What `torch.onnx.export` makes of a network: `model_proto.SerializeToString()` is what the runtimes here take."""
+    program = torch.onnx.export(network, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    return program
 
 
 def onnx_runtime(model: bytes, x: Array, threads: int, optimized: Path | None = None) -> Run:

@@ -188,6 +188,7 @@ def calibrate(network: nn.Module, images: Tensor) -> None:
     network.eval()
 
 
+@torch.no_grad()
 def relative_difference(expected: Tensor, actual: Tensor) -> float:
     """The largest difference of two tensors, relative to the largest element of what is expected."""
     return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

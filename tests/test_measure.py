@@ -63,6 +63,6 @@ def test_networks_with_random_weights_are_woken_and_calibrated() -> None:
 
 def test_relative_difference() -> None:
     expected = torch.tensor([1.0, -4.0])
-    assert relative_difference(expected, torch.tensor([1.0, -5.0])) == 0.25
+    assert relative_difference(expected, torch.tensor([1.0, -5.0], requires_grad=True)) == 0.25
     assert relative_difference(torch.zeros(2), torch.zeros(2)) == 0.0
     assert math.isnan(relative_difference(expected, torch.tensor([math.nan, -4.0])))
