@@ -1,6 +1,5 @@
 """The contenders of a case and the passes that are timed."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import DTYPES, Case
+from benchmarks.contenders import agree
+from benchmarks.modes import DTYPES, Case
+from senet_fast.measure import plainly
 from senet_fast.se import FusedSE, SEBlock, squeeze_excite
 
 Forward = Callable[[Tensor], Tensor]
@@ -38,44 +39,50 @@ KINDS = {
 }
 
 
-class Setup:
-    """Input, parameters and contenders of one case. Outputs are never fed back: values stay of ordinary size."""
+class Blocks:
+    """The block of a case, plain and fused, with the same parameters."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, device: str = "cpu") -> None:
         torch.manual_seed(0)
         layer = case.layer
-        self.block = SEBlock(
-            layer.channels, hidden_channels=layer.hidden, activation=layer.activation, gate=layer.gate
-        ).to(DTYPES[case.dtype])
+        block = SEBlock(layer.channels, hidden_channels=layer.hidden, activation=layer.activation, gate=layer.gate)
+        self.block = block.to(device, DTYPES[case.dtype])
         self.fused = FusedSE.from_block(self.block)
+
+    def eager(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """As people write it, and with a residual as residual networks do at inference."""
+        y: Tensor = self.block(x)
+        return y if residual is None else y.add_(residual).relu_()
+
+    def compile(self, backend: str = "inductor") -> Callable[..., Tensor]:
+        """`eager` under torch.compile; reset first, or after eight shapes it would quietly run eager."""
+        torch._dynamo.reset()
+        return torch.compile(self.eager, dynamic=False, backend=backend)
+
+
+class Setup(Blocks):
+    """Input and contenders of one case. Outputs are never fed back: values stay of ordinary size."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
         self.x, self.residual, self.grad = case.input(), case.input(), case.input()
         self.y = torch.empty_like(self.x)
         with torch.no_grad():
-            expected, actual = self.block(self.x), self.fused(self.x)
-        difference = ((actual - expected).abs().max() / expected.abs().max()).item()
-        if not difference <= TOLERANCE[case.dtype]:
-            raise AssertionError(f"{case.id}: the fused output differs by {difference:.1e}")
+            agree(case.id, self.block(self.x), self.fused(self.x), TOLERANCE[case.dtype])
 
-    def with_residual(self, x: Tensor) -> Tensor:
-        """As residual networks write it."""
-        return self.block(x).add_(self.residual).relu_()
-
-    def compile(self, kind: str) -> Forward:
-        """The pass under torch.compile; reset first, or after eight shapes it would quietly run eager."""
-        torch._dynamo.reset()
-        return torch.compile(self.with_residual if kind == "residual" else self.block, dynamic=False)
-
-    def contender(self, name: str, kind: str, compiled: Forward | None = None) -> "Pass":
+    def contender(self, name: str, kind: str) -> "Pass":
         """A contender's pass of a kind."""
         if name == "limit":
             return self._limit(kind)
+        plain: Forward = self.compile() if name == "compile" else self.eager
         if kind in ("backward", "step"):
-            return self._gradients({"eager": self.block, "compile": compiled, "ours": self.fused}[name], kind)
+            return self._gradients(self.fused if name == "ours" else plain, kind)
         if name == "ours" and kind == "in_place":
             in_place = torch.no_grad()(FusedSE.from_block(self.block, inplace=True).eval())
             return Pass(in_place, lambda: self.y.copy_(self.x))
-        forwards = {"compile": compiled, "eager": self.with_residual if kind == "residual" else self.block}
-        return Pass(partial(torch.no_grad()(forwards[name] if name in forwards else self._into(kind)), self.x))
+        if kind == "residual" and name != "ours":
+            return Pass(partial(torch.no_grad()(plain), self.x, self.residual))
+        return Pass(partial(torch.no_grad()(self._into(kind) if name == "ours" else plain), self.x))
 
     def _into(self, kind: str) -> Forward:
         if kind == "forward":
@@ -86,8 +93,7 @@ class Setup:
             options |= {"residual": self.residual, "post_activation": "relu"}
         return lambda x: squeeze_excite(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, **options)
 
-    def _gradients(self, forward: Forward | None, kind: str) -> "Pass":
-        assert forward is not None
+    def _gradients(self, forward: Forward, kind: str) -> "Pass":
         x = self.x.detach().requires_grad_()
         inputs = [x, *self.block.parameters()]
         if kind == "step":
@@ -113,7 +119,4 @@ class Pass(NamedTuple):
 
     def __call__(self) -> float:
         """The seconds that one run took."""
-        arguments = self.arguments()
-        start = time.perf_counter()
-        self.run(*arguments)
-        return time.perf_counter() - start
+        return plainly(partial(self.run, *self.arguments()))

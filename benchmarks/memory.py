@@ -1,12 +1,10 @@
-"""Tensors alive at the peak of a pass, eager and fused: `python -m benchmarks.memory -k seresnet50`.
+"""Tensors alive at the peak of a pass, eager and fused: `python -m benchmarks.memory`.
 
 What counts is what torch's allocator has handed out and not got back, from torch.profiler's record of every tensor that
 is made and freed, inside of operators too: the same number in every run. Resident pages are not that: they also depend
 on which pages the C library gives back, and on the calls before.
 """
 
-import argparse
-import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,33 +12,21 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import fusing, networks
-from benchmarks.libraries import define_torchvision_operators
-from benchmarks.report import place, publish
-from benchmarks.rows import Mode, row_options, selected, take
-from senet_fast import fuse
-from senet_fast.demo.measure import surroundings
-from senet_fast.demo.text import table
+from benchmarks import rows
+from benchmarks.contenders import OWN, pair, passing
+from benchmarks.modes import Mode, modes
 from senet_fast.fusion.run import guards
-from senet_fast.models import create
-from senet_fast.se import SEBlock, squeeze_excite
+from senet_fast.se import squeeze_excite
+from senet_fast.text import table
 
-MARK = "memory table: python -m benchmarks.memory"
 MBCONV = ("efficientnet_b0", "mobilenetv3_large_100")  # where a convolution follows y
-OWN = "SE-ResNet-50"  # of senet_fast.models: eager with SEBlock, fused with se=True
 NETWORKS = (OWN, "seresnet50", "regnety_016", "efficientnet_b0", "mobilenetv3_large_100")
 
-
-MODES = [
-    Mode(network, kind, batch, layout)
-    for network in NETWORKS
-    for kind, batch in (("step", 8), ("forward", 16))
-    for layout in ("nchw", "nhwc")
-]
+MODES = modes(NETWORKS, (("step", 8), ("forward", 16)))
 
 
 def peak(call: Callable[[], object]) -> int:
@@ -69,21 +55,6 @@ def check_known() -> None:
     found = peak(call)
     if found != 4 * vector.nbytes:
         raise AssertionError(f"four vectors of {vector.nbytes} bytes: {found} bytes were found")
-
-
-def versions(mode: Mode) -> tuple[dict[str, nn.Module], int]:
-    """The network eager and fused, and the number of fused blocks."""
-    if mode.network != OWN:
-        eager = fusing.create(fusing.Mode(*mode))
-        fused = copy.deepcopy(eager)
-        return {"eager": eager, "fused": fused}, len(fuse(fused).fused)
-    made = {"eager": create("resnet50", se=SEBlock), "fused": create("resnet50", se=True)}
-    made["fused"].load_state_dict(made["eager"].state_dict())
-    blocks = sum(isinstance(module, SEBlock) for module in made["eager"].modules())
-    memory_format = fusing.LAYOUTS[mode.layout]
-    return {
-        name: network.to(memory_format=memory_format).train(mode.kind == "step") for name, network in made.items()
-    }, blocks
 
 
 class Recomputed:
@@ -125,12 +96,11 @@ class Recomputed:
 
 
 def measure(mode: Mode) -> dict[str, Any]:
-    made, blocks = versions(mode)
-    images = torch.randn(mode.batch, 3, fusing.PIXELS, fusing.PIXELS)
-    images = images.contiguous(memory_format=fusing.LAYOUTS[mode.layout])
+    made, blocks = pair(mode)
+    images = mode.input()
     peaks = {}
     for name, network in made.items():
-        call = networks.contender(network, mode.kind, images)
+        call = passing(network, mode.kind, images)
         call()
         network.zero_grad()
         peaks[name] = peak(call)
@@ -138,7 +108,7 @@ def measure(mode: Mode) -> dict[str, Any]:
     row = {"blocks": blocks, "peak_mb": {name: value / 1e6 for name, value in peaks.items()}}
     if mode.kind == "step" and mode.network in MBCONV:
         recomputed = Recomputed()
-        call = networks.contender(made["fused"], mode.kind, images)
+        call = passing(made["fused"], mode.kind, images)
         call()
         made["fused"].zero_grad()
         with recomputed():
@@ -147,30 +117,24 @@ def measure(mode: Mode) -> dict[str, Any]:
     return row
 
 
-def markdown(results: dict[str, Any]) -> str:
-    rows = []
+def markdown(results: rows.Results) -> str:
+    lines = []
     for row in results["rows"]:
         peaks = row["peak_mb"]
         eager, fused, recomputed = (peaks.get(name) for name in ("eager", "fused", "recomputed"))
         more = ["-", "-"]
         if recomputed is not None:
             more = [f"{row['saved_mb']:.1f}", f"{recomputed:.1f} ({1 - recomputed / fused:.1%} less)"]
-        rows.append([row["mode"], row["blocks"], f"{eager:.1f}", f"{fused:.1f}", f"{fused / eager:.3f}", *more])
+        lines.append([row["mode"], row["blocks"], f"{eager:.1f}", f"{fused:.1f}", f"{fused / eager:.3f}", *more])
     note = "MB: tensors at the peak of one call, beyond parameters, momentum and images."
-    head = ["network, pass, batch", "blocks", "eager MB", "fused MB", "fused : eager", "y saved MB", "y recomputed MB"]
-    packages = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "timm"))
-    return f"{results['date'][:10]}, {place(results)}; {packages}. {note}\n\n{table(head, rows)}"
+    heads = ["network, pass, batch", "blocks", "eager MB", "fused MB", "fused/eager", "y saved MB", "y recomputed MB"]
+    return f"{note}\n\n{table(heads, lines)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    row_options(parser, "memory", "seresnet50 nhwc")
-    options = parser.parse_args()
-    modes = selected(options, MODES)
+    options = rows.command("memory", __doc__, "seresnet50 nhwc").parse_args()
     check_known()
-    define_torchvision_operators()
-    results = take(options, MODES, modes, surroundings("timm"), measure)
-    publish(options, results, MARK, markdown(results))
+    rows.run(options, MODES, measure, markdown, "timm")
 
 
 if __name__ == "__main__":

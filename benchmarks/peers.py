@@ -6,32 +6,24 @@ runs fastest (ReduceMean and Gemm; GlobalAveragePool and 1x1 Conv take up to 3 t
 is bound once, as `squeeze_excite(..., out=y)` does; FusedSE makes a fresh output in every call.
 """
 
-import argparse
-import importlib.util
-import io
-import multiprocessing
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
-from benchmarks.report import add_options, publish, save
-from benchmarks.shapes import Case, of
-from senet_fast.demo.measure import interleave, surroundings
-from senet_fast.demo.text import microseconds, ratio, table
+from benchmarks import rows
+from benchmarks.contenders import agree
+from benchmarks.modes import Case
+from benchmarks.runtimes import RUNTIMES, Array, Run, apart, installed
+from benchmarks.shapes import of
+from senet_fast.measure import interleave
 from senet_fast.se import FusedSE, squeeze_excite
+from senet_fast.text import microseconds, ratio, table
 
-Array = npt.NDArray[np.float32]
-Run = Callable[[], Any]  # one pass; returns y
-MARK = "peers table: python -m benchmarks.peers"
 CASES = [Case(layer, batch) for batch in (1, 32) for layer in of("seresnet50")]
 THREADS = 2
-TOLERANCE = 1e-4
 
 
 class Problem(NamedTuple):
@@ -94,65 +86,17 @@ def onnx_model(problem: Problem) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def onnx_runtime(problem: Problem) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(onnx_model(problem), options, ["CPUExecutionProvider"])
-    binding, y = session.io_binding(), np.zeros_like(problem.x)
-    x = onnxruntime.OrtValue.ortvalue_from_numpy(problem.x)
-    binding.bind_ortvalue_input("x", x)
-    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
-
-    def run() -> Array:
-        session.run_with_iobinding(binding)
-        return y
-
-    return run
-
-
-def open_vino(problem: Problem) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": THREADS,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    model = core.compile_model(core.read_model(io.BytesIO(onnx_model(problem))), "CPU", settings)
-    request, y = model.create_infer_request(), np.zeros_like(problem.x)
-    request.set_input_tensor(openvino.Tensor(problem.x, shared_memory=True))
-    request.set_output_tensor(openvino.Tensor(y, shared_memory=True))
-
-    def run() -> Array:
-        request.infer(share_outputs=True)  # else it would copy y once more
-        return y
-
-    return run
-
-
 OURS: dict[str, Callable[[Problem], Run]] = {"FusedSE": fused, "out=y": into}
-PEERS: dict[str, Callable[[Problem], Run]] = {"onnxruntime": onnx_runtime, "openvino": open_vino}
 
 
-def measure(case: Case, name: str, seconds: float) -> dict[str, Any]:
+def measure_one(case: Case, name: str, seconds: float) -> dict[str, Any]:
     """Median seconds of a pass and of the copy, in this process."""
     problem = Problem.of(case)
-    run, y = (OURS | PEERS)[name](problem), np.zeros_like(problem.x)
-    expected = problem.expected()
-    difference = float(np.abs(np.asarray(run()) - expected).max() / np.abs(expected).max())
-    if not difference <= TOLERANCE:
-        raise AssertionError(f"{case.id}: the output of {name} differs by {difference:.1e}")
+    run = OURS[name](problem) if name in OURS else RUNTIMES[name](onnx_model(problem), problem.x, THREADS)
+    y = np.zeros_like(problem.x)
+    agree(f"{case.id}, {name}", torch.from_numpy(problem.expected()), torch.as_tensor(run()))
     times = interleave({"run": run, "copy": lambda: np.copyto(y, problem.x)}, seconds)
     return {**times, "believable": times.believable}
-
-
-def apart(case: Case, name: str, seconds: float) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, case, name, seconds).result()
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,50 +109,42 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def markdown(results: dict[str, Any]) -> str:
-    peers = results["peers"]
-    names, own = [*OURS, *peers], list(OURS)[-1]
-    head = ["case", *(f"{name} us" for name in names), *(f"{name}/copy" for name in names)]
-    rows = []
+def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *installed())}
+    for _ in range(rounds):
+        for name, done in runs.items():
+            done.append(apart(measure_one, case, name, seconds))
+    contenders = {name: summary(done) for name, done in runs.items()}
+    return {"contenders": contenders, "believable": all(one["believable"] for one in contenders.values())}
+
+
+def markdown(results: rows.Results) -> str:
+    found = list(dict.fromkeys(name for row in results["rows"] for name in row["contenders"]))
+    peers, own = [name for name in found if name not in OURS], list(OURS)[-1]
+    lines = []
     for row in results["rows"]:
         of_name = row["contenders"]
-        believable = all(one["believable"] for one in of_name.values())
-        times = [microseconds(one["seconds"]) for one in of_name.values()]
-        ratios = [f"{one['per_copy']:.2f}" if believable else "-" for one in of_name.values()]
-        per_copy = {name: one["per_copy"] if believable else None for name, one in of_name.items()}
+        times = [microseconds(of_name[name]["seconds"]) for name in found]
+        per_copy = {name: of_name[name]["per_copy"] if row["believable"] else None for name in found}
         against = [ratio(per_copy[name], per_copy[own]) for name in peers]
-        rows.append([row["case"] + ("" if believable else " (busy)"), *times, *ratios, *against])
-    versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", *peers))
-    absent = [name for name in PEERS if name not in peers]
+        lines.append([rows.name_of(row), *times, *(ratio(value, 1.0) for value in per_copy.values()), *against])
+    absent = [name for name in RUNTIMES if name not in peers]
+    processes = len(results["rows"][0]["contenders"][own]["processes"])
     notes = [
-        f"{results['date'][:10]}, {results['machine']['cpu']}, {THREADS} threads; {versions}.",
+        f"{THREADS} threads. Medians over {processes} processes for each;",
+        "a ratio of two contenders is that of their x/copy.",
         f"Not installed, left out: {', '.join(absent)}." if absent else "",
-        f"Medians over {results['rounds']} processes for each; a ratio of two contenders is that of their x/copy.",
     ]
-    return " ".join(filter(None, notes)) + "\n\n" + table([*head, *(f"{name}/{own}" for name in peers)], rows)
+    heads = ["case", *(f"{name} us" for name in found), *(f"{name}/copy" for name in found)]
+    return " ".join(filter(None, notes)) + "\n\n" + table([*heads, *(f"{name}/{own}" for name in peers)], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="timing per process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per contender and case")
-    add_options(parser, "peers")
+    parser = rows.command("peers", __doc__, "1x256*", seconds=1.0)
+    parser.add_argument("--rounds", type=int, default=3, help="processes per contender and case (default: %(default)s)")
     options = parser.parse_args()
-    with_onnx = importlib.util.find_spec("onnx") is not None
-    peers = [name for name in PEERS if with_onnx and importlib.util.find_spec(name)]
-    results: dict[str, Any] = {**surroundings("numpy", "onnx", *peers), "rounds": options.rounds}
-    results |= {"peers": peers, "rows": []}
-    progress = tqdm(CASES)
-    for case in progress:
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *peers)}
-        for _ in range(options.rounds):
-            for name, done in runs.items():
-                progress.set_description(f"{case.id}, {name}")
-                done.append(apart(case, name, options.seconds))
-        contenders = {name: summary(done) for name, done in runs.items()}
-        results["rows"].append({"case": case.id, "contenders": contenders})
-        save(options, results)
-    publish(options, results, MARK, markdown(results))
+    taken = ("numpy", "onnx", *RUNTIMES)
+    rows.run(options, CASES, lambda case: measure(case, options.seconds, options.rounds), markdown, *taken)
 
 
 if __name__ == "__main__":

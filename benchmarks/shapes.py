@@ -1,21 +1,6 @@
 """The SE layers of real networks, as rows, and the cases that are measured by default."""
 
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
-
-class Layer(NamedTuple):
-    """One SE shape of a network: x is [batch, channels, *spatial]; `blocks` of the network have it."""
-
-    network: str
-    blocks: int
-    channels: int
-    spatial: tuple[int, ...]
-    hidden: int
-    activation: str
-    gate: str
+from benchmarks.modes import LAYOUTS, Case, Layer
 
 
 def square(*rows: tuple[int, int, int, int]) -> list[tuple[int, int, tuple[int, ...], int]]:
@@ -109,27 +94,7 @@ LAYERS = [
     for blocks, channels, spatial, hidden in rows
 ]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 BATCHES = (1, 8, 32)
-
-
-class Case(NamedTuple):
-    """One thing to measure: a layer at a batch size, memory layout and dtype (keys of LAYOUTS and DTYPES)."""
-
-    layer: Layer
-    batch: int = 8
-    layout: str = "nchw"
-    dtype: str = "fp32"
-
-    @property
-    def id(self) -> str:
-        shape = "x".join(map(str, (self.batch, self.layer.channels, *self.layer.spatial)))
-        return f"{self.layer.network} {shape} r{self.layer.hidden} {self.layout} {self.dtype}"
-
-    def input(self) -> Tensor:
-        x = torch.randn(self.batch, self.layer.channels, *self.layer.spatial, dtype=DTYPES[self.dtype])
-        return x.contiguous(memory_format=LAYOUTS[self.layout])
 
 
 def of(network: str, *sizes: tuple[int, int, int]) -> list[Layer]:
@@ -163,5 +128,5 @@ def all_cases() -> list[Case]:
         for layer in LAYERS
         for batch in BATCHES
         for layout in (LAYOUTS if len(layer.spatial) == 2 else ("nchw",))
-        for dtype in DTYPES
+        for dtype in ("fp32", "bf16")
     ]

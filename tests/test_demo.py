@@ -14,8 +14,8 @@ from senet_fast import cli
 from senet_fast.demo import main, network, report
 from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Draw
-from senet_fast.demo.measure import Sample, Speed, _median, interleave
 from senet_fast.demo.network import Network, Setting, Stage
+from senet_fast.measure import Speed
 from senet_fast.models import se_resnet50, se_resnet_digits
 from senet_fast.se import SEBlock
 
@@ -134,16 +134,3 @@ def test_networks() -> None:
     blocks = [module for module in plain.modules() if isinstance(module, SEBlock)]
     assert [block.fc1.in_channels for block in blocks] == [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3
     assert se_resnet_digits()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_interleave_takes_turns() -> None:
-    calls: list[str] = []
-    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, rounds=2, calls=3)
-    assert "".join(calls) == "ab" + "aaabbb" + "bbbaaa"
-    assert set(times) == {"a", "b"}
-
-
-def test_median_leaves_out_preempted_calls() -> None:
-    samples = [Sample(1.0, False), Sample(2.0, False), Sample(3.0, False), *[Sample(100.0, True)] * 20]
-    assert _median(samples) == 2.0
-    assert _median([*samples, *[Sample(100.0, True)] * 20]) == 100.0

@@ -20,8 +20,9 @@ import torch._functorch.config as functorch_config
 
 from benchmarks.gpu import networks, op
 from benchmarks.gpu.clock import Clock, GpuClock, Rehearsal
-from senet_fast.demo.measure import surroundings
-from senet_fast.demo.text import microseconds, ratio, table
+from benchmarks.rows import RESULTS
+from senet_fast.measure import surroundings
+from senet_fast.text import microseconds, ratio, table
 
 
 def gpu() -> dict[str, Any]:
@@ -143,7 +144,7 @@ def main() -> int:
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU; --dry-run rehearses on the CPU")
     results = run(Rehearsal() if options.dry_run else GpuClock(), options.dry_run, options.seconds)
-    folder = options.results or Path("build" if options.dry_run else "benchmarks/results")
+    folder = options.results or (Path("build") if options.dry_run else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", ("dry-run" if options.dry_run else results["gpu"]["name"]).lower()).strip("-")
     path = folder / f"gpu-{results['date'][:10]}-{name}.json"

@@ -1,12 +1,14 @@
 """How work is timed on a GPU: in CUDA graphs, which take turns, by events. On a CPU a rehearsal of the same steps."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
+
+from senet_fast.measure import interleave
 
 Body = Callable[[], Any]
 Prepare = Callable[[], Sequence[Body]]  # what is done once, such as the forward in front of a backward
@@ -80,17 +82,12 @@ class Rehearsal:
 
 def take_turns(clock: Clock, calls: Mapping[str, Body]) -> dict[str, float]:
     """Median seconds of each. Blocks of about BLOCK_SECONDS take turns; every other round runs in reverse order."""
-    times = {}
+    blocks = {}
     for name, call in calls.items():
         clock.seconds(call, 2)  # the GPU's clock rate goes up
-        times[name] = max(1, round(BLOCK_SECONDS / max(clock.seconds(call, 3), 1e-7)))
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    for _ in range(clock.rounds):
-        for name in order:
-            taken[name].append(clock.seconds(calls[name], times[name]))
-        order.reverse()
-    return {name: statistics.median(values) for name, values in taken.items()}
+        times = max(1, round(BLOCK_SECONDS / max(clock.seconds(call, 3), 1e-7)))
+        blocks[name] = partial(clock.seconds, call, times)
+    return dict(interleave(blocks, 0, clock.rounds, calls=1, timed=lambda block: block()))
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.contenders import agree
 from benchmarks.gpu.clock import Body, Clock, noted, take_turns
-from benchmarks.shapes import LAYOUTS, Layer, of
-from senet_fast.se import FusedSE, SEBlock
+from benchmarks.harness import Blocks
+from benchmarks.modes import DTYPES, Case, Layer
+from benchmarks.shapes import of
 
 CONTENDERS = ("ours", "eager", "compile", "copy")
 KERNELS = ("ticket", "cluster")  # ours again, with the kernel that SENET_FAST_CUDA_KERNEL names
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COLD = 4  # times the L2 is what a cold row goes through before it comes back to a tensor
 
 Function = Callable[..., Tensor]
@@ -45,26 +46,6 @@ KINDS = {
 }
 
 
-class Case(NamedTuple):
-    layer: Layer
-    batch: int
-    layout: str  # a key of LAYOUTS
-    dtype: str = "bf16"
-
-    @property
-    def id(self) -> str:
-        shape = "x".join(map(str, (self.batch, self.layer.channels, *self.layer.spatial)))
-        return f"{self.layer.network} {shape} r{self.layer.hidden} {self.layout} {self.dtype}"
-
-    @property
-    def bytes(self) -> int:
-        """Of x."""
-        elements = self.batch * self.layer.channels
-        for size in self.layer.spatial:
-            elements *= size
-        return elements * DTYPES[self.dtype].itemsize
-
-
 def cases() -> list[Case]:
     """What matters most comes first: who runs out of time leaves out the end."""
     s1, s2, s3, s4 = of("seresnet50")
@@ -72,8 +53,8 @@ def cases() -> list[Case]:
     other = [*of("efficientnet_b0", (144, 56, 6)), *of("mobilenetv3_large", (960, 7, 240))]
     other += of("regnety_160", (1232, 14, 308))
     return [
-        *(Case(layer, batch, layout) for layer, batch in first for layout in ("nhwc", "nchw")),
-        *(Case(layer, 32, layout) for layer in other for layout in ("nhwc", "nchw")),
+        *(Case(layer, batch, layout, "bf16") for layer, batch in first for layout in ("nhwc", "nchw")),
+        *(Case(layer, 32, layout, "bf16") for layer in other for layout in ("nhwc", "nchw")),
         *(Case(s1, 32, "nchw", dtype) for dtype in ("fp32", "fp16")),
     ]
 
@@ -83,37 +64,25 @@ def tiny_cases() -> list[Case]:
     return [Case(layer, 2, "nhwc", "fp32")]
 
 
-class Contenders:
+class Contenders(Blocks):
     """The functions and tensors of a case and kind; `sets` of each tensor, so that a cold row finds none in the L2."""
 
     def __init__(self, case: Case, kind: str, clock: Clock, backend: str) -> None:
+        super().__init__(case, clock.device)
         self.case, self.kind, self.clock = case, kind, clock
-        layer, dtype = case.layer, DTYPES[case.dtype]
-        torch.manual_seed(0)
-        block = SEBlock(layer.channels, hidden_channels=layer.hidden, activation=layer.activation, gate=layer.gate)
-        self.block = block.to(clock.device, dtype)
-        self.fused = FusedSE.from_block(self.block)
         if kind == "epilogue":
             self.fused.post_activation = "relu"
-        torch._dynamo.reset()  # or after eight shapes it would quietly run eager
-        self.compiled = torch.compile(self._eager, dynamic=False, backend=backend)
-
-    def _eager(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As residual networks write it at inference."""
-        y: Tensor = self.block(x)
-        return y if residual is None else y.add_(residual).relu_()
-
-    def _tensor(self) -> Tensor:
-        layer, case = self.case.layer, self.case
-        x = torch.randn(case.batch, layer.channels, *layer.spatial, device=self.clock.device) + 0.2
-        return x.to(DTYPES[case.dtype]).contiguous(memory_format=LAYOUTS[case.layout])
+        self.compiled = self.compile(backend)
 
     def tensors(self, sets: int) -> list[tuple[Tensor, ...]]:
         """x, and the residual or grad_y."""
-        return [tuple(self._tensor() for _ in range(1 if self.kind == "forward" else 2)) for _ in range(sets)]
+        device = self.clock.device
+        return [
+            tuple(self.case.input(device) + 0.2 for _ in range(1 if self.kind == "forward" else 2)) for _ in range(sets)
+        ]
 
     def function(self, name: str) -> Function:
-        return {"eager": self._eager, "compile": self.compiled}.get(name, self.fused)
+        return {"eager": self.eager, "compile": self.compiled}.get(name, self.fused)
 
     def prepare(self, name: str, tensors: Sequence[tuple[Tensor, ...]]) -> list[Body]:
         if name == "copy":
@@ -142,10 +111,8 @@ class Contenders:
             with torch.set_grad_enabled(self.kind == "backward"):
                 y = self.function(name)(given, *(rest if self.kind == "epilogue" else []))
             results.append(torch.autograd.grad(y, given, rest[0])[0] if self.kind == "backward" else y)
-        ours, eager = (result.float() for result in results)
-        difference = ((ours - eager).abs().max() / eager.abs().max()).item()
-        if not difference <= tolerance:
-            raise AssertionError(f"ours differs from eager by {difference:.1e} of the largest value")
+        ours, eager = results
+        agree("ours beside eager", eager, ours, tolerance)
 
 
 def measure(case: Case, clock: Clock, backend: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What people weigh against Snowflake IDs: UUIDs and servers' counters. `python -m benchmarks.ids.alternatives`.
+"""What people weigh against Snowflake IDs, UUIDs and servers' counters: `python -m benchmarks.ids.alternatives`.
 
 The servers are the caller's, on loopback: --redis URL, --postgresql CONNINFO. Without them their rows are left out.
 """
@@ -7,15 +7,14 @@ import argparse
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks import rows
 from benchmarks.ids.bench_snowflake import loop
-from benchmarks.report import add_options, publish
-from senet_fast.demo.measure import interleave, surroundings
-from senet_fast.demo.text import ratio, table
 from senet_fast.ids import TWITTER, WIDE, Snowflake
+from senet_fast.measure import interleave
+from senet_fast.text import ratio, table
 
-MARK = "alternatives table: python -m benchmarks.ids.alternatives"
 BATCH = 1000
 BASE = "next_id, 41/10/12"
 
@@ -83,31 +82,40 @@ def postgresql_rows(conninfo: str) -> dict[str, Row]:
     }
 
 
-def markdown(results: dict[str, Any]) -> str:
-    base = results["rows"][BASE]["seconds"]
-    rows = [
-        [name, f"{row['seconds'] * 1e9:,.1f}", ratio(row["seconds"], base), row["note"]]
-        for name, row in results["rows"].items()
+class All(NamedTuple):
+    """The one row: all of them take turns."""
+
+    id: str = "all"
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds for each ID, and what each alternative is."""
+    found = ours() | uuids()
+    found |= redis_rows(options.redis) if options.redis else {}
+    found |= postgresql_rows(options.postgresql) if options.postgresql else {}
+    times = interleave({name: draw for name, (_, draw, _) in found.items()}, options.seconds, calls=9)
+    notes = {name: note for name, (_, _, note) in found.items()}
+    seconds = {name: times[name] / count for name, (count, _, _) in found.items()}
+    return {"seconds": seconds, "believable": times.believable, "notes": notes}
+
+
+def markdown(results: rows.Results) -> str:
+    (row,) = results["rows"]
+    base = row["seconds"][BASE]
+    lines = [
+        [name, f"{seconds * 1e9:,.1f}", ratio(seconds, base), row["notes"][name]]
+        for name, seconds in row["seconds"].items()
     ]
-    busy = "" if results["believable"] else " The machine was busy: do not believe."
-    note = f"{results['date'][:10]}, {results['machine']['cpu']}; servers over loopback. Medians of ns per ID.{busy}"
-    return f"{note}\n\n" + table(("alternative", "ns per ID", f"/ {BASE}", "what it is, or gives up"), rows)
+    note = "Servers over loopback. Medians of ns for each ID."
+    return f"{note}\n\n" + table(("alternative", "ns per ID", f"/ {BASE}", "what it is, or gives up"), lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ids.alternatives", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser = rows.command("ids_alternatives", __doc__, "all", seconds=10.0)
     parser.add_argument("--redis", metavar="URL")
     parser.add_argument("--postgresql", metavar="CONNINFO")
-    add_options(parser, "ids_alternatives")
     options = parser.parse_args()
-    rows = ours() | uuids()
-    rows |= redis_rows(options.redis) if options.redis else {}
-    rows |= postgresql_rows(options.postgresql) if options.postgresql else {}
-    timings = interleave({name: draw for name, (_, draw, _) in rows.items()}, options.seconds, calls=9)
-    results: dict[str, Any] = {**surroundings("numpy"), "believable": timings.believable}
-    results["rows"] = {name: {"seconds": timings[name] / n, "note": note} for name, (n, _, note) in rows.items()}
-    publish(options, results, MARK, markdown(results))
+    rows.run(options, [All()], lambda _: measure(options), markdown, "numpy")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import importlib.metadata
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from senet_fast.ids import LOCAL, TWITTER, WIDE, Grant, Layout, LeaseError, PythonSnowflake, Snowflake
 
@@ -104,13 +104,13 @@ def loop(call: Call, n: int) -> None:
 
 @pytest.mark.benchmark(group="one at a time, 1000 calls")
 @pytest.mark.parametrize("name", [*OURS, *FLOORS])
-def bench_one(benchmark: BenchmarkFixture, name: str) -> None:
+def bench_one(benchmark: Any, name: str) -> None:
     benchmark.pedantic(loop, ({**OURS, **FLOORS}[name](), 1000), rounds=300, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="one at a time, 1000 calls")
 @pytest.mark.parametrize(("distribution", "make"), PEERS, ids=[make.__name__ for _, make in PEERS])
-def bench_peer(benchmark: BenchmarkFixture, distribution: str, make: Callable[[], Call]) -> None:
+def bench_peer(benchmark: Any, distribution: str, make: Callable[[], Call]) -> None:
     try:
         benchmark.extra_info["version"] = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -138,7 +138,7 @@ BULK: dict[str, Callable[[np.ndarray], object]] = {
 
 @pytest.mark.parametrize("n", [1000, 100_000, 1_000_000, 4_000_000, 10_000_000])
 @pytest.mark.parametrize("name", BULK)
-def bench_bulk(benchmark: BenchmarkFixture, name: str, n: int) -> None:
+def bench_bulk(benchmark: Any, name: str, n: int) -> None:
     benchmark.group = f"bulk, {n} IDs"
     out = np.zeros(n, np.int64)
     rounds = min(200, 20 + 20_000_000 // n)
@@ -147,14 +147,14 @@ def bench_bulk(benchmark: BenchmarkFixture, name: str, n: int) -> None:
 
 
 @pytest.mark.benchmark(group="bulk in the twin, 1000 IDs")
-def bench_twin_bulk(benchmark: BenchmarkFixture) -> None:
+def bench_twin_bulk(benchmark: Any) -> None:
     out = np.zeros(1000, np.int64)
     benchmark.pedantic(PythonSnowflake(layout=LOCAL).fill, (out,), setup=fresh_tick, rounds=50)
 
 
 @pytest.mark.benchmark(group="sustained, 100 ms at the layout's ceiling")
 @pytest.mark.parametrize("layout", [TWITTER, WIDE], ids=["TWITTER", "WIDE"])
-def bench_sustained(benchmark: BenchmarkFixture, layout: Layout) -> None:
+def bench_sustained(benchmark: Any, layout: Layout) -> None:
     generator = Snowflake(2, layout)
     out = np.zeros((layout.sequence.max + 1) * 100, np.int64)
     cpu, started = time.thread_time(), time.monotonic()

@@ -1,25 +1,22 @@
 """Threads and forked processes that draw from one word: `python -m benchmarks.ids.scaling`.
 
-Each round runs every row once, for a fixed time; the medians over the rounds are shown.
+Each round of a row runs every number of them once, for a fixed time; the medians over the rounds are shown.
 """
 
-import argparse
 import mmap
 import os
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.report import add_options, publish
-from senet_fast.demo.measure import surroundings
-from senet_fast.demo.text import table
-from senet_fast.ids import LOCAL, TWITTER, Layout, Snowflake
+from benchmarks import rows
+from senet_fast.ids import LOCAL, TWITTER, Snowflake
+from senet_fast.text import table
 
-MARK = "scaling table: python -m benchmarks.ids.scaling"
 COUNTS = (1, 2, 4)
 LAYOUTS = {"41/10/12": TWITTER, "41/0/22": LOCAL}
 
@@ -62,44 +59,47 @@ def with_processes(generator: Snowflake, count: int, bulk: bool, seconds: float)
     return int(drawn.sum())
 
 
-def generator_of(layout: Layout) -> Snowflake:
-    return Snowflake(0, layout, on_fork="share")
+KINDS: dict[str, Callable[..., int]] = {"threads": with_threads, "processes": with_processes}
 
 
-def measure(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Millions a second, by row and number of threads or processes."""
-    kinds: dict[str, Callable[..., int]] = {"threads": with_threads, "processes": with_processes}
-    taken: dict[tuple[str, int], list[float]] = {}
+class Way(NamedTuple):
+    """A layout, a call, and what draws: keys of LAYOUTS and KINDS."""
+
+    layout: str
+    call: str
+    kind: str
+
+    @property
+    def id(self) -> str:
+        return " ".join(self)
+
+
+WAYS = [Way(layout, call, kind) for layout in LAYOUTS for kind in KINDS for call in ("next_id", "fill(10,000)")]
+
+
+def measure(way: Way, seconds: float, rounds: int) -> dict[str, Any]:
+    """Millions a second, by the number of threads or processes."""
+    taken: dict[int, list[float]] = {count: [] for count in COUNTS}
     for _ in range(rounds):
-        for label, layout in LAYOUTS.items():
-            for kind, run in kinds.items():
-                for bulk in (False, True):
-                    for count in COUNTS:
-                        start = time.monotonic()
-                        n = run(generator_of(layout), count, bulk, seconds)
-                        row = f"{label}, {'fill(10,000)' if bulk else 'next_id'}, {kind}"
-                        taken.setdefault((row, count), []).append(n / (time.monotonic() - start) / 1e6)
-    rows: dict[str, dict[str, float]] = {}
-    for (row, count), rates in taken.items():
-        rows.setdefault(row, {})[str(count)] = statistics.median(rates)
-    return rows
+        for count, rates in taken.items():
+            generator = Snowflake(0, LAYOUTS[way.layout], on_fork="share")
+            start = time.monotonic()
+            drawn = KINDS[way.kind](generator, count, way.call != "next_id", seconds)
+            rates.append(drawn / (time.monotonic() - start) / 1e6)
+    return {"millions": {str(count): statistics.median(rates) for count, rates in taken.items()}}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    where = f"{results['date'][:10]}, {results['machine']['cpu']}, {os.cpu_count()} cores"
-    note = f"{where}. Million IDs a second in all, from one word."
-    rows = [[name, *(f"{row[str(count)]:,.2f}" for count in COUNTS)] for name, row in results["rows"].items()]
-    return f"{note}\n\n" + table(("layout, call, by", *map(str, COUNTS)), rows)
+def markdown(results: rows.Results) -> str:
+    note = f"{results['machine']['cores']} cores. Million IDs a second in all, from one word."
+    lines = [[row["mode"], *(f"{row['millions'][str(count)]:,.2f}" for count in COUNTS)] for row in results["rows"]]
+    return f"{note}\n\n" + table(("layout, call, by", *map(str, COUNTS)), lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ids.scaling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.2, help="for each row, number and round")
-    add_options(parser, "ids_scaling")
+    parser = rows.command("ids_scaling", __doc__, "threads", seconds=0.2)
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     options = parser.parse_args()
-    results: dict[str, Any] = {**surroundings("numpy"), "rows": measure(options.rounds, options.seconds)}
-    publish(options, results, MARK, markdown(results))
+    rows.run(options, WAYS, lambda way: measure(way, options.seconds, options.rounds), markdown, "numpy")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
-"""The generators' table: `python -m benchmarks.ids.table`. All contenders take turns in one process."""
+"""The generators beside a clock, memset and other packages: `python -m benchmarks.ids.table`.
 
-import argparse
+All contenders of a part take turns in one process. Medians; the loop is included where IDs come one by one.
+"""
+
 import importlib.metadata
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from benchmarks import rows
 from benchmarks.ids.bench_snowflake import BULK, FLOORS, OURS, PEERS, fresh_tick, loop
-from benchmarks.report import add_options, publish
-from senet_fast.demo.measure import interleave, surroundings
-from senet_fast.demo.text import ratio, table
 from senet_fast.ids import TWITTER, WIDE, Snowflake
+from senet_fast.measure import interleave
+from senet_fast.text import ratio, table
 
-MARK = "ids table: python -m benchmarks.ids.table"
 CALLS = 1000
 SIZES = (1000, 100_000, 1_000_000, 10_000_000)
 MEMSET = "memset (ndarray.fill)"
 SUSTAINED_MS = 20
 CEILINGS = {"TWITTER": TWITTER, "WIDE": WIDE}
-BUSY = " (busy: do not believe)"
 
 
 def peers() -> dict[str, Callable[[], object]]:
@@ -86,58 +85,62 @@ def sustained(seconds: float) -> dict[str, Any]:
     return {"rows": rows, "believable": timings.believable}
 
 
-def marked(name: str, part: dict[str, Any]) -> str:
-    return name if part["believable"] else name + BUSY
+class Part(NamedTuple):
+    """A part of the table."""
+
+    id: str
+    measure: Callable[[float], dict[str, Any]]
+
+
+PARTS = [
+    Part("single", one_at_a_time),
+    *(Part(f"bulk {n}", partial(bulk, n)) for n in SIZES),
+    Part("sustained", sustained),
+]
 
 
 def single_table(part: dict[str, Any]) -> str:
     clock = part["seconds"]["time.time_ns"]
-    rows = [[marked(name, part), f"{taken * 1e9:.1f}", ratio(taken, clock)] for name, taken in part["seconds"].items()]
-    return table(("one at a time", "ns per call", "/ time.time_ns"), rows)
+    lines = [[name, f"{taken * 1e9:.1f}", ratio(taken, clock)] for name, taken in part["seconds"].items()]
+    return table((f"one at a time{busy(part)}", "ns per call", "/ time.time_ns"), lines)
 
 
-def bulk_table(parts: dict[str, dict[str, Any]]) -> str:
-    sizes = [parts[str(n)] for n in SIZES]
-    columns = [marked(f"{n:,}", part) for n, part in zip(SIZES, sizes, strict=True)]
-    times = [part["seconds"] for part in sizes]
-    rows = [
+def bulk_table(parts: dict[int, dict[str, Any]]) -> str:
+    times = [part["seconds"] for part in parts.values()]
+    lines = [
         [name, *(f"{at[name] * 1e9:.3f}" for at in times), *(ratio(at[name], at[MEMSET]) for at in times)]
         for name in BULK
     ]
-    return table(("in bulk, ns per ID", *columns, *(f"/ memset at {n:,}" for n in SIZES)), rows)
+    columns = [f"{n:,}{busy(part)}" for n, part in parts.items()]
+    return table(("in bulk, ns per ID", *columns, *(f"/ memset at {n:,}" for n in parts)), lines)
 
 
 def sustained_table(part: dict[str, Any]) -> str:
     ceilings = {name: (layout.sequence.max + 1) * 1000 / layout.tick_ms for name, layout in CEILINGS.items()}
-    rows = []
+    lines = []
     for name, row in part["rows"].items():
         rate, ceiling = row["per_second"], ceilings.get(name.rpartition(", ")[2])
-        rows.append([marked(name, part), f"{rate / 1e6:.3f}", ratio(rate, ceiling), f"{row['cpu']:.0%}"])
+        lines.append([name, f"{rate / 1e6:.3f}", ratio(rate, ceiling), f"{row['cpu']:.0%}"])
     note = "snowflake-id answers None where its tick is used up; these calls count here."
-    return table(("sustained", "million a second", "/ ceiling", "of a core"), rows) + f"\n\n{note}"
+    return table((f"sustained{busy(part)}", "million a second", "/ ceiling", "of a core"), lines) + f"\n\n{note}"
 
 
-def markdown(results: dict[str, Any]) -> str:
-    note = (
-        f"{results['date'][:10]}, {results['machine']['cpu']}. Medians; the loop is included where IDs come one by one."
-    )
-    tables = [
-        single_table(results["one at a time"]),
-        bulk_table(results["bulk"]),
-        sustained_table(results["sustained"]),
-    ]
-    return "\n\n".join([note, *tables])
+def busy(part: dict[str, Any]) -> str:
+    return "" if part["believable"] else " (busy)"
+
+
+def markdown(results: rows.Results) -> str:
+    parts = {row["mode"]: row for row in results["rows"]}
+    bulks = {n: parts[f"bulk {n}"] for n in SIZES if f"bulk {n}" in parts}
+    tables = [single_table(parts["single"])] if "single" in parts else []
+    tables += [bulk_table(bulks)] if bulks else []
+    tables += [sustained_table(parts["sustained"])] if "sustained" in parts else []
+    return "\n\n".join(tables)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ids.table", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="timing per table part")
-    add_options(parser, "ids")
-    options = parser.parse_args()
-    results: dict[str, Any] = {**surroundings("numpy"), "one at a time": one_at_a_time(options.seconds)}
-    results["bulk"] = {str(n): bulk(n, options.seconds) for n in tqdm(SIZES, desc="bulk")}
-    results["sustained"] = sustained(options.seconds)
-    publish(options, results, MARK, markdown(results))
+    options = rows.command("ids", __doc__, "bulk 1000", seconds=5.0).parse_args()
+    rows.run(options, PARTS, lambda part: part.measure(options.seconds), markdown, "numpy")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.harness import CONTENDERS, KINDS, Setup
-from benchmarks.shapes import Case, all_cases, default_cases
+from benchmarks.modes import Case
+from benchmarks.shapes import all_cases, default_cases
 
 WARMUP_ROUNDS = 3  # the first one compiles
 
@@ -40,7 +41,7 @@ def bench_op(benchmark: Any, case: Case, kind: str, name: str) -> None:
     setup = prepare(case)
     benchmark.group = f"{case.id} {kind}"
     benchmark.extra_info.update(kind=kind, contender=name, threads=torch.get_num_threads())
-    timed = setup.contender(name, kind, setup.compile(kind) if name == "compile" else None)
+    timed = setup.contender(name, kind)
     benchmark.pedantic(
         timed.run,
         setup=lambda: (timed.arguments(), {}),

@@ -75,18 +75,15 @@ def create(name: str) -> "nn.Module":
 
 def run(options: argparse.Namespace) -> int:
     import torch
-    from torch import nn
 
-    from senet_fast.demo.measure import interleave
     from senet_fast.fusion import fuse
+    from senet_fast.measure import interleave, moved, relative_difference, wake
 
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules of the current folder
     torch.manual_seed(0)
     model = create(options.model)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and norm.affine and not norm.weight.any():
-            nn.init.ones_(norm.weight)
+    wake(model)
     before = copy.deepcopy(model)
     try:
         report = fuse(model, strict=options.strict)
@@ -109,9 +106,9 @@ def run(options: argparse.Namespace) -> int:
         except (RuntimeError, ValueError) as error:
             complain("fuse", f"the model does not take --input {'x'.join(map(str, options.input))}: {error}")
             return 1
-        times = interleave({"before": lambda: before(x), "after": lambda: model(x)}, options.seconds)
+        times = interleave({"before": lambda: before(x), "after": lambda: model(x)}, options.seconds, timed=moved)
     if isinstance(expected, torch.Tensor):
-        difference = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30))
+        difference = relative_difference(expected, actual)
         print(f"\nlargest difference of the outputs, relative: {difference:.1e}")
         if not difference <= TOLERANCE:
             complain("fuse", f"the outputs differ by {difference:.1e}")

@@ -10,7 +10,7 @@ import torch
 
 from senet_fast.commands import complain
 from senet_fast.demo import digits, ids, network, report
-from senet_fast.demo.measure import surroundings
+from senet_fast.measure import surroundings
 
 LEAST_ACCURACY = 0.97
 LOSS_TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # at the same weights

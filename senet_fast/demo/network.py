@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from senet_fast.demo.measure import Speed, interleave
 from senet_fast.fusion import fuse
+from senet_fast.measure import Speed, calibrate, interleave, moved, relative_difference
 from senet_fast.models import se_resnet50
 from senet_fast.se import FusedSE, SEBlock
 
@@ -62,7 +62,7 @@ class Network:
 
 def photographs(count: int, pixels: int) -> Tensor:
     """[count, 3, pixels, pixels]: crops of the two photographs that scikit-learn ships, mean 0 and deviation 1."""
-    from sklearn.datasets import load_sample_images  # here: benchmarks use the rest of this file without scikit-learn
+    from sklearn.datasets import load_sample_images
 
     crops = []
     for index in range(count):
@@ -71,22 +71,6 @@ def photographs(count: int, pixels: int) -> Tensor:
         crops.append(photograph[top : top + pixels, left : left + pixels].permute(2, 0, 1))
     images = torch.stack(crops)
     return (images - images.mean()) / images.std()
-
-
-def calibrate(network: nn.Module, images: Tensor) -> None:
-    """Fill the BatchNorm statistics from one pass, so that a network with random weights has activations of size 1."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the plain average over passes
-    network.train()
-    network(images)
-    for norm in norms:
-        norm.momentum = 0.1
-    network.eval()
-
-
-def relative_difference(expected: Tensor, actual: Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def stage_inputs(network: nn.Module, images: Tensor) -> list[tuple[SEBlock, Tensor]]:
@@ -123,7 +107,7 @@ def time_setting(plain: nn.Module, fused: nn.Module, images: Tensor, dtype: torc
         for name, network in (("before", before), ("after", after))
     }
     contenders = {"before": lambda: before(images), "after": lambda: after(images)}
-    times = interleave(contenders, seconds, rounds=6, calls=1)
+    times = interleave(contenders, seconds, rounds=6, calls=1, timed=moved)
     name = str(dtype).removeprefix("torch.")
     return Setting(name, dict(times), times.speed("before", "after"), errors, times.believable)
 

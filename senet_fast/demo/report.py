@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from senet_fast.demo.digits import Comparison, Training
 from senet_fast.demo.ids import Decoded, Draw
 from senet_fast.demo.network import Network, Setting
-from senet_fast.demo.text import microseconds, ratio, table
+from senet_fast.text import microseconds, ratio, table
 
 CONTENDERS = {"eager": "#9aa0a6", "torch.compile": "#f2a33c", "fused": "#1a73e8", "copy": "#34a853"}
 
@@ -52,7 +52,7 @@ def network_text(network: Network) -> str:
         f"2. fuse() on SE-ResNet-50: {network.fused} blocks; {network.batch} photographs, eager, channels_last\n\n"
         + table(columns, rows)
         + "\n\nspeed: the median of the rounds' ratios; error: before and after, from float32.\n"
-        + "torch.compile of a whole network takes minutes: benchmarks/README.md.\n"
+        + "torch.compile of a whole network takes minutes: benchmarks/results/fusing.md.\n"
         + "The SE blocks alone, float32:\n\n"
         + "\n\n".join([table(head, stages), *notes])
     )

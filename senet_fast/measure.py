@@ -1,8 +1,12 @@
-"""Timing on a shared machine: contenders take turns in one process, so that only their ratios are to be believed."""
+"""Timing on a shared machine: contenders take turns in one process, so that only their ratios are to be believed.
+
+What the demo, ``python -m senet_fast fuse`` and the benchmarks of a checkout measure with.
+"""
 
 import math
 import os
 import platform
+import random
 import resource
 import statistics
 import time
@@ -14,19 +18,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 BLOCK_SECONDS = 0.01
 MOST_CALLS = 200
+SLOW = 0.2  # seconds: longer calls alternate one by one
+MOST_MOVED = 16 << 20  # bytes
 LEAST_KEPT = 0.1
 MOST_LOST = 0.02
 LEAST_ROUNDS = 6  # of fewer even the smallest and the largest ratio are on the same side of the median too often
 ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
-def _timed(call: Callable[[], object]) -> float:
+def plainly(call: Callable[[], object]) -> float:
+    """The seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def moved(call: Callable[[], object]) -> float:
+    """The seconds of one call, whose tensors lie elsewhere than those of the last.
+
+    Each contender finds the memory as the one before left it: the same in every round, and worth 5 % between two copies
+    of one network.
+    """
+    pad = torch.empty(random.randrange(MOST_MOVED), dtype=torch.uint8)
+    seconds = plainly(call)
+    del pad
+    return seconds
 
 
 def interleave(
@@ -34,13 +54,14 @@ def interleave(
     seconds: float,
     rounds: int = 3,
     calls: int | None = None,
-    timed: Callable[[Callable[[], Any]], float] = _timed,
+    timed: Callable[[Callable[[], Any]], float] = plainly,
 ) -> "Timings":
     """Median seconds per call of each contender; `timed` calls one and returns its seconds.
 
-    The contenders alternate in blocks of `calls` calls (default: as many as take about 10 ms) until `seconds` have
-    passed and each had at least `rounds` blocks. The first third of a block, where caches and clocks settle, is
-    dropped; every other round runs in reverse order. See `_median` for calls that lost their core.
+    The contenders alternate in blocks of `calls` calls until `seconds` have passed and each had at least `rounds`
+    blocks; by default a block takes about 10 ms and has at least three calls, or one where a call is SLOW. The first
+    third of a block, where caches and clocks settle, is dropped; every other round runs in reverse order. See `_median`
+    for calls that lost their core.
     """
     for call in contenders.values():
         call()
@@ -140,8 +161,37 @@ def _median(samples: list[Sample]) -> float:
 
 
 def _block_size(call: Callable[[], object], timed: Callable[[Callable[[], Any]], float]) -> int:
-    fastest = max(min(timed(call) for _ in range(3)), 1e-7)
+    first = timed(call)
+    if first > SLOW:
+        return 1
+    fastest = max(min(first, timed(call), timed(call)), 1e-7)
     return min(max(round(BLOCK_SECONDS / fastest), 3), MOST_CALLS)
+
+
+def wake(network: nn.Module) -> None:
+    """Make BatchNorm weights of zero, as some networks start with, one: they would feed zeros to the SE blocks."""
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and norm.affine and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, images: Tensor) -> None:
+    """Fill the BatchNorm statistics from one pass, so that a network with random weights has activations of size 1."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain average over passes
+    network.train()
+    network(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    network.eval()
+
+
+@torch.no_grad()
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
+    """The largest difference of two tensors, relative to the largest element of what is expected."""
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def cpu_model() -> str:
