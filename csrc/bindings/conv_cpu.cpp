@@ -146,6 +146,7 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   const at::ScalarType type = p.dtype == Dtype::f64 ? at::kDouble : multiplied(p.dtype);
   bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
               prepared[0].sizes() == packed_sizes(p.C_out, p.shape.K, type, last);
+  p.epilogue.residual = pointer_of(or_undefined(residual));  // its presence counts for the planner
   const ConvRoute route = route_conv(p, fits);
   if (route.composed_because) return conv_composed(SENET_CONV_PASS);
   if (!fits && !prepared.empty()) {
@@ -218,6 +219,7 @@ ConvRoute route_conv(const ConvParams& p, bool prepared) {
   if (route.composed_because) return route;
   ConvPlan& plan = route.plan;
   plan = plan_conv(p, kernels().product(p.dtype), machine());
+  plan.stream = forced.stream.value_or(plan.stream);
   plan.threads = forced.threads.value_or(plan.threads);
   plan.images_per_tile = forced.images.value_or(plan.images_per_tile);
   plan.across = forced.across.value_or(plan.across);

@@ -63,7 +63,7 @@ void check_counts(std::initializer_list<std::pair<const char*, std::optional<std
 }
 
 py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::int64_t C_out, std::int64_t R,
-                   const std::string& side, const std::string& dtype, bool channels_last, bool prepared) {
+                   const std::string& side, const std::string& dtype, bool channels_last, bool prepared, bool residual) {
   check_counts({{"B", B}, {"C_in", C_in}, {"pixels", pixels}, {"C_out", C_out}, {"R", R}});
   senet::ConvParams p;
   if (side != "input" && side != "output") throw py::value_error("side is '" + side + "'; expected 'input' or 'output'");
@@ -79,6 +79,7 @@ py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::
   p.C_out = C_out;
   p.gates_output = side == "output";
   p.by_pixels = channels_last;
+  if (residual) p.epilogue.residual = &p;  // any: only its presence counts
   const senet::bindings::ConvRoute route = senet::bindings::route_conv(p, prepared);
   py::dict result;
   result["fused"] = route.composed_because == nullptr;
@@ -94,16 +95,17 @@ py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::
   result["tiles"] = plan.tiles;
   result["across"] = plan.across;
   result["tiles_a_pass"] = plan.tiles_a_pass;
+  result["stream"] = plan.stream;
   return result;
 }
 
 void force_plan_conv(std::optional<bool> fused, std::optional<std::int64_t> threads, std::optional<std::int64_t> images,
                      std::optional<std::int64_t> pixels, std::optional<std::int64_t> across,
-                     std::optional<std::int64_t> tiles_a_pass) {
+                     std::optional<std::int64_t> tiles_a_pass, std::optional<bool> stream) {
   check_counts({{"threads", threads}, {"images", images}, {"pixels", pixels}, {"across", across}, {"tiles_a_pass", tiles_a_pass}});
   if (pixels && *pixels > senet::kConvTile)
     throw py::value_error("pixels is " + std::to_string(*pixels) + "; expected at most " + std::to_string(senet::kConvTile));
-  senet::bindings::force_plan_conv({fused, threads, images, pixels, across, tiles_a_pass});
+  senet::bindings::force_plan_conv({fused, stream, threads, images, pixels, across, tiles_a_pass});
 }
 
 // Without a kernel's name the environment's, as the op.
@@ -192,11 +194,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("stream") = py::none(), py::arg("overlap") = py::none(),
         "Override the planner from now on; what is None it decides itself.");
   m.def("plan_conv", &plan_conv, py::arg("B"), py::arg("C_in"), py::arg("pixels"), py::arg("C_out"), py::arg("R"), py::kw_only(),
-        py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true,
+        py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true, py::arg("residual") = false,
         "How a two_fc squeeze_excite_conv of B maps is cut: fused or not, because of what; images squeezed together, pixels of a "
-        "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache.");
+        "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache; whether y goes past the caches (stream).");
   m.def("force_plan_conv", &force_plan_conv, py::kw_only(), py::arg("fused") = py::none(), py::arg("threads") = py::none(),
         py::arg("images") = py::none(), py::arg("pixels") = py::none(), py::arg("across") = py::none(),
-        py::arg("tiles_a_pass") = py::none(),
+        py::arg("tiles_a_pass") = py::none(), py::arg("stream") = py::none(),
         "Override the planner of squeeze_excite_conv from now on; what is None it decides itself.");
 }

@@ -32,6 +32,7 @@ class ConvPlan(TypedDict, total=False):
     tiles: int
     across: int
     tiles_a_pass: int
+    stream: bool
 
 @type_check_only
 class ClusterPlan(TypedDict):
@@ -94,6 +95,7 @@ def plan_conv(
     dtype: str = "float32",
     channels_last: bool = True,
     prepared: bool = True,
+    residual: bool = False,
 ) -> ConvPlan: ...
 def force_plan_conv(
     *,
@@ -103,4 +105,5 @@ def force_plan_conv(
     pixels: int | None = None,
     across: int | None = None,
     tiles_a_pass: int | None = None,
+    stream: bool | None = None,
 ) -> None: ...

@@ -1,5 +1,6 @@
 // The CPU kernels of every ISA supported here against the naive implementation. A plain program, so that it runs under any
 // sanitizer and emulator; exits 1 on a failure.
+#include "conv_test.h"
 #include "naive.h"
 
 namespace {
@@ -114,17 +115,6 @@ struct Cut {
             : y == kResidual ? ", y is the residual"
                              : "");
   }
-};
-
-const auto run_team = [](int64_t threads, const auto& body) {
-  if (threads == 1) return body(Member{});
-  std::barrier<> barrier(threads);
-  std::vector<std::thread> team;
-  for (int64_t rank = 0; rank < threads; ++rank) {
-    const auto wait = [](void* barrier) { static_cast<std::barrier<>*>(barrier)->arrive_and_wait(); };
-    team.emplace_back([&body, member = Member{rank, threads, wait, &barrier}] { body(member); });
-  }
-  for (std::thread& thread : team) thread.join();
 };
 
 // Forward and backward; with a prologue forward alone.
@@ -355,6 +345,7 @@ int main() {
   group("activations", test_activations);
   group("operation", test_operation);
   group("prologue", test_prologue);
+  group("convolution", test_conv);
   group("finite differences", test_finite_differences);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

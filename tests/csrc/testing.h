@@ -53,6 +53,19 @@ void for_isas(const Body& body) {
   }
 }
 
+// ---- threads ----
+
+const auto run_team = [](int64_t threads, const auto& body) {
+  if (threads == 1) return body(Member{});
+  std::barrier<> barrier(threads);
+  std::vector<std::thread> team;
+  for (int64_t rank = 0; rank < threads; ++rank) {
+    const auto wait = [](void* barrier) { static_cast<std::barrier<>*>(barrier)->arrive_and_wait(); };
+    team.emplace_back([&body, member = Member{rank, threads, wait, &barrier}] { body(member); });
+  }
+  for (std::thread& thread : team) thread.join();
+};
+
 // ---- number formats ----
 
 struct Format {

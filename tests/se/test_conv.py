@@ -64,7 +64,8 @@ def test_kinds(dtype: torch.dtype, isa: str, fused: None, kind: str, side: str, 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_sizes(dtype: torch.dtype, isa: str, shape: tuple, side: str, channels_last: bool, fused: None) -> None:
+def test_sizes(dtype: torch.dtype, fused: None, shape: tuple, side: str, channels_last: bool) -> None:
+    """tests/csrc/conv_test.h has them on every instruction set."""
     B, C_in, C_out, sizes = shape
     arguments = conv_arguments(
         dtype, B=B, C_in=C_in, C_out=C_out, sizes=sizes, side=side, channels_last=channels_last, **ALL
@@ -94,7 +95,7 @@ def test_composed(
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("side", SIDES)
-def test_float32_weights(dtype: torch.dtype, isa: str, fused: None, side: str, channels_last: bool) -> None:
+def test_float32_weights(dtype: torch.dtype, fused: None, side: str, channels_last: bool) -> None:
     """Beside any x, and as matrices without further axes; the squeeze's weights may have another type than the rest."""
     arguments = conv_arguments(
         dtype, side=side, channels_last=channels_last, weight_dtype=torch.float32, norm=True, excitation="two_fc"
@@ -113,9 +114,11 @@ def test_activations(dtype: torch.dtype, fused: None, side: str, activation: str
 
 
 PLANS = [
-    {"threads": threads, "images": images, "pixels": pixels, "across": across, "tiles_a_pass": tiles}
-    for threads, images, pixels, across, tiles in itertools.product((1, 2, 3), (1, 2, 5), (1, 16, 64), (1, 2), (1, 3, 40))
-    if across <= threads
+    {"threads": threads, "images": images, "pixels": pixels, "across": across, "tiles_a_pass": tiles, "stream": stream}
+    for threads, images, pixels, across, tiles, stream in [
+        *[(1, 1, 1, 1, 1, False), (1, 5, 16, 1, 40, True), (2, 2, 64, 1, 3, False), (2, 5, 16, 2, 1, True)],
+        *[(3, 1, 64, 3, 1, False), (3, 2, 16, 1, 3, True), (3, 5, 7, 2, 40, False), (3, 5, 48, 1, 1, True)],
+    ]
 ]
 
 
@@ -166,7 +169,7 @@ def test_same_bits_on_each_isa(fused: None) -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_finite(dtype: torch.dtype, isa: str, fused: None, side: str, channels_last: bool, bad: float) -> None:
+def test_not_finite(dtype: torch.dtype, fused: None, side: str, channels_last: bool, bad: float) -> None:
     """What is not finite goes where it goes in the reference, and images beside it see nothing of it. Behind the
     convolution an Inf of x is one of the gate's input here, and in the reference Infs of both signs, that is NaN.
     """

@@ -151,12 +151,12 @@ class ConvForward : Call<float> {
     if (p_.by_pixels) {
       product_.multiply(tile.count, (end - begin + 15) / 16, steps_, in, row, weight, sums, kConvTile);
       product_.finish(sums, kConvTile, tile.count, end - begin, scale + begin, shift + begin, false, added,
-                      p_.epilogue.activation, y, N);
+                      p_.epilogue.activation, y, N, plan_.stream);
     } else {
       const std::int64_t vectors = (tile.count + 15) / 16;
       product_.multiply(end - begin, vectors, steps_, weight, row, in, sums, vectors * 16);
       product_.finish(sums, vectors * 16, end - begin, tile.count, scale + begin, shift + begin, true, added,
-                      p_.epilogue.activation, y, P);
+                      p_.epilogue.activation, y, P, plan_.stream);
     }
   }
 };

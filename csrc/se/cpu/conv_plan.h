@@ -43,10 +43,13 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
   const std::int64_t near = machine.near_bytes / machine.threads, blocks = (N + kConvTile - 1) / kConvTile;
   ConvPlan plan{};
   static_cast<Plan&>(plan) = senet::plan(p.shape, {item_bytes(p.dtype), 0, 0}, machine);
-  plan.stream = plan.overlap = false;
+  const std::int64_t outputs = B * P * N * (p.epilogue.residual ? 2 : 1);
+  plan.stream = (B * P * K + outputs) * item_bytes(p.dtype) > machine.stream_forward_bytes;
+  plan.overlap = false;
   // A thread is worth starting for 2^20 multiplications: some 10 us.
   plan.threads = std::clamp<std::int64_t>(B * P * K * N >> 20, 1, machine.threads);
-  plan.images_per_tile = std::clamp<std::int64_t>(machine.near_bytes * 3 / 4 / x_bytes, 1, B);
+  const std::int64_t close = std::clamp<std::int64_t>(machine.near_bytes * 3 / 4 / x_bytes, 1, B), groups = (B + close - 1) / close;
+  plan.images_per_tile = (B + groups - 1) / groups;
   plan.images_because = plan.images_per_tile == B ? "x of all images fits the caches"
                                                   : "as many images as fit the caches between the squeeze and the product";
   const std::int64_t most = plan.images_per_tile * std::max<std::int64_t>(1, P / 16);  // tiles that are worth making

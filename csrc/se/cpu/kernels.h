@@ -80,8 +80,9 @@ struct ProductKernels {
   void (*rows)(const void* x, std::int64_t x_stride, std::int64_t M, std::int64_t K, const float* scale, void* left);
   void (*pack)(const void* x, std::int64_t x_stride, std::int64_t n, std::int64_t K, const float* scale, void* right);
   // y = activation(sums * scale + shift + residual), [M][N]; scale and shift are [M] (by rows) or [N]. `sums` is overwritten.
+  // stream: y goes past the caches where it consists of whole lines.
   void (*finish)(float* sums, std::int64_t sums_stride, std::int64_t M, std::int64_t N, const float* scale, const float* shift,
-                 bool by_rows, const void* residual, const Activation&, void* y, std::int64_t y_stride);
+                 bool by_rows, const void* residual, const Activation&, void* y, std::int64_t y_stride, bool stream);
 
   std::int64_t per_step() const { return multiplied == Dtype::bf16 ? 2 : 1; }
 };

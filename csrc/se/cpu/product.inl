@@ -161,17 +161,18 @@ struct Product {
 
   // y[m][n] = activation(sums[m][n] * scale + shift + residual[m][n]), with numbers for each row or for each column
   static void finish(float* sums, int64_t sums_stride, int64_t M, int64_t N, const float* scale, const float* shift,
-                     bool by_rows, const void* residual_, const Activation& activation, void* y_, int64_t y_stride) {
-    if (by_rows) {
-      finish_by<true>(sums, sums_stride, M, N, scale, shift, residual_, activation, y_, y_stride);
-    } else {
-      finish_by<false>(sums, sums_stride, M, N, scale, shift, residual_, activation, y_, y_stride);
-    }
+                     bool by_rows, const void* residual, const Activation& activation, void* y, int64_t y_stride,
+                     bool stream) {
+    const auto rows = by_rows ? finish_by<true> : finish_by<false>;
+    // lines that would be written in part go through the cache
+    constexpr int64_t kLineItems = 64 / int64_t(sizeof(T));
+    stream = stream && reinterpret_cast<std::uintptr_t>(y) % 64 == 0 && y_stride % kLineItems == 0 && N % kLineItems == 0;
+    rows(sums, sums_stride, M, N, scale, shift, residual, activation, y, y_stride, stream);
+    if (stream) fence();
   }
   template <bool kRows>
-  static SENET_INLINE void finish_by(float* sums_, int64_t sums_stride, int64_t M, int64_t N, const float* scale,
-                                     const float* shift, const void* residual_, const Activation& activation, void* y_,
-                                     int64_t y_stride) {
+  static void finish_by(float* sums_, int64_t sums_stride, int64_t M, int64_t N, const float* scale, const float* shift,
+                        const void* residual_, const Activation& activation, void* y_, int64_t y_stride, bool streamed) {
     const bool relu = activation.kind == ActivationKind::relu, arrays = !relu && !activation.is_identity();
     for (int64_t m = 0; m < M; ++m) {
       float* sums = sums_ + m * sums_stride;
@@ -183,7 +184,9 @@ struct Product {
         Vec<float> v = fma(load(sums + n), a, b);
         if (residual) v = v + load(residual + n);
         if (arrays) return store(v, sums + n);
-        store(relu ? positive(v) : v, y + n);
+        if (relu) v = positive(v);
+        if (streamed) return stream(v, y + n);
+        store(v, y + n);
       });
       if (!arrays) continue;
       activation_value(activation, sums, sums, N);
