@@ -62,17 +62,23 @@ def assert_same_at_inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> N
             assert torch.equal(fused(given), actual)
 
 
-def counts_calls(run: Callable[[], object]) -> int:
-    """How often ``run`` calls one of the package's ops."""
+def ops(run: Callable[[], object]) -> list[str]:
+    """Names of the package's ops that ``run`` calls, but for those that look at weights and prepare them."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Count(TorchDispatchMode):
-        calls = 0
+    names = []
 
+    class Record(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            self.calls += function.namespace == "senet_fast" and "backward" not in function.name()
+            if function.namespace == "senet_fast":
+                names.append(function.name().removeprefix("senet_fast::"))
             return function(*args, **(kwargs or {}))
 
-    with Count() as count:
+    with Record():
         run()
-    return count.calls
+    return [name for name in names if name not in ("fingerprint", "squeeze_excite_conv_prepare")]
+
+
+def counts_calls(run: Callable[[], object]) -> int:
+    """How often ``run`` calls one of the package's ops forward."""
+    return sum("backward" not in name for name in ops(run))

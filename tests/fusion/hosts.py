@@ -53,7 +53,7 @@ class MBConv(nn.Module):
         return x + inputs
 
 
-HOSTS["mbconv"] = HOSTS["mbconv"]._replace(epilogue="in place")
+HOSTS["mbconv"] = HOSTS["mbconv"]._replace(epilogue="conv, residual")
 
 
 @host("attributes_of_a_residual_block", prologue="batch_norm", epilogue="residual, relu, in place")
@@ -72,7 +72,7 @@ class Attributes(nn.Module):
         return F.relu(y + x)
 
 
-@host("gate_of_a_child", gate="identity", epilogue="in place")
+@host("gate_of_a_child", gate="identity", epilogue="conv, residual")
 class Child(nn.Module):
     """NAFNet's: the pooling and the layer are a child, the product is written out, nothing bounds the gate."""
 
@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
     def __init__(self, after: nn.Module | None = None) -> None:
         super().__init__()
         self.conv1, self.bn1, self.act1 = conv(C, C, 3), nn.BatchNorm2d(C), nn.ReLU(inplace=True)
-        self.conv2, self.bn2, self.se = nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C), LinearExpand()
+        self.conv2, self.bn2, self.se = conv(C, C, 3), nn.BatchNorm2d(C), LinearExpand()
         self.drop_path = nn.Identity()
         self.downsample = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
         self.act2 = nn.ReLU(inplace=True) if after is None else after
@@ -117,7 +117,7 @@ class ConvNormAct(nn.Sequential):
         super().__init__(conv(C, C, 3), nn.BatchNorm2d(C), act)
 
 
-@host("inverted_residual", path="block.1", prologue="batch_norm, hardswish", epilogue="in place")
+@host("inverted_residual", path="block.1", prologue="batch_norm, hardswish", epilogue="conv")
 class Inverted(nn.Module):
     """torchvision's: all in one Sequential."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_testing import assert_same, assert_same_at_inference, randomize, relative
+from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.nn import functional as F
@@ -81,36 +81,19 @@ class Bottleneck(nn.Module):
 
 NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "conv, batch_norm"
 CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "projected": (Projected, NORM_FRONT, "conv, batch_norm, in place"),
-    "projected_bias": (lambda: Projected(bias=True), NORM_FRONT, "conv, batch_norm, in place"),
-    "projected_gelu": (lambda: Projected(act=nn.GELU()), NORM_FRONT, "conv, batch_norm, gelu, in place"),
-    "projected_eca": (lambda: Projected(ECA), NORM_FRONT, "conv, batch_norm, in place"),
-    "projected_effective": (lambda: Projected(Effective), NORM_FRONT, "conv, batch_norm, in place"),
-    "added": (Added, "", "conv, batch_norm, residual, relu, in place"),
+    "projected": (Projected, NORM_FRONT, "conv, batch_norm"),
+    "projected_bias": (lambda: Projected(bias=True), NORM_FRONT, "conv, batch_norm"),
+    "projected_gelu": (lambda: Projected(act=nn.GELU()), NORM_FRONT, "conv, batch_norm, gelu"),
+    "projected_eca": (lambda: Projected(ECA), NORM_FRONT, "conv, batch_norm"),
+    "projected_effective": (lambda: Projected(Effective), NORM_FRONT, "conv, batch_norm"),
+    "added": (Added, "", "conv, batch_norm, residual, relu"),
     "functional": (Functional, "relu", "conv, relu"),
-    "bottleneck": (Bottleneck, NORM_BEHIND, "residual, relu, in place"),
-    "bottleneck_bias": (lambda: Bottleneck(bias=True), NORM_BEHIND, "residual, relu, in place"),
-    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "conv", "residual, relu, in place"),
-    "bottleneck_eca": (lambda: Bottleneck(ECA), NORM_BEHIND, "residual, relu, in place"),
-    "bottleneck_effective": (lambda: Bottleneck(Effective), NORM_BEHIND, "residual, relu, in place"),
+    "bottleneck": (Bottleneck, NORM_BEHIND, "residual, relu"),
+    "bottleneck_bias": (lambda: Bottleneck(bias=True), NORM_BEHIND, "residual, relu"),
+    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "conv", "residual, relu"),
+    "bottleneck_eca": (lambda: Bottleneck(ECA), NORM_BEHIND, "residual, relu"),
+    "bottleneck_effective": (lambda: Bottleneck(Effective), NORM_BEHIND, "residual, relu"),
 }
-
-
-def ops(run: Callable[[], object]) -> list[str]:
-    """Names of the package's ops that ``run`` calls."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    names = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if function.namespace == "senet_fast":
-                names.append(function.name().removeprefix("senet_fast::"))
-            return function(*args, **(kwargs or {}))
-
-    with Record():
-        run()
-    return [name for name in names if name not in ("fingerprint", "squeeze_excite_conv_prepare")]
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:

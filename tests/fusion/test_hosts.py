@@ -160,7 +160,7 @@ class NormGelu(nn.Module):
 class BehindNormGelu(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.front, self.se, self.conv = NormGelu(), LinearExpand(), nn.Conv2d(C, C, 1)
+        self.front, self.se, self.conv = NormGelu(), LinearExpand(), nn.Conv2d(C, C, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.se(self.front(x)))

@@ -67,7 +67,7 @@ class Site:
 
     @property
     def place(self) -> str:
-        return "in place" if self.maker is not None else ""
+        return "in place" if self.maker is not None and self.conv is None else ""
 
     @property
     def children(self) -> list[str]:
