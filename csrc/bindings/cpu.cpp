@@ -1,11 +1,7 @@
 // The ops on the CPU: outputs from torch's allocator, one team of threads, one call into drive.h.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <sys/mman.h>
 #include <torch/library.h>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,28 +13,11 @@
 #include "bindings/cpu.h"
 #include "bindings/ops.h"
 #include "bindings/run.h"
+#include "bindings/team.h"
 #include "se/cpu/drive.h"
 
 namespace senet::bindings {
 namespace {
-
-// One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
-// the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
-const auto run_team = [](std::int64_t threads, const auto& body) {
-#if defined(_OPENMP)
-  if (threads > 1 && !at::in_parallel_region()) {
-#pragma omp parallel
-    {
-      const auto barrier = [](void*) {
-#pragma omp barrier
-      };
-      body(Member{omp_get_thread_num(), std::min<std::int64_t>(threads, omp_get_num_threads()), barrier, nullptr});
-    }
-    return;
-  }
-#endif
-  body(Member{});
-};
 
 // "images_per_tile=8,stream=0": what force_plan does, from the start.
 ForcedPlan plan_in_environment() {
