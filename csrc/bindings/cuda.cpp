@@ -45,9 +45,9 @@ cuda::Kernel wanted_kernel() {
 }
 
 // Enqueues forward or backward on the current stream of the device of x.
-class Run {
+class RunOnGpu {
  public:
-  explicit Run(const Tensor& x) : x_(x), guard_(x.device()) {}
+  explicit RunOnGpu(const Tensor& x) : x_(x), guard_(x.device()) {}
 
   template <class P>
   void operator()(const P& p) const {
@@ -82,14 +82,14 @@ class Run {
 Tensor op_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, {}, nullptr, Run(x));
+  return forward_new(a, {}, nullptr, RunOnGpu(x));
 }
 
 Tensor prologue_cuda(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  return forward_new(a, pre.prologue, nullptr, Run(x));
+  return forward_new(a, pre.prologue, nullptr, RunOnGpu(x));
 }
 
 void into_cuda(SENET_INTO_ARGUMENTS) {
@@ -97,18 +97,18 @@ void into_cuda(SENET_INTO_ARGUMENTS) {
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  forward_given(a, pre.prologue, out, Run(x));
+  forward_given(a, pre.prologue, out, RunOnGpu(x));
 }
 
 std::tuple<Tensor, Tensor> forward_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, {}, saved.mutable_data_ptr(), Run(x)), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), RunOnGpu(x)), saved};
 }
 
 Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
-  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run(x));
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, RunOnGpu(x));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@
 #include "bindings/team.h"
 #include "se/cpu/norm.h"
 
-namespace senet::bindings {
+namespace senet::bindings::norm {
 namespace {
 
 // x [B, C, H, W], contiguous or channels_last, as [B, O, K, I].
@@ -54,10 +54,10 @@ A* out(const Tensor& t) {
 // A pass over x by a team, which reads or writes so many maps.
 template <class A, class Pass, class... Pointers>
 void run(const Tensor& x, std::int64_t maps, Pass pass, Pointers... pointers) {
-  const NormPasses<A> norm{kernels().norm(A()), image_of(x), x.size(0)};
+  const NormPasses<A> passes{kernels().norm(A()), image_of(x), x.size(0)};
   const std::int64_t bytes = maps * static_cast<std::int64_t>(x.nbytes());
   const std::int64_t threads = with_forced({.threads = threads_for(bytes, machine())}).threads;
-  run_team(threads, [&](const Member& member) { (norm.*pass)(member, pointers...); });
+  run_team(threads, [&](const Member& member) { (passes.*pass)(member, pointers...); });
 }
 
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor> sums(const Tensor& grad_y, const Tensor& y, const Ten
   return {grads, products};
 }
 
-std::tuple<Tensor, Tensor> norm_gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                          const Tensor& scale, const Tensor& slope, const Tensor& offset) {
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                     const Tensor& scale, const Tensor& slope, const Tensor& offset) {
   image_of(x);
   check_map(grad_y, "grad_y", x);
   check_map(y, "y", x);
@@ -143,10 +143,10 @@ std::tuple<Tensor, Tensor> fold_norm(const Tensor& mean, const Tensor& var, cons
 }
 
 }  // namespace
-}  // namespace senet::bindings
+}  // namespace senet::bindings::norm
 
-TORCH_LIBRARY_IMPL(senet_fast, CompositeImplicitAutograd, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
-TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatchedDecomposition, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
+TORCH_LIBRARY_IMPL(senet_fast, CompositeImplicitAutograd, m) { m.impl("fold_norm", &senet::bindings::norm::fold_norm); }
+TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatchedDecomposition, m) { m.impl("fold_norm", &senet::bindings::norm::fold_norm); }
 
 TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
   m.def("fold_norm(Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> (Tensor scale, Tensor shift)");
@@ -159,8 +159,8 @@ TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
 }
 
 TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
-  m.impl("norm_moments", &senet::bindings::moments);
-  m.impl("norm_apply", &senet::bindings::apply);
-  m.impl("norm_sums", &senet::bindings::sums);
-  m.impl("norm_gradients", &senet::bindings::norm_gradients);
+  m.impl("norm_moments", &senet::bindings::norm::moments);
+  m.impl("norm_apply", &senet::bindings::norm::apply);
+  m.impl("norm_sums", &senet::bindings::norm::sums);
+  m.impl("norm_gradients", &senet::bindings::norm::gradients);
 }

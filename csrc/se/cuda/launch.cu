@@ -131,7 +131,8 @@ const char* for_launches(const P& p, const Plans& plans, Scratch& scratch, unsig
   const auto launch = launch_of(p, plans.cluster, scratch);
   const char* error = enqueue(cluster_kernel(p, plans.cluster.images), launch, Grid(plans.cluster, plans.cluster.clusters));
   if constexpr (kBackward<P>) {
-    if (const int jobs = weight_jobs(p, kThreads); jobs > 0 && !error) error = enqueue(weight_gradients_kernel(p), launch, Grid(jobs));
+    if (const int jobs = weight_jobs(p, kThreads); jobs > 0 && !error)
+      error = enqueue(weight_gradients_kernel(p), launch, Grid(jobs));
   }
   return error;
 }
