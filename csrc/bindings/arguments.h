@@ -39,7 +39,9 @@ Activation parse_activation(std::string_view spec, const char* argument);
 // Shapes, types and devices fit together; ValueError or TypeError names the argument, its value and what was expected.
 // Safe for fake tensors with symbolic sizes.
 void check(const Arguments& arguments);
-// The same, and for what stands in front.
+// The same for what stands in front of x, alone and beside the rest.
+void check_pre(const Tensor& x, OptionalDim dim, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+               std::string_view pre_activation);
 void check_prologue(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
                     std::string_view pre_activation);
 // The same for backward, with y in the place of the residual or None.

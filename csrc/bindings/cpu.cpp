@@ -1,11 +1,7 @@
 // The ops on the CPU: outputs from torch's allocator, one team of threads, one call into drive.h.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <sys/mman.h>
 #include <torch/library.h>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,28 +13,11 @@
 #include "bindings/cpu.h"
 #include "bindings/ops.h"
 #include "bindings/run.h"
+#include "bindings/team.h"
 #include "se/cpu/drive.h"
 
 namespace senet::bindings {
 namespace {
-
-// One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
-// the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
-const auto run_team = [](std::int64_t threads, const auto& body) {
-#if defined(_OPENMP)
-  if (threads > 1 && !at::in_parallel_region()) {
-#pragma omp parallel
-    {
-      const auto barrier = [](void*) {
-#pragma omp barrier
-      };
-      body(Member{omp_get_thread_num(), std::min<std::int64_t>(threads, omp_get_num_threads()), barrier, nullptr});
-    }
-    return;
-  }
-#endif
-  body(Member{});
-};
 
 // "images_per_tile=8,stream=0": what force_plan does, from the start.
 ForcedPlan plan_in_environment() {
@@ -88,7 +67,7 @@ void advise_huge_pages([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
-struct Run {
+struct RunOnCpu {
   void operator()(const ForwardParams& given) const {
     ForwardParams p = given;
     std::unique_ptr<char[]> scratch;
@@ -106,14 +85,14 @@ struct Run {
 Tensor op_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, {}, nullptr, Run());
+  return forward_new(a, {}, nullptr, RunOnCpu());
 }
 
 Tensor prologue_cpu(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  return forward_new(a, pre.prologue, nullptr, Run());
+  return forward_new(a, pre.prologue, nullptr, RunOnCpu());
 }
 
 void into_cpu(SENET_INTO_ARGUMENTS) {
@@ -121,18 +100,18 @@ void into_cpu(SENET_INTO_ARGUMENTS) {
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  forward_given(a, pre.prologue, out, Run());
+  forward_given(a, pre.prologue, out, RunOnCpu());
 }
 
 std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, {}, saved.mutable_data_ptr(), Run()), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), RunOnCpu()), saved};
 }
 
 Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
-  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run());
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, RunOnCpu());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The CPU kernels of every ISA supported here against the naive implementation. A plain program, so that it runs under any
 // sanitizer and emulator; exits 1 on a failure.
 #include "naive.h"
+#include "norm.h"
 
 namespace {
 
@@ -330,10 +331,22 @@ void test_plan() {
         "plan: tiles not by the weight of weights");
 }
 
+void test_norm() { test_norm_passes(run_team); }
+
 void test_contract() {
+  std::vector<const Kernels*> tables;
   for (const std::string& name : isas()) {
     select_isa(name);
     check(kernels().name == name, "select_isa(%s) chose %s", name.c_str(), kernels().name);
+    tables.push_back(&kernels());
+  }
+  for (const Kernels* a : tables) {  // each has code of its own, but for the one that changes bfloat16 alone
+    for (const Kernels* b : tables) {
+      const bool same = a == b || (std::strncmp(a->name, "avx512", 6) == 0 && std::strncmp(b->name, "avx512", 6) == 0);
+      check(same == (a->norm_f32.moments == b->norm_f32.moments) && same == (a->norm_f64.apply == b->norm_f64.apply) &&
+                same == (a->data_f32.squeeze == b->data_f32.squeeze),
+            "%s and %s share kernels, or do not where they should", a->name, b->name);
+    }
   }
   try {
     select_isa("abacus");
@@ -356,6 +369,7 @@ int main() {
   group("operation", test_operation);
   group("prologue", test_prologue);
   group("finite differences", test_finite_differences);
+  group("norm", test_norm);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;
 }

@@ -51,6 +51,7 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 #include "se/cpu/sums.inl"
 
 #include "se/cpu/data.inl"
+#include "se/cpu/norm.inl"
 #include "se/cpu/weights.inl"
 
 }  // namespace
@@ -73,6 +74,8 @@ constinit const Kernels kernels = {
     Weights<double, float>::table(),
     {activation_value<float>, activation_grad<float>},
     {activation_value<double>, activation_grad<double>},
+    Norm<float>::table(),
+    Norm<double>::table(),
 };
 #endif
 
