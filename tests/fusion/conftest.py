@@ -1,5 +1,22 @@
-"""torchvision's wheel may not fit the installed torch."""
+"""Random examples of hypothesis are whole: what torch draws in one is the same when it is repeated."""
 
-from benchmarks.libraries import define_torchvision_operators
+import torch
+from hypothesis import register_random
+from torch import Tensor
 
-define_torchvision_operators()
+
+class TorchRandom:
+    """torch's generator as hypothesis sets, reads and restores those that it knows."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH = TorchRandom()  # hypothesis keeps no reference
+register_random(TORCH)

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import needs
 import pytest
 import torch
 from arithmetic import (
@@ -216,7 +217,7 @@ def test_a_bias_apart_that_changes_is_seen(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantizable_networks_in_float() -> None:
     """torchvision's, found block by block; once they are prepared for quantization they run their own code."""
-    pytest.importorskip("torchvision")
+    needs.library("torchvision")
     import importlib
 
     from torchvision.models.quantization import mobilenetv3
@@ -239,7 +240,7 @@ def test_quantizable_networks_in_float() -> None:
 
 def onnx_block() -> object:
     """y = relu(x + x * gate), the bias of the second convolution added behind it."""
-    onnx = pytest.importorskip("onnx")
+    onnx = needs.library("onnx")
     helper, numpy_of = onnx.helper, onnx.numpy_helper.from_array
     generator = torch.Generator().manual_seed(0)
 
@@ -264,7 +265,7 @@ def onnx_block() -> object:
 
 
 def test_a_network_from_onnx() -> None:
-    converter = pytest.importorskip("onnx2torch")
+    converter = needs.library("onnx2torch")
     plain = converter.convert(onnx_block())
     assert isinstance(plain, fx.GraphModule)
     fused = copy.deepcopy(plain)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import needs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,7 +160,7 @@ def test_identity_for_caches() -> None:
 @pytest.mark.parametrize(("name", "blocks"), [("mobilenetv3_small_050", 9), ("ecaresnet26t", 8)])
 def test_networks(name: str, blocks: int) -> None:
     """Of timm, where it is installed: every block of the network, in training and inference."""
-    timm = pytest.importorskip("timm")
+    timm = needs.library("timm")
     for training in (True, False):
         torch._dynamo.reset()
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 
+import needs
 import pytest
 import torch
 from fusion_testing import randomize, relative
@@ -15,9 +16,9 @@ from senet_fast import fuse
 from senet_fast.models import create
 from senet_fast.se import FusedSE, SEBlock
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnx = needs.library("onnx")
+onnxruntime = needs.library("onnxruntime")
+needs.library("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 Export = Callable[..., bytes]
@@ -86,7 +87,7 @@ def test_networks_of_the_paper(export: Export, grad: bool) -> None:
 
 
 def test_timm() -> None:
-    timm = pytest.importorskip("timm")
+    timm = needs.library("timm")
     plain = randomize(timm.create_model("mobilenetv3_small_050")).eval()
     fused = copy.deepcopy(plain)
     blocks = len(fuse(fused).fused)

@@ -3,6 +3,7 @@
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 
+import needs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,7 +118,7 @@ def test_a_day_that_ends_at_its_last_microsecond() -> None:
     assert TWITTER.min_id(day) <= of_its_last_millisecond < TWITTER.min_id(last)
     assert of_its_last_millisecond == TWITTER.max_id(last)
     assert TWITTER.min_id(day + timedelta(microseconds=500)) == TWITTER.min_id(day + timedelta(milliseconds=1))
-    sqlalchemy = pytest.importorskip("sqlalchemy")
+    sqlalchemy = needs.library("sqlalchemy")
     from senet_fast.ids.sqlalchemy import in_time_range
 
     condition = in_time_range(sqlalchemy.column("id"), day + timedelta(microseconds=1), last, TWITTER)

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import needs
 import pytest
 from ids_testing import ROOT, run_program
-from servers import MariaDBServer, PostgreSQLServer, Server
+from servers import MariaDBServer, PostgreSQLServer, Server, running
 
 from senet_fast import ids
 from senet_fast.ids import TWITTER, Layout
@@ -64,26 +65,16 @@ def milliseconds(time: datetime) -> int:
     return (time - UNIX_EPOCH) // timedelta(milliseconds=1)
 
 
-def started(server: Server) -> Iterator[Server]:
-    if server.command() is None:
-        pytest.skip(f"needs {type(server).__name__.removesuffix('Server')}")
-    if importlib.util.find_spec(server.package) is None:
-        pytest.skip(f"needs the Python package {server.package}")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
 @pytest.fixture(scope="module")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(PostgreSQLServer(tmp_path_factory.mktemp("postgresql")))
+    with running(PostgreSQLServer(tmp_path_factory.mktemp("postgresql"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(MariaDBServer(tmp_path_factory.mktemp("mariadb")))
+    with running(MariaDBServer(tmp_path_factory.mktemp("mariadb"))) as server:
+        yield server
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -197,8 +188,8 @@ for statement in json.loads(sys.argv[1]):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_clickhouse(name: str) -> None:
     """By the ClickHouse of the package chdb, in a process of its own, since its threads outlive the session."""
-    if importlib.util.find_spec("chdb") is None:
-        pytest.skip("needs the Python package chdb")
+    if importlib.util.find_spec("chdb") is None:  # which crashes beside torch, so it is not imported here
+        needs.lacking("the Python package chdb", None)
     layout = LAYOUTS[name]
     rows, pairs = fields(layout, 7), bounds(layout, 8)
     numbers = ", ".join(f"toInt64({row[0]})" for row in rows)
@@ -219,7 +210,7 @@ def test_clickhouse(name: str) -> None:
 @pytest.mark.parametrize("dialect", ["mysql", "clickhouse"])
 def test_sql_is_parsed(dialect: str, name: str) -> None:
     """By somebody else's parser, where these databases are not installed."""
-    sqlglot: Any = pytest.importorskip("sqlglot")
+    sqlglot: Any = needs.library("sqlglot")
     parsed = sqlglot.parse(functions(dialect, LAYOUTS[name]), read=dialect)
     assert sum(isinstance(statement, sqlglot.exp.Create) for statement in parsed) == 4
     assert not any(isinstance(statement, sqlglot.exp.Command) for statement in parsed)
