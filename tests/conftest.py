@@ -35,9 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, which need not be installed")
     needs.installed = needs.parse(config.option.installed)
     if config.option.hypothesis_seed is None:  # in the first process alone: pytest-xdist hands its options on
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a server, something built or a GPU runs in one process, if there are several (--dist loadgroup)."""
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo", None)
+        shared = fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values() if made)
+        if shared or item.path.name == "test_cuda.py":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

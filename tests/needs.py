@@ -46,7 +46,8 @@ def libraries() -> dict[str, str]:
     for verb, names in EXTRAS.items():
         for line in (line for name in names for line in extras[name]):
             distribution = re.split("[<>=]", line)[0]
-            brought.setdefault(IMPORTED_AS.get(distribution, distribution.replace("-", "_")), verb)
+            if name := IMPORTED_AS.get(distribution, distribution.replace("-", "_")):
+                brought.setdefault(name, verb)
     return brought
 
 
