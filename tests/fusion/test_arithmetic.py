@@ -114,7 +114,7 @@ class Drawn(nn.Module):
         return self.mul(z, x) if self.gate_first else self.mul(x, z)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.data(), st.booleans())
 def test_random_styles(data: st.DataObject, graph: bool) -> None:
     plain: nn.Module = randomize(Drawn(data.draw))

@@ -174,8 +174,8 @@ def test_shards_are_chosen_by_the_highest_bits_of_a_product(layout: Layout, ever
 
 
 @pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE], ids=repr)
-def test_arrays_are_encoded(layout: Layout) -> None:
-    random = np.random.default_rng(0)
+def test_arrays_are_encoded(layout: Layout, run_seed: int) -> None:
+    random = np.random.default_rng(run_seed)
     times = 1_700_000_000_000 + random.integers(0, 10**9, (3, 4))
     workers, sequences = random.integers(0, layout.worker.max, (3, 4)), random.integers(0, layout.sequence.max, (3, 4))
     made = layout.encode(times, workers, sequences)

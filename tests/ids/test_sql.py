@@ -78,7 +78,7 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_postgresql(postgresql: PostgreSQLServer, name: str) -> None:
+def test_postgresql(postgresql: PostgreSQLServer, name: str, run_seed: int) -> None:
     import psycopg
 
     layout = LAYOUTS[name]
@@ -89,10 +89,10 @@ def test_postgresql(postgresql: PostgreSQLServer, name: str) -> None:
             "SELECT id, snowflake_timestamp(id), snowflake_worker(id), snowflake_sequence(id)"
             " FROM unnest(%s::bigint[]) AS id"
         )
-        rows = fields(layout, 1)
+        rows = fields(layout, run_seed)
         found = connection.execute(query, ([row[0] for row in rows],)).fetchall()
         assert [(row[0], milliseconds(row[1]), *row[2:]) for row in found] == rows
-        for time, first in bounds(layout, 2):
+        for time, first in bounds(layout, run_seed):
             if first < 1 << 63:
                 assert connection.execute("SELECT snowflake_min_id(%s)", (time,)).fetchone() == (first,)
             else:
@@ -126,7 +126,7 @@ def test_postgresql_partitions(postgresql: PostgreSQLServer) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
+def test_mariadb(mariadb: MariaDBServer, name: str, run_seed: int) -> None:
     """The dialect "mysql": MySQL itself is in no package list of Debian or PyPI."""
     import pymysql
     from pymysql.constants import CLIENT
@@ -141,11 +141,11 @@ def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
         while cursor.nextset():
             pass
         query = "SELECT %s, snowflake_timestamp(%s), snowflake_worker(%s), snowflake_sequence(%s)"
-        for row in fields(layout, 3):
+        for row in fields(layout, run_seed):
             cursor.execute(query, [row[0]] * 4)
             (found,) = cursor.fetchall()
             assert (found[0], milliseconds(found[1]), *found[2:]) == row
-        for time, first in bounds(layout, 4):
+        for time, first in bounds(layout, run_seed):
             ask = "SELECT snowflake_min_id(%s)", (time.replace(tzinfo=None).isoformat(" ", "microseconds"),)
             if first < 1 << 63:
                 cursor.execute(*ask)
@@ -156,9 +156,9 @@ def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_sqlite(name: str) -> None:
+def test_sqlite(name: str, run_seed: int) -> None:
     layout = LAYOUTS[name]
-    rows = fields(layout, 5)
+    rows = fields(layout, run_seed)
     alter, query = re.split(r"(?=^-- The IDs)", functions("sqlite", layout), flags=re.M)
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
@@ -166,7 +166,7 @@ def test_sqlite(name: str) -> None:
         connection.executescript(alter)
         found = connection.execute("SELECT * FROM orders ORDER BY id").fetchall()
         assert [(row[0], milliseconds(datetime.fromisoformat(row[1])), *row[2:]) for row in found] == rows
-        pairs = bounds(layout, 6)
+        pairs = bounds(layout, run_seed)
         for (begin, first), (end, past) in pairwise(pairs):
             times = {"begin": microseconds(begin), "end": microseconds(end)}
             listed = [row[0] for row in connection.execute(query, times)]
@@ -186,12 +186,12 @@ for statement in json.loads(sys.argv[1]):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_clickhouse(name: str) -> None:
+def test_clickhouse(name: str, run_seed: int) -> None:
     """By the ClickHouse of the package chdb, in a process of its own, since its threads outlive the session."""
     if importlib.util.find_spec("chdb") is None:  # which crashes beside torch, so it is not imported here
         needs.lacking("the Python package chdb", None)
     layout = LAYOUTS[name]
-    rows, pairs = fields(layout, 7), bounds(layout, 8)
+    rows, pairs = fields(layout, run_seed), bounds(layout, run_seed)
     numbers = ", ".join(f"toInt64({row[0]})" for row in rows)
     queries = [
         "SELECT id, snowflake_timestamp(id), snowflake_worker(id), snowflake_sequence(id)"
