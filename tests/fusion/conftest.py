@@ -1,5 +1,8 @@
-"""Random examples of hypothesis are whole: what torch draws in one is the same when it is repeated."""
+"""One thread, and random examples of hypothesis that are whole: what torch draws in one is drawn again with it."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from hypothesis import register_random
 from torch import Tensor
@@ -20,3 +23,12 @@ class TorchRandom:
 
 TORCH = TorchRandom()  # hypothesis keeps no reference
 register_random(TORCH)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Work this small is not worth two, and suffers most where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

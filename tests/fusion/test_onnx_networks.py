@@ -10,6 +10,7 @@ import pytest
 import torch
 from fusion_testing import randomize, relative
 from hosts import HOSTS
+from networks import TIMM, timm_network
 from torch import Tensor, fx, nn
 
 from senet_fast import fuse
@@ -87,10 +88,9 @@ def test_networks_of_the_paper(export: Export, grad: bool) -> None:
 
 
 def test_timm() -> None:
-    timm = needs.library("timm")
-    plain = randomize(timm.create_model("mobilenetv3_small_050")).eval()
+    plain = randomize(timm_network("mobilenetv3_small_050")).eval()
     fused = copy.deepcopy(plain)
     blocks = len(fuse(fused).fused)
-    assert blocks == 9
+    assert blocks == TIMM["mobilenetv3_small_050"][0]
     found = same(plain, fused, torch.randn(2, 3, 64, 64), by_dynamo, free=True)
     assert found["ReduceMean"] + found["GlobalAveragePool"] == blocks + 1
