@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from senet_fast import FusionReport, fuse
 from senet_fast.cli import main
 
-TORCHVISION = {"mobilenet_v3_small": 9, "efficientnet": 4, "regnet": 5}
+TORCHVISION = {"mobilenet_v3_small": 3, "efficientnet": 4, "regnet": 5}
 
 
 class First(nn.Module):
@@ -134,7 +134,9 @@ def test_torchvision(name: str) -> None:
         rest = {"group_widths": [8] * 4, "bottleneck_multipliers": [1.0] * 4, "se_ratio": 0.25}
         model = package.RegNet(package.BlockParams(**sizes, **rest))
     else:
-        model = models.get_model(name)
+        package = models.mobilenetv3
+        blocks, last = package._mobilenet_v3_conf(name)
+        model = package.MobileNetV3(blocks[:5], last)
     check(model, images(), TORCHVISION[name])
 
 
@@ -158,7 +160,9 @@ def test_transformers_regnet() -> None:
 def test_transformers_efficientnet() -> None:
     efficientnet = needs.library("transformers.models.efficientnet.modeling_efficientnet")
     config = efficientnet.EfficientNetConfig(
-        width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64
+        **{"width_coefficient": 0.5, "depth_coefficient": 0.4, "hidden_dim": 640, "image_size": 64},
+        **{"kernel_sizes": [3, 3, 5, 3], "in_channels": [32, 16, 24, 40], "out_channels": [16, 24, 40, 48]},
+        **{"strides": [1, 2, 2, 1], "num_block_repeats": [1, 2, 3, 2], "expand_ratios": [1, 6, 6, 6]},
     )
     report = check(efficientnet.EfficientNetModel(config), images(), 10)
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
@@ -166,7 +170,8 @@ def test_transformers_efficientnet() -> None:
 
 def test_efficientnet_pytorch() -> None:
     package = needs.library("efficientnet_pytorch")
-    check(package.EfficientNet.from_name("efficientnet-b0", depth_coefficient=0.3), images(), 8)
+    blocks, options = package.utils.get_model_params("efficientnet-b0", {})
+    check(package.EfficientNet(blocks[:3], options), images(), 5)
 
 
 @pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 9), ("se_resnet50", 5)])

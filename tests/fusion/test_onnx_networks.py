@@ -88,9 +88,9 @@ def test_networks_of_the_paper(export: Export, grad: bool) -> None:
 
 
 def test_timm() -> None:
-    plain = randomize(timm_network("mobilenetv3_small_050")).eval()
+    plain = randomize(timm_network("lcnet_035")).eval()
     fused = copy.deepcopy(plain)
     blocks = len(fuse(fused).fused)
-    assert blocks == TIMM["mobilenetv3_small_050"][0]
+    assert blocks == TIMM["lcnet_035"][0]
     found = same(plain, fused, torch.randn(2, 3, 64, 64), by_dynamo, free=True)
     assert found["ReduceMean"] + found["GlobalAveragePool"] == blocks + 1
