@@ -164,7 +164,7 @@ def test_transformers_efficientnet() -> None:
         **{"kernel_sizes": [3, 3, 5, 3], "in_channels": [32, 16, 24, 40], "out_channels": [16, 24, 40, 48]},
         **{"strides": [1, 2, 2, 1], "num_block_repeats": [1, 2, 3, 2], "expand_ratios": [1, 6, 6, 6]},
     )
-    report = check(efficientnet.EfficientNetModel(config), images(), 10)
+    report = check(efficientnet.EfficientNetModel(config), images(), 5)
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
 
 
