@@ -1,11 +1,11 @@
 """The rules that keep the parts apart: who may import or include whom, and tables that must agree."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 
 FORBIDDEN_IN_KERNELS = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|aten|pybind11|Python\.h|bindings)')
@@ -114,7 +114,7 @@ def _rows(header: str) -> list[tuple[str, int, str]]:
 
 def test_activation_tables_agree(root: Path) -> None:
     """C++ and Python have the same rows in the same order, with the same numbers of arguments and defaults."""
-    pytest.importorskip("torch")
+    needs.library("torch")
     from senet_fast.se.activations import ACTIVATIONS
 
     rows = _rows((root / "csrc/se/activations.h").read_text())
@@ -136,9 +136,7 @@ def test_wide_objects_share_no_functions(root: Path, tmp_path: Path, isa: str) -
     """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O1
     more of them are left uninlined, and seen, than in the build.
     """
-    compiler, nm = shutil.which("g++"), shutil.which("nm")
-    if compiler is None or nm is None:
-        pytest.skip("needs g++ and nm")
+    compiler, nm = needs.program("g++"), needs.program("nm")
     built = tmp_path / f"{isa}.o"
     source = root / f"csrc/se/cpu/{isa}.cpp"
     flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", f"-I{root / 'csrc'}"]
