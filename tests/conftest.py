@@ -2,16 +2,73 @@
 
 import atexit
 import os
+import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
+from hypothesis import settings
 
-# The lock files of this run: the default folder is this user's, and is refused in containers.
+# The lock files of this process: the default folder is this user's, and is refused in containers.
 os.environ["SENET_FAST_LEASES"] = tempfile.mkdtemp(prefix="senet_fast_leases-")
 atexit.register(shutil.rmtree, os.environ["SENET_FAST_LEASES"], ignore_errors=True)
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one of several processes: together they have as many threads as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no failure, and CI draws new examples too, where hypothesis of itself would repeat the same.
+settings.register_profile("senet_fast", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("senet_fast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--installed", default="", metavar="NAMES", help="what is installed, so that no test is skipped for it"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, which need not be installed")
+    needs.installed = needs.parse(config.option.installed)
+    if config.option.hypothesis_seed is None:  # in the first process alone: pytest-xdist hands its options on
+        config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a server, something built or a GPU runs in one process, if there are several (--dist loadgroup)."""
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo", None)
+        shared = fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values() if made)
+        if shared or item.path.name == "test_cuda.py":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if reporter := session.config.pluginmanager.get_plugin("terminalreporter"):
+        reporter.write_line(
+            f"--hypothesis-seed={session.config.option.hypothesis_seed} repeats the random tests of this run"
+        )
+
+
+@pytest.fixture(scope="session")
+def run_seed(pytestconfig: pytest.Config) -> int:
+    """For the cases that a test draws by itself: another in each run, and --hypothesis-seed repeats it."""
+    return random.Random(pytestconfig.option.hypothesis_seed).getrandbits(32)
+
+
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """The numbers that torch draws in a test are the same whatever ran before it in this process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(1709_01507)
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,8 @@ def test_problems_say_what_to_install(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_commands_name_this_interpreter_and_the_sources() -> None:
     assert bootstrap.expand(("{python}", "-m", "pytest"), ["-k", "x"]) == [sys.executable, "-m", "pytest", "-k", "x"]
+    assert [bootstrap.workers(cores) for cores in (None, 1, 2, 64)] == [0, 0, 2, 2]
+    assert bootstrap.expand(("{python}", "{workers}"), [])[1] in ("0", "2")
     formatted = bootstrap.expand(("clang-format", "{csrc}"), [])[1:]
     assert formatted
     assert all((ROOT / name).is_file() for name in formatted)

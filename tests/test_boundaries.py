@@ -1,11 +1,11 @@
 """The rules that keep the parts apart: who may import or include whom, and tables that must agree."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 
 FORBIDDEN_IN_KERNELS = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|aten|pybind11|Python\.h|bindings)')
@@ -62,10 +62,7 @@ def test_core_imports_no_outer_layers(root: Path, name: str) -> None:
     text = (root / f"senet_fast/se/{name}.py").read_text()
     imports = re.findall(r"^\s*(?:from|import)\s+(senet_fast[\w.]*)(?:\s+import\s+(.*))?$", text, re.MULTILINE)
     allowed = {
-        "ops": {
-            "senet_fast.se.reference",  # the prologue, where gradients are wanted
-            "senet_fast.se.decomposition",  # for TorchScript's exporter to ONNX
-        },
+        "ops": {"senet_fast.se.decomposition"},  # for TorchScript's exporter to ONNX
         "conv": {"senet_fast.se.decomposition"},  # likewise
         "decomposition": {"senet_fast.se.reference"},  # what other exporters know no op for
         "guards": set(),
@@ -118,7 +115,7 @@ def _rows(header: str) -> list[tuple[str, int, str]]:
 
 def test_activation_tables_agree(root: Path) -> None:
     """C++ and Python have the same rows in the same order, with the same numbers of arguments and defaults."""
-    pytest.importorskip("torch")
+    needs.library("torch")
     from senet_fast.se.activations import ACTIVATIONS
 
     rows = _rows((root / "csrc/se/activations.h").read_text())
@@ -140,9 +137,7 @@ def test_wide_objects_share_no_functions(root: Path, tmp_path: Path, isa: str) -
     """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O1
     more of them are left uninlined, and seen, than in the build.
     """
-    compiler, nm = shutil.which("g++"), shutil.which("nm")
-    if compiler is None or nm is None:
-        pytest.skip("needs g++ and nm")
+    compiler, nm = needs.program("g++"), needs.program("nm")
     built = tmp_path / f"{isa}.o"
     source = root / f"csrc/se/cpu/{isa}.cpp"
     flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", f"-I{root / 'csrc'}"]

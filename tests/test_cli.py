@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 from cli_testing import COMMAND, lock_files, run  # noqa: F401 - the fixture is for every test here
 
@@ -203,7 +204,7 @@ def test_fuse_reports_and_times(tmp_path: Path, root: Path) -> None:
 
 
 def test_fuse_takes_a_saved_program(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = needs.library("torch")
     from senet_fast import SEBlock
 
     file = tmp_path / "block.pt2"

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import needs
 import pytest
 from cli_testing import COMMAND, FREE, lock_files, run, seen, written  # noqa: F401 - the fixture is for every test here
 
@@ -367,8 +367,9 @@ def test_another_namespace_may_hold_what_seems_free(folder: Path, monkeypatch: p
 
 def test_in_a_pid_namespace_of_its_own(folder: Path) -> None:
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
-    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("needs unshare, and the right to use it")
+    needs.program("unshare")
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to use unshare")
     with Snowflake.acquire(LockFile(workers=[1]), MINE):
         command = [*unshare, *COMMAND, "leases"]
         listed = subprocess.run([*command, "list"], capture_output=True, text=True, timeout=120)

@@ -7,9 +7,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import needs
 import pytest
 
-pytest.importorskip("torch")
+needs.library("torch")
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "docs/interop.md").read_text())
@@ -19,9 +20,9 @@ BLOCKS = BLOCK.findall((ROOT / "docs/interop.md").read_text())
 def test_blocks_of_interop(block: int, tmp_path: Path) -> None:
     program = textwrap.dedent(BLOCKS[block])
     for package in re.findall(r"^(?:from|import) (onnx\w*|peft|torchao|torch_pruning|accelerate|timm)", program, re.M):
-        pytest.importorskip(package)
+        needs.library(package)
     if "torch.onnx" in program:
-        pytest.importorskip("onnxscript")
+        needs.library("onnxscript")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

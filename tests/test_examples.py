@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 
@@ -119,7 +120,7 @@ def test_se_converges_like_plain_over_five_seeds(train: Callable[..., Any], tmp_
 
 def test_image_folder(train: Callable[..., Any], tmp_path: Path) -> None:
     """Two classes, red and blue, with AMP and channels_last."""
-    image = pytest.importorskip("PIL.Image")
+    image = needs.library("PIL.Image")
     for part, count in (("train", 8), ("test", 4)):
         for name, color in (("blue", (20, 30, 200)), ("red", (200, 40, 20))):
             folder = tmp_path / "data" / part / name

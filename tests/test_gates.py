@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import needs
 import pytest
 
 
@@ -122,8 +123,7 @@ def test_reads_what_the_tools_print(gates: ModuleType) -> None:
 
 
 def test_names(gates: ModuleType) -> None:
-    if shutil.which("c++filt") is None:
-        pytest.skip("needs c++filt")
+    needs.program("c++filt")
     assert gates.short([MANGLED]) == {MANGLED: "backward_kernel<__half, float, true>"}
 
 

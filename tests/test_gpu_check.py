@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import needs
 import pytest
 
-pytest.importorskip("torch")
+needs.library("torch")
 
-from benchmarks.gpu import op
-from benchmarks.gpu.__main__ import markdown
-from benchmarks.gpu.clock import noted, take_turns
+from benchmarks.gpu import op  # noqa: E402
+from benchmarks.gpu.__main__ import markdown  # noqa: E402
+from benchmarks.gpu.clock import noted, take_turns  # noqa: E402
 
 
 @pytest.fixture(scope="module")

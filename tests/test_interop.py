@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import needs
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = needs.library("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
@@ -102,7 +103,7 @@ def assert_alike(actual: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_peft(make: str) -> None:
     """LoRA on the layers of the blocks: trained, then merged, which must change nothing."""
-    peft = pytest.importorskip("peft")
+    peft = needs.library("peft")
     results = []
     for model in (net(SEBlock), MAKERS[make]()):
         torch.manual_seed(1)
@@ -126,7 +127,7 @@ def test_peft(make: str) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_torch_pruning(make: str) -> None:
     """Structured pruning: channels go from convolutions and from both layers of the blocks alike."""
-    torch_pruning = pytest.importorskip("torch_pruning")
+    torch_pruning = needs.library("torch_pruning")
     results = []
     for model in (net(SEBlock), MAKERS[make]()):
         pruner = torch_pruning.pruner.MagnitudePruner(
@@ -146,7 +147,7 @@ def test_torch_pruning(make: str) -> None:
 
 def test_torchao() -> None:
     """Linear layers get weights of a tensor subclass, before fuse or behind it: the model's own code runs."""
-    quantization = pytest.importorskip("torchao.quantization")
+    quantization = needs.library("torchao.quantization")
     config = quantization.Int8WeightOnlyConfig()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -167,7 +168,7 @@ def test_torchao() -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_accelerate(make: str, whole: bool) -> None:
     """Offloaded parameters: forwards of instances bring them in, for each module that has some."""
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = needs.library("accelerate")
     model = MAKERS[make]().eval()
     with torch.no_grad():
         expected = model(images)

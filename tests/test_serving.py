@@ -2,13 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -120,9 +119,7 @@ torch.library.opcheck(
 
 
 def test_the_library_has_no_python() -> None:
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("needs nm")
+    nm = needs.program("nm")
 
     def undefined(path: str) -> list[str]:
         listed = subprocess.run([nm, "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
@@ -146,9 +143,7 @@ def test_the_path_is_told_without_torch(root: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def example(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The program, built, and a model for it."""
-    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
-    if cmake is None:
-        pytest.skip("needs cmake: make interop")
+    cmake = needs.program("cmake")
     folder, source = tmp_path_factory.mktemp("serve"), root / "examples/serve_cpp"
     commands = [
         [cmake, "-S", source, "-B", folder / "build", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"],

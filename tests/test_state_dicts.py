@@ -6,6 +6,7 @@ missing.
 
 from collections.abc import Callable
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -16,16 +17,16 @@ CHANNELS, HIDDEN = 24, 6
 
 
 def torchvision_block(activation: type[nn.Module], gate: type[nn.Module]) -> nn.Module:
-    return pytest.importorskip("torchvision").ops.SqueezeExcitation(CHANNELS, HIDDEN, activation, gate)
+    return needs.library("torchvision").ops.SqueezeExcitation(CHANNELS, HIDDEN, activation, gate)
 
 
 def timm_module(activation: type[nn.Module], gate: type[nn.Module]) -> nn.Module:
-    module = pytest.importorskip("timm.layers").SEModule
+    module = needs.library("timm.layers").SEModule
     return module(CHANNELS, rd_channels=HIDDEN, act_layer=activation, gate_layer=gate)
 
 
 def timm_efficientnet_block(activation: type[nn.Module], gate: type[nn.Module]) -> nn.Module:
-    module = pytest.importorskip("timm.models._efficientnet_blocks").SqueezeExcite
+    module = needs.library("timm.models._efficientnet_blocks").SqueezeExcite
     return module(CHANNELS, rd_channels=HIDDEN, act_layer=activation, gate_layer=gate)
 
 
@@ -42,7 +43,7 @@ def test_state_dict_loads(make: Callable[..., nn.Module], activation: type[nn.Mo
 
 
 def test_state_dict_without_bias_loads() -> None:
-    block = pytest.importorskip("timm.layers").SEModule(CHANNELS, rd_channels=HIDDEN, bias=False)
+    block = needs.library("timm.layers").SEModule(CHANNELS, rd_channels=HIDDEN, bias=False)
     fused = FusedSE(CHANNELS, hidden_channels=HIDDEN, bias=False)
     fused.load_state_dict(block.state_dict())
     x = torch.randn(2, CHANNELS, 7, 5)

@@ -60,7 +60,7 @@ VERBS = {
     "networks": Verb("networks-base", False, (), alone="networks"),
     "interop": Verb("interop", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
-    "test": Verb("test", True, (("{python}", "-m", "pytest"),)),
+    "test": Verb("test", True, (("{python}", "-m", "pytest", "-n", "{workers}", "--dist", "loadgroup"),)),
     "bench": Verb(
         "bench", True, (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),)
     ),
@@ -246,6 +246,11 @@ def toolkit_path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *filter(None, folders)])
 
 
+def workers(cores: "int | None") -> int:
+    """Processes of pytest-xdist: more than two would wait for the longest tests; 0 is this process."""
+    return 2 if (cores or 1) >= 2 else 0
+
+
 def expand(command: "Sequence[str]", arguments: "Sequence[str]") -> "list[str]":
     """The command with this interpreter, the C++ files and the path of its tool filled in."""
     words = []
@@ -254,7 +259,7 @@ def expand(command: "Sequence[str]", arguments: "Sequence[str]") -> "list[str]":
             paths = (path for folder in CLANG_FORMAT_FOLDERS for path in sorted((ROOT / folder).rglob("*")))
             words += [str(path.relative_to(ROOT)) for path in paths if path.suffix in CLANG_FORMAT_SUFFIXES]
         else:
-            words.append(word.replace("{python}", sys.executable))
+            words.append(word.replace("{python}", sys.executable).replace("{workers}", str(workers(os.cpu_count()))))
     words[0] = shutil.which(words[0], path=tool_path()) or words[0]
     return [*words, *arguments]
 

@@ -183,20 +183,25 @@ void check_backward(const Arguments& a, const OptionalTensor& y) {
                     "'; expected 'relu', whose gradient follows from its value");
 }
 
-void check_prologue(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
-                    std::string_view pre_activation) {
-  check(a);
-  const c10::SymInt K = a.x.sym_size(gated_axis(a.x, a.dim));
+void check_pre(const Tensor& x, OptionalDim dim, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+               std::string_view pre_activation) {
+  const c10::SymInt K = x.sym_size(gated_axis(x, dim));
   for (const auto& [t, name] : {std::pair{&pre_scale, "pre_scale"}, std::pair{&pre_shift, "pre_shift"}}) {
     if (!t->has_value() || !(*t)->defined()) continue;
     TORCH_CHECK_VALUE((*t)->dim() == 1 && (*t)->sym_size(0) == K, "squeeze_excite: ", name, " has shape ", (*t)->sym_sizes(),
                       "; expected [", K, "]");
     TORCH_CHECK_TYPE((*t)->is_floating_point(), "squeeze_excite: ", name, " is ", (*t)->scalar_type(),
                      "; expected a floating-point tensor");
-    TORCH_CHECK_VALUE((*t)->device() == a.x.device(), "squeeze_excite: ", name, " is on ", (*t)->device(),
-                      "; expected the device of x (", a.x.device(), ")");
+    TORCH_CHECK_VALUE((*t)->device() == x.device(), "squeeze_excite: ", name, " is on ", (*t)->device(),
+                      "; expected the device of x (", x.device(), ")");
   }
   parse_activation(pre_activation, "pre_activation");
+}
+
+void check_prologue(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                    std::string_view pre_activation) {
+  check(a);
+  check_pre(a.x, a.dim, pre_scale, pre_shift, pre_activation);
 }
 
 void check_out(const Arguments& a, const Tensor& out) {

@@ -41,7 +41,9 @@ Activation parse_activation(std::string_view spec, const char* argument);
 void check(const Arguments& arguments);
 // Its part for what makes a gate of K channels, which need not be those of x: the excitation's tensors, and the activations.
 void check_excitation(const Arguments& arguments, const c10::SymInt& K);
-// The same, and for what stands in front.
+// The same for what stands in front of x, alone and beside the rest.
+void check_pre(const Tensor& x, OptionalDim dim, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+               std::string_view pre_activation);
 void check_prologue(const Arguments& arguments, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
                     std::string_view pre_activation);
 // The same for backward, with y in the place of the residual or None.

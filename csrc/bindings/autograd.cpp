@@ -134,8 +134,24 @@ Tensor op_autograd(SENET_ARGUMENTS) {
   return SqueezeExcite::apply(SENET_PASS);
 }
 
-// The ops for inference.
-void check_underived(SENET_INTO_ARGUMENTS) {
+// The prologue is fused where nothing is differentiated; else what it makes of x is composed, and the op on that is fused.
+Tensor prologue_autograd(SENET_PROLOGUE_ARGUMENTS) {
+  const std::initializer_list<Tensor> tensors = {x,
+                                                 fc1_weight,
+                                                 or_undefined(fc1_bias),
+                                                 or_undefined(fc2_weight),
+                                                 or_undefined(fc2_bias),
+                                                 or_undefined(residual),
+                                                 or_undefined(pre_scale),
+                                                 or_undefined(pre_shift)};
+  if (composes(tensors)) return behind_prologue(op_autograd, SENET_PROLOGUE_PASS);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_prologue(SENET_PROLOGUE_PASS);
+}
+
+Tensor prologue_batched(SENET_PROLOGUE_ARGUMENTS) { return behind_prologue(composite, SENET_PROLOGUE_PASS); }
+
+void into_autograd(SENET_INTO_ARGUMENTS) {
   const std::initializer_list<Tensor> tensors = {x,
                                                  fc1_weight,
                                                  or_undefined(fc1_bias),
@@ -146,20 +162,8 @@ void check_underived(SENET_INTO_ARGUMENTS) {
                                                  or_undefined(pre_shift),
                                                  out};
   TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
-              "squeeze_excite: out= and the fused prologue have no derivative; "
-              "expected torch.no_grad() or inputs that require no gradient");
-  TORCH_CHECK(!any(tensors, transformed),
-              "squeeze_excite: out= and the fused prologue take neither tangents nor torch.func's tensors");
-}
-
-Tensor prologue_autograd(SENET_PROLOGUE_ARGUMENTS) {
-  check_underived(SENET_PROLOGUE_PASS, Tensor());
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_prologue(SENET_PROLOGUE_PASS);
-}
-
-void into_autograd(SENET_INTO_ARGUMENTS) {
-  check_underived(SENET_INTO_PASS);
+              "squeeze_excite: out= has no derivative; expected torch.no_grad() or inputs that require no gradient");
+  TORCH_CHECK(!any(tensors, transformed), "squeeze_excite: out= takes neither tangents nor torch.func's tensors");
   at::AutoDispatchBelowAutograd guard;
   call_into(SENET_INTO_PASS);
 }
@@ -269,7 +273,7 @@ Tensor op_autocast(SENET_ARGUMENTS) {
                  post_activation);
 }
 
-// Weights as above; x and out stay, and so does the residual, which must be of their type.
+// Weights as above; x and out stay, and so does the residual, which with out must be of their type.
 OptionalTensor cast_beside(const Tensor& x, const Tensor& fc1_weight, const OptionalTensor& t) {
   const bool fits = fc1_weight.scalar_type() == x.scalar_type();
   return t.has_value() && t->defined() && !fits && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(at::kFloat)) : t;
@@ -278,6 +282,10 @@ OptionalTensor cast_beside(const Tensor& x, const Tensor& fc1_weight, const Opti
 template <c10::DispatchKey kKey>
 Tensor prologue_autocast(SENET_PROLOGUE_ARGUMENTS) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  const Tensor added = or_undefined(residual);
+  if (added.defined() && added.scalar_type() != x.scalar_type()) {
+    return behind_prologue(op_autocast<kKey>, SENET_PROLOGUE_PASS);
+  }
   const auto cast = [&](const OptionalTensor& t) { return cast_beside(x, fc1_weight, t); };
   return call_prologue(x, *cast(fc1_weight), cast(fc1_bias), cast(fc2_weight), cast(fc2_bias), residual, excitation, activation,
                        gate, dim, add_one, post_activation, pre_scale, pre_shift, pre_activation);
@@ -304,7 +312,10 @@ TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
   m.impl("squeeze_excite_backward", &senet::bindings::backward_autograd);
 }
 
-TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatched, m) { m.impl("squeeze_excite", &senet::bindings::composite); }
+TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatched, m) {
+  m.impl("squeeze_excite", &senet::bindings::composite);
+  m.impl("squeeze_excite_prologue", &senet::bindings::prologue_batched);
+}
 
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCPU, m) {
   m.impl("squeeze_excite", &senet::bindings::op_autocast<c10::DispatchKey::AutocastCPU>);

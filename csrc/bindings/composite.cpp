@@ -91,4 +91,20 @@ Tensor composite(SENET_ARGUMENTS) {
   return activate(post_activation, "post_activation", y).to(x.scalar_type());
 }
 
+Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS) {
+  check_pre(x, dim, pre_scale, pre_shift, pre_activation);
+  const at::ScalarType type = accumulate_type(x);
+  const auto along_axis = [&](const OptionalTensor& t) {
+    Tensor numbers = t->to(type);
+    for (std::int64_t d = gated_axis(x, dim) + 1; d < x.dim(); ++d) numbers = numbers.unsqueeze(-1);
+    return numbers;
+  };
+  Tensor u = x.to(type);
+  if (or_undefined(pre_scale).defined()) u = u * along_axis(pre_scale);
+  if (or_undefined(pre_shift).defined()) u = u + along_axis(pre_shift);
+  u = activate(pre_activation, "pre_activation", u).to(x.scalar_type());
+  return op(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one,
+            post_activation);
+}
+
 }  // namespace senet::bindings

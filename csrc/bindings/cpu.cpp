@@ -48,7 +48,7 @@ ForcedPlan& forced_plan() {
   return forced;
 }
 
-struct Run {
+struct RunOnCpu {
   void operator()(const ForwardParams& given) const {
     ForwardParams p = given;
     std::unique_ptr<char[]> scratch;
@@ -66,14 +66,14 @@ struct Run {
 Tensor op_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, {}, nullptr, Run());
+  return forward_new(a, {}, nullptr, RunOnCpu());
 }
 
 Tensor prologue_cpu(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  return forward_new(a, pre.prologue, nullptr, Run());
+  return forward_new(a, pre.prologue, nullptr, RunOnCpu());
 }
 
 void into_cpu(SENET_INTO_ARGUMENTS) {
@@ -81,18 +81,18 @@ void into_cpu(SENET_INTO_ARGUMENTS) {
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  forward_given(a, pre.prologue, out, Run());
+  forward_given(a, pre.prologue, out, RunOnCpu());
 }
 
 std::tuple<Tensor, Tensor> forward_cpu(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, {}, saved.mutable_data_ptr(), Run()), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), RunOnCpu()), saved};
 }
 
 Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
-  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run());
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, RunOnCpu());
 }
 
 }  // namespace

@@ -45,29 +45,19 @@ cuda::Kernel wanted_kernel() {
 }
 
 // Enqueues forward or backward on the current stream of the device of x.
-class Run {
+class RunOnGpu {
  public:
-  explicit Run(const Tensor& x) : x_(x), guard_(x.device()) {}
-
-  void operator()(const ForwardParams& p) const { enqueue(p, cuda::plan_forward, cuda::forward_scratch, cuda::forward); }
-  void operator()(const BackwardParams& p) const { enqueue(p, cuda::plan_backward, cuda::backward_scratch, cuda::backward); }
-  static void made(const Tensor&) {}
-
- private:
-  const Tensor& x_;
-  const c10::DeviceGuard guard_;
+  explicit RunOnGpu(const Tensor& x) : x_(x), guard_(x.device()) {}
 
   template <class P>
-  void enqueue(const P& p, const char* (*plans_of)(const P&, cuda::Kernel, cuda::Plans&),
-               std::int64_t (*scratch_of)(const P&, const cuda::Plans&),
-               const char* (*launch)(const P&, const cuda::Plans&, void*, unsigned*, void*)) const {
+  void operator()(const P& p) const {
     for (const std::int64_t size : {p.shape.B, p.shape.O, p.shape.K, p.shape.I, p.shape.R}) {
       TORCH_CHECK_VALUE(size < std::int64_t{1} << 30, "squeeze_excite: x has shape ", x_.sizes(),
                         "; expected fewer than 2^30 images, rows, channels and columns on a GPU");
     }
     const cuda::Kernel wanted = wanted_kernel();
     cuda::Plans plans;
-    check_cuda(plans_of(p, wanted, plans), "asking for the GPU's properties");
+    check_cuda(cuda::make_plans(p, wanted, plans), "asking for the GPU's properties");
     TORCH_CHECK_VALUE(plans.cluster || wanted != cuda::Kernel::cluster || x_.numel() == 0,
                       "squeeze_excite: SENET_FAST_CUDA_KERNEL is 'cluster', and x has shape ", x_.sizes(), " and type ",
                       x_.scalar_type(),
@@ -76,25 +66,30 @@ class Run {
     TORCH_CHECK_VALUE(plans.cluster || cuda::fits_one_launch(plans.ticket, p.shape.B), "squeeze_excite: x has shape ",
                       x_.sizes(), "; expected fewer than 2^30 tiles of 16 kB on a GPU");
     void* stream = c10::impl::VirtualGuardImpl(x_.device().type()).getStream(x_.device()).native_handle();
-    const Tensor scratch = at::empty({scratch_of(p, plans)}, x_.options().dtype(at::kByte));
-    const Tensor counters = plans.cluster ? Tensor() : counters_for(x_, stream, cuda::counters_of(p.shape.B));
-    check_cuda(launch(p, plans, scratch.mutable_data_ptr(),
-                      plans.cluster ? nullptr : static_cast<unsigned*>(counters.mutable_data_ptr()), stream),
+    const Tensor scratch = at::empty({plans.scratch_bytes}, x_.options().dtype(at::kByte));
+    const Tensor counters = plans.counters > 0 ? counters_for(x_, stream, plans.counters) : Tensor();
+    check_cuda(cuda::launch(p, plans, scratch.mutable_data_ptr(),
+                            counters.defined() ? static_cast<unsigned*>(counters.mutable_data_ptr()) : nullptr, stream),
                "the launch");
   }
+  static void made(const Tensor&) {}
+
+ private:
+  const Tensor& x_;
+  const c10::DeviceGuard guard_;
 };
 
 Tensor op_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
-  return forward_new(a, {}, nullptr, Run(x));
+  return forward_new(a, {}, nullptr, RunOnGpu(x));
 }
 
 Tensor prologue_cuda(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  return forward_new(a, pre.prologue, nullptr, Run(x));
+  return forward_new(a, pre.prologue, nullptr, RunOnGpu(x));
 }
 
 void into_cuda(SENET_INTO_ARGUMENTS) {
@@ -102,18 +97,18 @@ void into_cuda(SENET_INTO_ARGUMENTS) {
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
   const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
-  forward_given(a, pre.prologue, out, Run(x));
+  forward_given(a, pre.prologue, out, RunOnGpu(x));
 }
 
 std::tuple<Tensor, Tensor> forward_cuda(SENET_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check(a);
   Tensor saved = at::empty({x.size(0), saved_width(a).expect_int()}, x.options().dtype(accumulate_type(x)));
-  return {forward_new(a, {}, saved.mutable_data_ptr(), Run(x)), saved};
+  return {forward_new(a, {}, saved.mutable_data_ptr(), RunOnGpu(x)), saved};
 }
 
 Gradients backward_cuda(const Tensor& grad_y, const Tensor& saved, Mask mask, SENET_ARGUMENTS, const OptionalTensor& y) {
-  return gradients(grad_y, saved, mask, {SENET_PASS}, y, Run(x));
+  return gradients(grad_y, saved, mask, {SENET_PASS}, y, RunOnGpu(x));
 }
 
 }  // namespace

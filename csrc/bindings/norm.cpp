@@ -1,7 +1,6 @@
 // BatchNorm beside SE. In training: the whole-map passes of senet_fast/se/norm.py, on the CPU, float32 and float64. At
 // inference: fold_norm, what a BatchNorm is then.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/empty.h>
@@ -12,21 +11,21 @@
 #include <cmath>
 
 #include "bindings/arguments.h"
-#include "se/norm.h"
+#include "bindings/cpu.h"
+#include "bindings/team.h"
+#include "se/cpu/norm.h"
 
-namespace senet::bindings {
+namespace senet::bindings::norm {
 namespace {
 
-using at::Tensor;
-using norm::Maps;
-
-// x is [B, C, H, W], contiguous or channels_last.
-Maps maps_of(const Tensor& x) {
+// x [B, C, H, W], contiguous or channels_last, as [B, O, K, I].
+Image image_of(const Tensor& x) {
   TORCH_CHECK_VALUE(x.dim() == 4, "norm: x is ", x.sizes(), "; expected [B, C, H, W]");
-  const bool last = !x.is_contiguous();
-  TORCH_CHECK_VALUE(!last || x.is_contiguous(at::MemoryFormat::ChannelsLast), "norm: x has strides ", x.strides(),
+  const std::int64_t K = x.size(1), pixels = x.size(2) * x.size(3);
+  if (x.is_contiguous()) return {1, K, pixels};
+  TORCH_CHECK_VALUE(x.is_contiguous(at::MemoryFormat::ChannelsLast), "norm: x has strides ", x.strides(),
                     "; expected a contiguous or channels_last tensor");
-  return {x.size(1), x.size(2) * x.size(3), last};
+  return {pixels, K, 1};
 }
 
 void check_map(const Tensor& t, const char* name, const Tensor& x) {
@@ -41,56 +40,66 @@ void check_numbers(const Tensor& t, const char* name, const Tensor& x) {
                     ", ", x.size(1), "]");
 }
 
-template <class Body>
-void each_image(const Tensor& x, const Body& body) {
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
-    const Maps maps = maps_of(x);
-    at::parallel_for(0, x.size(0), 1,
-                     [&](std::int64_t begin, std::int64_t end) { body.template operator()<scalar_t>(maps, begin, end); });
-  });
-}
-
 Tensor numbers(const Tensor& x) { return at::empty({x.size(0), x.size(1)}, x.options()); }
 
+template <class A>
+const A* in(const Tensor& t) {
+  return t.const_data_ptr<A>();
+}
+template <class A>
+A* out(const Tensor& t) {
+  return t.mutable_data_ptr<A>();
+}
+
+// A pass over x by a team, which reads or writes so many maps.
+template <class A, class Pass, class... Pointers>
+void run(const Tensor& x, std::int64_t maps, Pass pass, Pointers... pointers) {
+  const NormPasses<A> passes{kernels().norm(A()), image_of(x), x.size(0)};
+  const std::int64_t bytes = maps * static_cast<std::int64_t>(x.nbytes());
+  const std::int64_t threads = with_forced({.threads = threads_for(bytes, machine())}).threads;
+  run_team(threads, [&](const Member& member) { (passes.*pass)(member, pointers...); });
+}
+
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
-  maps_of(x);
+  image_of(x);
   Tensor mean = numbers(x), squares = numbers(x);
-  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
-    norm::moments(maps, begin, end, x.const_data_ptr<T>(), mean.data_ptr<T>(), squares.data_ptr<T>());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
+    using A = scalar_t;
+    run<A>(x, 1, &NormPasses<A>::moments, in<A>(x), out<A>(mean), out<A>(squares));
   });
   return {mean, squares};
 }
 
 Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& shift, const Tensor& residual) {
-  maps_of(x);
+  image_of(x);
   check_map(residual, "residual", x);
   check_numbers(mean, "mean", x);
   check_numbers(scale, "scale", x);
   check_numbers(shift, "shift", x);
   Tensor y = at::empty_like(x);
-  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
-    norm::apply(maps, begin, end, x.const_data_ptr<T>(), mean.const_data_ptr<T>(), scale.const_data_ptr<T>(),
-                shift.const_data_ptr<T>(), residual.const_data_ptr<T>(), y.data_ptr<T>());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
+    using A = scalar_t;
+    run<A>(x, 3, &NormPasses<A>::apply, in<A>(x), in<A>(mean), in<A>(scale), in<A>(shift), in<A>(residual), out<A>(y));
   });
   return y;
 }
 
 std::tuple<Tensor, Tensor> sums(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean) {
-  maps_of(x);
+  image_of(x);
   check_map(grad_y, "grad_y", x);
   check_map(y, "y", x);
   check_numbers(mean, "mean", x);
   Tensor grads = numbers(x), products = numbers(x);
-  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
-    norm::sums(maps, begin, end, grad_y.const_data_ptr<T>(), y.const_data_ptr<T>(), x.const_data_ptr<T>(),
-               mean.const_data_ptr<T>(), grads.data_ptr<T>(), products.data_ptr<T>());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
+    using A = scalar_t;
+    run<A>(x, 3, &NormPasses<A>::sums, in<A>(grad_y), in<A>(y), in<A>(x), in<A>(mean), out<A>(grads), out<A>(products));
   });
   return {grads, products};
 }
 
-std::tuple<Tensor, Tensor> norm_gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                          const Tensor& scale, const Tensor& slope, const Tensor& offset) {
-  maps_of(x);
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad_y, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                     const Tensor& scale, const Tensor& slope, const Tensor& offset) {
+  image_of(x);
   check_map(grad_y, "grad_y", x);
   check_map(y, "y", x);
   check_numbers(mean, "mean", x);
@@ -98,10 +107,10 @@ std::tuple<Tensor, Tensor> norm_gradients(const Tensor& grad_y, const Tensor& y,
   check_numbers(slope, "slope", x);
   check_numbers(offset, "offset", x);
   Tensor grad_x = at::empty_like(x), grad_residual = at::empty_like(x);
-  each_image(x, [&]<class T>(const Maps& maps, std::int64_t begin, std::int64_t end) {
-    norm::gradients(maps, begin, end, grad_y.const_data_ptr<T>(), y.const_data_ptr<T>(), x.const_data_ptr<T>(),
-                    mean.const_data_ptr<T>(), scale.const_data_ptr<T>(), slope.const_data_ptr<T>(), offset.const_data_ptr<T>(),
-                    grad_x.data_ptr<T>(), grad_residual.data_ptr<T>());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm", [&] {
+    using A = scalar_t;
+    run<A>(x, 5, &NormPasses<A>::gradients, in<A>(grad_y), in<A>(y), in<A>(x), in<A>(mean), in<A>(scale), in<A>(slope),
+           in<A>(offset), out<A>(grad_x), out<A>(grad_residual));
   });
   return {grad_x, grad_residual};
 }
@@ -134,10 +143,10 @@ std::tuple<Tensor, Tensor> fold_norm(const Tensor& mean, const Tensor& var, cons
 }
 
 }  // namespace
-}  // namespace senet::bindings
+}  // namespace senet::bindings::norm
 
-TORCH_LIBRARY_IMPL(senet_fast, CompositeImplicitAutograd, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
-TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatchedDecomposition, m) { m.impl("fold_norm", &senet::bindings::fold_norm); }
+TORCH_LIBRARY_IMPL(senet_fast, CompositeImplicitAutograd, m) { m.impl("fold_norm", &senet::bindings::norm::fold_norm); }
+TORCH_LIBRARY_IMPL(senet_fast, FuncTorchBatchedDecomposition, m) { m.impl("fold_norm", &senet::bindings::norm::fold_norm); }
 
 TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
   m.def("fold_norm(Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> (Tensor scale, Tensor shift)");
@@ -145,14 +154,13 @@ TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
   m.def("norm_apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor residual) -> Tensor");
   m.def("norm_sums(Tensor grad_y, Tensor y, Tensor x, Tensor mean) -> (Tensor grads, Tensor products)");
   m.def(
-      "norm_gradients(Tensor grad_y, Tensor y, Tensor x, Tensor mean, Tensor scale, Tensor slope, Tensor offset) -> (Tensor "
-      "grad_x, "
-      "Tensor grad_residual)");
+      "norm_gradients(Tensor grad_y, Tensor y, Tensor x, Tensor mean, Tensor scale, Tensor slope, Tensor offset) -> "
+      "(Tensor grad_x, Tensor grad_residual)");
 }
 
 TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
-  m.impl("norm_moments", &senet::bindings::moments);
-  m.impl("norm_apply", &senet::bindings::apply);
-  m.impl("norm_sums", &senet::bindings::sums);
-  m.impl("norm_gradients", &senet::bindings::norm_gradients);
+  m.impl("norm_moments", &senet::bindings::norm::moments);
+  m.impl("norm_apply", &senet::bindings::norm::apply);
+  m.impl("norm_sums", &senet::bindings::norm::sums);
+  m.impl("norm_gradients", &senet::bindings::norm::gradients);
 }

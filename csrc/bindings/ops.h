@@ -12,7 +12,7 @@
 #define SENET_PASS \
   x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one, post_activation
 
-// Those of the ops for inference: what stands in front, and in squeeze_excite_into the tensor that is written.
+// What stands in front, and in squeeze_excite_into the tensor that is written.
 #define SENET_PROLOGUE_ARGUMENTS \
   SENET_ARGUMENTS, const OptionalTensor &pre_scale, const OptionalTensor &pre_shift, c10::string_view pre_activation
 #define SENET_PROLOGUE_PASS SENET_PASS, pre_scale, pre_shift, pre_activation
@@ -45,6 +45,9 @@ Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 Tensor composite(SENET_ARGUMENTS);
 // The activation of this spec in ATen ops; `argument` is named in errors.
 Tensor activate(std::string_view spec, const char* argument, const Tensor& z);
+// op(u, ...) with u = pre_activation(x * pre_scale + pre_shift) in plain ATen ops, for what the fused prologue does not do:
+// every derivative, torch.func and a residual of another type.
+Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS);
 
 // Uninitialised gradients of the right shapes, on any device.
 Gradients empty_gradients(const Arguments& arguments, const OptionalTensor& y, Mask mask);

@@ -95,9 +95,9 @@ TORCH_LIBRARY(senet_fast, m) {
     m.def(torch::schema(schema.c_str()), {at::Tag::pt2_compliant_tag, layouts});
   };
   define("squeeze_excite(" + arguments + ") -> Tensor");
-  // for inference: u = pre_activation(x * pre_scale + pre_shift) in the place of x
+  // u = pre_activation(x * pre_scale + pre_shift) in the place of x, fused at inference
   define("squeeze_excite_prologue(" + arguments + prologue + ") -> Tensor");
-  // and y into `out`, which may be x
+  // and y into `out`, which may be x: for inference alone
   define("squeeze_excite_into(" + arguments + prologue + ", Tensor(a!) out) -> ()", at::Tag::needs_exact_strides);
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");

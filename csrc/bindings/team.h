@@ -17,7 +17,7 @@ namespace senet::bindings {
 
 // One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
 // the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
-inline const auto run_team = [](std::int64_t threads, const auto& body) {
+inline constexpr auto run_team = [](std::int64_t threads, const auto& body) {
 #if defined(_OPENMP)
   if (threads > 1 && !at::in_parallel_region()) {
 #pragma omp parallel

@@ -21,6 +21,7 @@ class Plan(TypedDict):
     rows_per_block: int
     blocks: int
     stream: bool
+    overlap: bool
 
 @type_check_only
 class ConvPlan(TypedDict, total=False):

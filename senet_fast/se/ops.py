@@ -9,7 +9,6 @@ from torch import Tensor
 from senet_fast.se.decomposition import fold_norm as plain_fold_norm
 from senet_fast.se.decomposition import onnx_by_torchscript
 from senet_fast.se.decomposition import squeeze_excite as plain_squeeze_excite
-from senet_fast.se.reference import prologue
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _squeeze_excite_prologue = torch.ops.senet_fast.squeeze_excite_prologue.default
@@ -72,9 +71,8 @@ def squeeze_excite(
             parentheses where it has any: "leaky_relu(0.2)".
         dim: the gated axis; negative counts from the end, 0 (the batch) is refused.
         add_one: scale by ``1 + gate(z)``: the residual form x + x * gate.
-        pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused only without
-            gradients; with them u is made in plain torch in front of the op. No derivatives by ``torch.func``, none in
-            forward mode.
+        pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused where nothing is
+            differentiated; else u is made by torch's own ops in front of the op.
         pre_activation: as ``activation``.
         out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual`` where there is
             no prologue, but its range of memory overlaps no input otherwise. A layout other than that of ``x`` costs a
@@ -110,12 +108,7 @@ def squeeze_excite(
         options["post_activation"] = post_activation
     before: dict[str, Any] = {}
     if pre_scale is not None or pre_shift is not None or pre_activation != "identity":
-        given = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, pre_scale, pre_shift)
-        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-        if out is None and (wanted or (residual is not None and residual.dtype != x.dtype)):
-            x = prologue(x, pre_scale, pre_shift, pre_activation, dim)
-        else:
-            before = {"pre_scale": pre_scale, "pre_shift": pre_shift, "pre_activation": pre_activation}
+        before = {"pre_scale": pre_scale, "pre_shift": pre_shift, "pre_activation": pre_activation}
     tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual)
     op: Callable[..., Tensor] = _squeeze_excite_prologue if before else _squeeze_excite
     if onnx_by_torchscript():

@@ -1,7 +1,7 @@
 """The specification: Squeeze-and-Excitation in plain torch (Hu et al., arXiv 1709.01507, section 3).
 
-Tests and benchmarks compare the compiled op with these. The package uses parts of them in three places, and says so:
-the prologue where gradients are wanted, the frame around layers that must be called, and what ONNX gets.
+Tests and benchmarks compare the compiled op with these. The package uses parts of them in two places, and says so:
+the frame around layers that must be called, and what ONNX gets.
 """
 
 from collections.abc import Callable

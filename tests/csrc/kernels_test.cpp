@@ -2,6 +2,7 @@
 // sanitizer and emulator; exits 1 on a failure.
 #include "conv_test.h"
 #include "naive.h"
+#include "norm.h"
 
 namespace {
 
@@ -320,10 +321,22 @@ void test_plan() {
         "plan: tiles not by the weight of weights");
 }
 
+void test_norm() { test_norm_passes(run_team); }
+
 void test_contract() {
+  std::vector<const Kernels*> tables;
   for (const std::string& name : isas()) {
     select_isa(name);
     check(kernels().name == name, "select_isa(%s) chose %s", name.c_str(), kernels().name);
+    tables.push_back(&kernels());
+  }
+  for (const Kernels* a : tables) {  // each has code of its own, but for the one that changes bfloat16 alone
+    for (const Kernels* b : tables) {
+      const bool same = a == b || (std::strncmp(a->name, "avx512", 6) == 0 && std::strncmp(b->name, "avx512", 6) == 0);
+      check(same == (a->norm_f32.moments == b->norm_f32.moments) && same == (a->norm_f64.apply == b->norm_f64.apply) &&
+                same == (a->data_f32.squeeze == b->data_f32.squeeze),
+            "%s and %s share kernels, or do not where they should", a->name, b->name);
+    }
   }
   try {
     select_isa("abacus");
@@ -347,6 +360,7 @@ int main() {
   group("prologue", test_prologue);
   group("convolution", test_conv);
   group("finite differences", test_finite_differences);
+  group("norm", test_norm);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;
 }

@@ -56,7 +56,7 @@ def test_inductor() -> None:
 
 
 def test_transforms_inside_a_compiled_call() -> None:
-    """They have no rule for the prologue: the norm is run by itself."""
+    """The norm is run by itself there: what stands in front is taken over at inference without transforms."""
     plain = randomize(Bottleneck()).eval()
     fused = copy.deepcopy(plain)
     fuse(fused)

@@ -9,87 +9,18 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
 
+import needs
 import pytest
 import torch
 from fusion_testing import counts_calls, relative, step
+from networks import TIMM, quantizable_network, randomized, shortened, timm_network
 from torch import Tensor, nn
 
 from senet_fast import FusionReport, fuse
 from senet_fast.cli import main
 
-# One of each family of timm that has such blocks, the smallest: (blocks, pixels of its images). OPTIONS make some
-# smaller yet, with a block of each kind.
-TIMM = {
-    "efficientnet_b0": (16, 64),
-    "mnasnet_small": (10, 64),
-    "test_coatnet": (2, 160),
-    "test_maxvit": (4, 160),
-    "seresnet18": (8, 64),
-    "ecaresnet26t": (4, 64),
-    "nf_seresnet26": (4, 64),
-    "eca_nfnet_l0": (4, 64),
-    "mobilenetv3_small_050": (9, 64),
-    "lcnet_035": (2, 64),
-    "regnety_002": (13, 64),
-    "test_byobnet": (4, 64),
-    "mobileone_s4": (12, 32),
-    "fastvit_t8": (1, 64),
-    "ghostnet_050": (7, 64),
-    "rexnet_100": (8, 64),
-    "legacy_seresnet18": (8, 64),
-    "efficientvim_m1": (2, 224),
-    "repghostnet_050": (7, 64),
-    "repvit_m0_9": (10, 64),
-    "ese_vovnet19b_slim_dw": (4, 64),
-    "efficientvit_m0": (2, 224),
-    "sedarknet21": (7, 32),
-    "cspnext_tiny": (4, 64),
-    "gcvit_xxtiny": (11, 224),
-    "rdnet_tiny": (5, 64),
-    "shvit_s1": (2, 224),
-    "tresnet_m": (3, 64),
-    "hgnet_tiny": (5, 32),
-    "lcnetv2_small": (4, 64),
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "ecaresnet26t": {"layers": (1, 1, 1, 1)},
-    "nf_seresnet26": {"depths": (1, 1, 1, 1)},
-    "eca_nfnet_l0": {"depths": (1, 1, 1, 1)},
-    "rexnet_100": {"depth_mult": 0.5},
-    "rdnet_tiny": {"num_blocks_list": (1,) * 7},
-    "tresnet_m": {"layers": [1, 1, 1, 1], "width_factor": 0.5},
-}
-TORCHVISION = {"mobilenet_v3_small": 9, "efficientnet": 4, "regnet": 5}
-
-
-def randomized(model: nn.Module, *inputs: Tensor) -> nn.Module:
-    """Random parameters, statistics near those of ``inputs``: far from them a deep network overflows."""
-    generator = torch.Generator().manual_seed(0)
-
-    def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.empty_like(like).uniform_(low, high, generator=generator)
-
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    momentums = [norm.momentum for norm in norms]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                fan_in = max(1, parameter[0].numel())
-                parameter.normal_(generator=generator).mul_(1.2 / fan_in**0.5)
-            else:
-                parameter.add_(uniform(parameter, -0.2, 0.2))
-        for norm in norms:
-            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
-            norm.reset_running_stats()
-            norm.momentum = None
-        model.train()(*inputs)
-        for norm, momentum in zip(norms, momentums, strict=True):
-            norm.running_mean += uniform(norm.running_mean, -0.3, 0.3) * norm.running_var.sqrt()
-            norm.running_var *= uniform(norm.running_var, 0.7, 1.4)
-            norm.momentum = momentum
-    return model.eval()
+TORCHVISION = {"mobilenet_v3_small": 3, "efficientnet": 4, "regnet": 5}
 
 
 class First(nn.Module):
@@ -163,25 +94,14 @@ def check_block(plain: nn.Module, fused: nn.Module, given: Tensor, path: str) ->
             assert relative(gradient, fused_gradients[name]) < 1e-4, (path, name)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is not worth two, and suffers most where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(pixels: int = 64) -> Tensor:
     return torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
     blocks, pixels = TIMM[name]
-    check(timm.create_model(name, **OPTIONS.get(name, {})), images(pixels), blocks)
+    check(timm_network(name), images(pixels), blocks)
 
 
 GRAPHS = {"seresnet18": {("batch_norm", "residual, relu, in place")}, "regnety_002": {("batch_norm, relu", "in place")}}
@@ -190,9 +110,7 @@ GRAPHS = {"seresnet18": {("batch_norm", "residual, relu, in place")}, "regnety_0
 @pytest.mark.parametrize("how", ["traced", "exported"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_of_timm(name: str, how: str) -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    plain = randomized(timm.create_model(name), images())
+    plain = randomized(timm_network(name), images())
     graph = torch.fx.symbolic_trace(plain) if how == "traced" else torch.export.export(plain, (images(),)).module()
     blocks = TIMM[name][0]
     report = fuse(graph)
@@ -205,7 +123,7 @@ def test_graphs_of_timm(name: str, how: str) -> None:
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
-    models = pytest.importorskip("torchvision").models
+    models = needs.library("torchvision").models
     if name == "efficientnet":
         package = models.efficientnet
         stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 1), (6, 5, 2, 24, 40, 2)]
@@ -216,15 +134,15 @@ def test_torchvision(name: str) -> None:
         rest = {"group_widths": [8] * 4, "bottleneck_multipliers": [1.0] * 4, "se_ratio": 0.25}
         model = package.RegNet(package.BlockParams(**sizes, **rest))
     else:
-        model = models.get_model(name)
+        package = models.mobilenetv3
+        blocks, last = package._mobilenet_v3_conf(name)
+        model = package.MobileNetV3(blocks[:5], last)
     check(model, images(), TORCHVISION[name])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_torchvision_prepared_for_quantization() -> None:
-    pytest.importorskip("torchvision")
-    models = importlib.import_module("torchvision.models.quantization")
-    model = models.mobilenet_v3_large(quantize=False)
+    model = quantizable_network()
     quantization = importlib.import_module("torch.ao.quantization")
     model.qconfig = quantization.get_default_qat_qconfig("x86")
     prepared = quantization.prepare_qat(model.train())
@@ -233,36 +151,42 @@ def test_torchvision_prepared_for_quantization() -> None:
 
 
 def test_transformers_regnet() -> None:
-    regnet = pytest.importorskip("transformers.models.regnet.modeling_regnet")
+    regnet = needs.library("transformers.models.regnet.modeling_regnet")
     config = regnet.RegNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], groups_width=8, layer_type="y")
     report = check(regnet.RegNetModel(config), images(), 3)
     assert {entry.cls for entry in report.fused} == {"RegNetSELayer"}
 
 
 def test_transformers_efficientnet() -> None:
-    efficientnet = pytest.importorskip("transformers.models.efficientnet.modeling_efficientnet")
+    efficientnet = needs.library("transformers.models.efficientnet.modeling_efficientnet")
     config = efficientnet.EfficientNetConfig(
-        width_coefficient=0.5, depth_coefficient=0.4, hidden_dim=640, image_size=64
+        **{"width_coefficient": 0.5, "depth_coefficient": 0.4, "hidden_dim": 640, "image_size": 64},
+        **{"kernel_sizes": [3, 3, 5, 3], "in_channels": [32, 16, 24, 40], "out_channels": [16, 24, 40, 48]},
+        **{"strides": [1, 2, 2, 1], "num_block_repeats": [1, 2, 3, 2], "expand_ratios": [1, 6, 6, 6]},
     )
-    report = check(efficientnet.EfficientNetModel(config), images(), 10)
+    report = check(efficientnet.EfficientNetModel(config), images(), 5)
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
 
 
 def test_efficientnet_pytorch() -> None:
-    package = pytest.importorskip("efficientnet_pytorch")
-    check(package.EfficientNet.from_name("efficientnet-b0", depth_coefficient=0.3), images(), 8)
+    package = needs.library("efficientnet_pytorch")
+    blocks, options = package.utils.get_model_params("efficientnet-b0", {})
+    check(package.EfficientNet(blocks[:3], options), images(), 5)
 
 
-@pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 9), ("se_resnet50", 16)])
+@pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 9), ("se_resnet50", 5)])
 def test_segmentation_models(encoder: str, blocks: int) -> None:
-    models = pytest.importorskip("segmentation_models_pytorch")
-    check(models.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8)), images(), blocks)
+    models = needs.library("segmentation_models_pytorch")
+    model = models.Unet(encoder, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8))
+    check(shortened(model, encoder), images(), blocks)
 
 
 def test_the_channel_half_of_scse() -> None:
     """The decoder's ten blocks, x * cSE(x) + x * sSE(x), one of them for a skip that there is not."""
-    models = pytest.importorskip("segmentation_models_pytorch")
-    model = models.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse")
+    models = needs.library("segmentation_models_pytorch")
+    model = models.Unet(
+        "resnet18", encoder_weights=None, decoder_channels=(64, 64, 32, 32, 16), decoder_attention_type="scse"
+    )
     check(model, images(), 10, unused=1)
 
 
@@ -277,7 +201,7 @@ def ecapa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., nn.Module]]
     for name in ("__init__", "_reset"):
         monkeypatch.setattr(iterator, name, getattr(iterator, name))
     monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
-    yield pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN
+    yield needs.library("speechbrain.lobes.models.ECAPA_TDNN").ECAPA_TDNN
     for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
         del sys.modules[name]
 
@@ -312,7 +236,7 @@ def test_ecapa_tdnn_with_lengths(ecapa: Callable[..., nn.Module], training: bool
 
 
 def test_deepctr() -> None:
-    interaction = pytest.importorskip("deepctr_torch.layers.interaction")
+    interaction = needs.library("deepctr_torch.layers.interaction")
     check(interaction.SENETLayer(12, 3), torch.randn(8, 12, 4), 1)
 
 
@@ -322,7 +246,7 @@ RESEMBLING = ["ceca", "gc", "gca", "cbam", "lcbam", "coord", "scoord", "ela", "s
 
 @pytest.mark.parametrize("name", RESEMBLING)
 def test_timm_modules_that_resemble_excitations(name: str) -> None:
-    layers = pytest.importorskip("timm.layers")
+    layers = needs.library("timm.layers")
     torch.manual_seed(0)
     module = layers.create_attn(name, 32)
     unchanged(module, torch.randn(2, 32, 12, 14))
@@ -332,7 +256,7 @@ def test_timm_modules_that_resemble_excitations(name: str) -> None:
     "name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18", "focalnet_tiny_srf", "davit_tiny"]
 )
 def test_timm_without_excitations(name: str) -> None:
-    timm = pytest.importorskip("timm")
+    timm = needs.library("timm")
     with torch.device("meta"):
         model = timm.create_model(name)
     assert not fuse(model).fused
@@ -349,7 +273,7 @@ def unchanged(module: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("name", ["timm:lcnet_035", "torchvision:mobilenet_v3_small"])
 def test_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, where torchvision can be imported."""
-    pytest.importorskip(name.partition(":")[0])
+    needs.library(name.partition(":")[0])
     assert main(["fuse", name, "--input", "2x3x32x32", "--seconds", "0.1", "--strict"]) == 0
     text = capsys.readouterr().out
     blocks = 2 if "lcnet" in name else 9
@@ -360,6 +284,6 @@ def test_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["timm:no_such_network", "torchvision:no_such_network"])
 def test_command_names_what_there_is_not(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip(name.partition(":")[0])
+    needs.library(name.partition(":")[0])
     assert main(["fuse", name]) == 2
     assert f"MODEL is '{name}': " in capsys.readouterr().err

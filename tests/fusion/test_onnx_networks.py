@@ -5,19 +5,21 @@ import io
 from collections import Counter
 from collections.abc import Callable
 
+import needs
 import pytest
 import torch
 from fusion_testing import randomize, relative
 from hosts import HOSTS
+from networks import TIMM, timm_network
 from torch import Tensor, fx, nn
 
 from senet_fast import fuse
 from senet_fast.models import create
 from senet_fast.se import FusedSE, SEBlock
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnx = needs.library("onnx")
+onnxruntime = needs.library("onnxruntime")
+needs.library("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 Export = Callable[..., bytes]
@@ -86,10 +88,9 @@ def test_networks_of_the_paper(export: Export, grad: bool) -> None:
 
 
 def test_timm() -> None:
-    timm = pytest.importorskip("timm")
-    plain = randomize(timm.create_model("mobilenetv3_small_050")).eval()
+    plain = randomize(timm_network("lcnet_035")).eval()
     fused = copy.deepcopy(plain)
     blocks = len(fuse(fused).fused)
-    assert blocks == 9
+    assert blocks == TIMM["lcnet_035"][0]
     found = same(plain, fused, torch.randn(2, 3, 64, 64), by_dynamo, free=True)
     assert found["ReduceMean"] + found["GlobalAveragePool"] == blocks + 1

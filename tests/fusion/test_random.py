@@ -90,7 +90,7 @@ class Within(nn.Module):
 
 sizes = st.tuples(st.integers(2, 9), st.integers(2, 6))
 pairs = st.tuples(st.booleans(), st.booleans())
-few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 
 
 def keys(table: dict[str, Function]) -> st.SearchStrategy[str]:

@@ -3,14 +3,10 @@
 from itertools import count
 
 import pytest
-from hypothesis import settings
 from ids_testing import FakeClock, Generator
 
 from senet_fast.ids import Layout, PythonSnowflake, Snowflake
 from senet_fast.ids.leases import _host
-
-settings.register_profile("patient", settings(), deadline=None)  # a busy machine is no failure
-settings.load_profile("patient")
 
 _workers = count()
 _epochs = count(1_600_000_000_000)

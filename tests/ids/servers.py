@@ -1,6 +1,5 @@
 """Servers of the leases, on loopback, with data that is thrown away."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+import needs
 from ids_testing import LIMIT_S
 
 from senet_fast.ids import Layout
@@ -32,6 +31,7 @@ class Server:
     """A server that a test can pause, restart and kill. `lease` is the code that makes a lease of it."""
 
     package: str  # of Python
+    debian: str  # the package that brings the server
     stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ class Server:
 
 
 class RedisServer(Server):
-    package = "redis"
+    package, debian = "redis", "redis-server"
 
     def command(self) -> list[str] | None:
         found = shutil.which("redis-server")
@@ -92,7 +92,7 @@ class RedisServer(Server):
 
 
 class PostgreSQLServer(Server):
-    package = "psycopg"
+    package, debian = "psycopg", "postgresql"
     stop_signal = signal.SIGINT  # SIGTERM would wait for its clients
 
     def __init__(self, folder: Path) -> None:
@@ -140,7 +140,7 @@ class PostgreSQLServer(Server):
 class MariaDBServer(Server):
     """For SQL only: no lease is kept there."""
 
-    package = "pymysql"
+    package, debian = "pymysql", "mariadb-server"
 
     @property
     def socket(self) -> str:
@@ -169,7 +169,7 @@ class MariaDBServer(Server):
 
 
 class ZooKeeperServer(Server):
-    package = "kazoo"
+    package, debian = "kazoo", "zookeeper"
 
     def command(self) -> list[str] | None:
         jars = [*Path("/usr/share/java").glob("zookeeper*.jar"), *Path("/etc/zookeeper").glob("conf_example")]
@@ -195,7 +195,7 @@ class ZooKeeperServer(Server):
 
 
 class EtcdServer(Server):
-    package = "json"
+    package, debian = "json", "etcd-server"
 
     def __init__(self, folder: Path, *options: str, context: ssl.SSLContext | None = None) -> None:
         super().__init__(folder)
@@ -227,11 +227,9 @@ SERVERS: dict[str, Callable[[Path], Server]] = {
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
     """Skips the test where the server, or the Python package of its lease, is not installed."""
-    name = type(server).__name__
     if server.command() is None:
-        pytest.skip(f"needs a program for {name}")
-    if importlib.util.find_spec(server.package) is None:
-        pytest.skip(f"needs the Python package {server.package}")
+        needs.lacking(f"a program for {type(server).__name__}", server.debian)
+    needs.library(server.package)
     try:
         server.start()
         yield server

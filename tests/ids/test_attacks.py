@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import needs
 import pytest
 from attacking import BOB, DEFAULT, GROUP, MALLORY, VICTIM, Child, attacking, isolated, libc, needs_users
 
@@ -180,8 +181,8 @@ def test_two_users_with_folders_of_their_own(own_layout: Layout, caplog: pytest.
     isolated(attack)
 
 
-@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles")
 def test_systemd_tmpfiles_leaves_what_is_held(own_layout: Layout) -> None:
+    needs.program("systemd-tmpfiles")
     with tempfile.TemporaryDirectory() as scratch:
         rules = Path(scratch, "rules.conf")
 

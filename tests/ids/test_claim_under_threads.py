@@ -1,18 +1,15 @@
 """The claim hammered by native threads: under the interpreter's lock Python threads hardly meet in it."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_claims_are_unique_under_native_threads(tmp_path: Path) -> None:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
+    compiler = needs.program("g++")
     program = tmp_path / "snowflake_test"
     source = ROOT / "tests/csrc/snowflake_test.cpp"
     flags = ["-std=c++17", "-O2", f"-I{ROOT / 'csrc'}", "-pthread"]

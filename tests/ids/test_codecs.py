@@ -3,6 +3,7 @@
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 
+import needs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,7 +118,7 @@ def test_a_day_that_ends_at_its_last_microsecond() -> None:
     assert TWITTER.min_id(day) <= of_its_last_millisecond < TWITTER.min_id(last)
     assert of_its_last_millisecond == TWITTER.max_id(last)
     assert TWITTER.min_id(day + timedelta(microseconds=500)) == TWITTER.min_id(day + timedelta(milliseconds=1))
-    sqlalchemy = pytest.importorskip("sqlalchemy")
+    sqlalchemy = needs.library("sqlalchemy")
     from senet_fast.ids.sqlalchemy import in_time_range
 
     condition = in_time_range(sqlalchemy.column("id"), day + timedelta(microseconds=1), last, TWITTER)
@@ -173,8 +174,8 @@ def test_shards_are_chosen_by_the_highest_bits_of_a_product(layout: Layout, ever
 
 
 @pytest.mark.parametrize("layout", [TWITTER, SONYFLAKE], ids=repr)
-def test_arrays_are_encoded(layout: Layout) -> None:
-    random = np.random.default_rng(0)
+def test_arrays_are_encoded(layout: Layout, run_seed: int) -> None:
+    random = np.random.default_rng(run_seed)
     times = 1_700_000_000_000 + random.integers(0, 10**9, (3, 4))
     workers, sequences = random.integers(0, layout.worker.max, (3, 4)), random.integers(0, layout.sequence.max, (3, 4))
     made = layout.encode(times, workers, sequences)

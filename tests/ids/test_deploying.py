@@ -1,9 +1,9 @@
 """docs/deploying-ids.md: its Python runs, with real servers where they are installed, and its rights are the code's."""
 
-import importlib.util
 import re
 from pathlib import Path
 
+import needs
 import pytest
 from ids_testing import ROOT, run_program
 from servers import PostgreSQLServer, RedisServer, Server, ZooKeeperServer, running
@@ -46,8 +46,8 @@ def test_the_recipes_run(block: str, tmp_path: Path) -> None:
     if "leases.Etcd" in block:
         return  # test_etcd.py does what it does, with certificates, users and endpoints of its own
     for library in LIBRARIES:
-        if re.search(rf"^(import|from) {library}\b", block, re.MULTILINE) and not importlib.util.find_spec(library):
-            pytest.skip(f"needs the Python package {library}")
+        if re.search(rf"^(import|from) {library}\b", block, re.MULTILINE):
+            needs.library(library)
     environment = {"SENET_FAST_LEASES": str(tmp_path / "leases"), "PYTHONPATH": str(ROOT)}
     environment |= {"POD_INDEX": "3", "SLURM_ARRAY_TASK_ID": "4"}
     kinds = {"leases.Redis": RedisServer, "leases.PostgreSQL": PostgreSQLServer, "leases.ZooKeeper": ZooKeeperServer}

@@ -3,11 +3,12 @@
 import textwrap
 from pathlib import Path
 
+import needs
 import pytest
 from django_testing import AUTO, CONTRIB, run_project
 from ids_testing import ROOT
 
-pytest.importorskip("django")
+needs.library("django")
 
 
 def test_field(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, run_program
@@ -95,7 +96,7 @@ def test_asyncio_of_many(generator_class: Generator, worker_id: int, fake_clock:
 
 
 def test_sqlalchemy(worker_id: int) -> None:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
+    sqlalchemy = needs.library("sqlalchemy")
     from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
     from senet_fast.ids.sqlalchemy import SnowflakeID, in_time_range
@@ -162,7 +163,7 @@ def test_sqlalchemy(worker_id: int) -> None:
 
 
 def test_pydantic(worker_id: int) -> None:
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = needs.library("pydantic")
     from senet_fast.ids.pydantic import SnowflakeID, id_type
 
     class Order(pydantic.BaseModel):
@@ -190,7 +191,7 @@ def test_pydantic(worker_id: int) -> None:
 
 
 def test_pydantic_serves_numpy_ids_without_numpy() -> None:
-    pytest.importorskip("pydantic")
+    needs.library("pydantic")
     run_program(
         "import sys, pydantic, senet_fast.ids.pydantic as ids\n"
         "assert pydantic.TypeAdapter(ids.SnowflakeID).validate_python(5) == 5 and 'numpy' not in sys.modules"
@@ -198,7 +199,7 @@ def test_pydantic_serves_numpy_ids_without_numpy() -> None:
 
 
 def test_msgspec(worker_id: int) -> None:
-    msgspec = pytest.importorskip("msgspec")
+    msgspec = needs.library("msgspec")
     from senet_fast.ids.msgspec import SnowflakeID, dec_hook, enc_hook
 
     class Link(SnowflakeID):
@@ -240,7 +241,7 @@ class Samples:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_data_loader_workers(worker_id: int) -> None:
-    data = pytest.importorskip("torch.utils.data")
+    data = needs.library("torch.utils.data")
     generator = Snowflake(worker_id, on_fork="share")
     loader = data.DataLoader(
         Samples(generator), batch_size=50, num_workers=2, timeout=LIMIT_S, multiprocessing_context="fork"
@@ -259,6 +260,6 @@ def blocks() -> list[str]:
 def test_the_recipes_run(block: str, tmp_path: Path) -> None:
     for name in ("pandas", "pyarrow", "sqlalchemy", "django", "rest_framework", "pydantic", "msgspec", "torch"):
         if f"import {name}" in block or f"from {name}" in block:
-            pytest.importorskip(name)
+            needs.library(name)
     environment = {"SENET_FAST_LEASES": str(tmp_path / "leases"), "PYTHONPATH": str(ROOT)}
     run_program(block, cwd=tmp_path, env=environment, options="-W error")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from servers import EtcdServer, free_port, running, use_all
 
@@ -40,11 +41,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sign = "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions"
         commands += [f"{new} {name}.key -subj /CN={name} -out {name}.csr", f"{sign} -in {name}.csr -out {name}.pem"]
     commands += ["openssl genrsa -out token.key 2048", "openssl rsa -in token.key -pubout -out token.pub"]
+    needs.program("openssl")
     for command in commands:
-        try:
-            done = subprocess.run(command.split(), cwd=folder, capture_output=True, timeout=60)
-        except FileNotFoundError:
-            pytest.skip("needs openssl")
+        done = subprocess.run(command.split(), cwd=folder, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
     return folder
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -232,7 +233,7 @@ def test_absurd_times_are_refused(time: object, error: type[Exception], message:
 
 
 def test_pandas_has_a_datetime_that_is_none() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = needs.library("pandas")
     for call in (TWITTER.encode, TWITTER.min_id, TWITTER.max_id):
         with pytest.raises(ValueError, match=r"(timestamp|time) is NaT; expected a time"):
             call(pandas.NaT)
@@ -295,13 +296,13 @@ def test_decode_takes_what_users_have(generator_class: Generator, worker_id: int
 
 
 def test_decode_takes_what_numpy_makes_an_array_of() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = needs.library("pandas")
     numbers = [1541815603606036480, 0]
     for series in (pandas.Series(numbers), pandas.Series(numbers, dtype="uint64")):
         assert TWITTER.decode(series).worker_id.tolist() == [378, 0]
     with pytest.raises(TypeError, match="ids has dtype object; expected int64 or uint64"):
         TWITTER.decode(pandas.Series(list(map(str, numbers)), dtype=object))
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = needs.library("pyarrow")
     assert TWITTER.decode(pyarrow.array(numbers)).worker_id.tolist() == [378, 0]
 
 

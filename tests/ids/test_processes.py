@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from ids_testing import LIMIT_S, ROOT, FakeClock, Generator, Program, in_child, in_threads, join, run_program
@@ -260,7 +261,7 @@ def issue_into(Snowflake generator, int64_t[::1] out):
 
 def test_cimport(tmp_path: Path, worker_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another Cython module calls the generator without Python, in plain C and without any header."""
-    cython = pytest.importorskip("Cython.Compiler.Main")
+    cython = needs.library("Cython.Compiler.Main")
     source = tmp_path / "caller.pyx"
     source.write_text("# cython: language_level=3, freethreading_compatible=True\n" + CALLER)
     monkeypatch.chdir(tmp_path)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import pytest
+import needs
 from django_testing import AUTO, run_project
 
-pytest.importorskip("rest_framework")
+needs.library("rest_framework")
 
 
 def test_rest_framework(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from ids_testing import in_threads
 from servers import PostgreSQLServer, RedisServer, Server, ZooKeeperServer, running, use_all
@@ -134,38 +134,46 @@ def test_postgresql_with_settings_and_connections_of_ones_own(role: Role, own_la
             use_all(leases.PostgreSQL(address, table=role.table, ttl=TTL, workers=range(20)), own_layout)
 
     in_threads([often] * 4)  # serializable transactions would fail in each other's way
-    pools = pytest.importorskip("psycopg_pool")
+    pools = needs.library("psycopg_pool")
     with pools.ConnectionPool(role.address, min_size=1, max_size=1) as pool:
         use_all(role.lease(pool.connection), own_layout)
 
 
-def other_drivers(role: Role) -> Iterator[tuple[str, Any]]:
-    import psycopg
-
-    yield "returned a builtins.coroutine", lambda: psycopg.AsyncConnection.connect(role.address)
-    with suppress(ImportError):
-        import psycopg2
-
-        yield "returned a psycopg2.extensions.connection", lambda: psycopg2.connect(role.address)
-    with suppress(ImportError):
-        import asyncpg
-
-        yield "returned a builtins.coroutine", lambda: asyncpg.connect(host="127.0.0.1")
-    with suppress(ImportError):
-        import sqlalchemy
-
-        url = f"postgresql+psycopg://{role.name}@127.0.0.1:{role.server.port}/postgres"
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
-        yield "is a sqlalchemy.engine.base.Engine", engine
-        yield "returned a sqlalchemy.engine.base.Connection", engine.connect
+def psycopg_async(role: Role) -> Any:
+    return needs.library("psycopg").AsyncConnection.connect(role.address)
 
 
-def test_postgresql_refuses_other_drivers_by_name(role: Role, own_layout: Layout) -> None:
-    for said, connect in other_drivers(role):
-        with pytest.raises(TypeError, match=f"connect {said}; expected .* of psycopg 3"):
-            role.lease(connect).acquire(own_layout)
+def psycopg2(role: Role) -> Any:
+    return needs.library("psycopg2").connect(role.address)
+
+
+def asyncpg(role: Role) -> Any:
+    return needs.library("asyncpg").connect(host="127.0.0.1")
+
+
+OTHER_DRIVERS = {
+    psycopg_async: "a builtins.coroutine",
+    psycopg2: "a psycopg2.extensions.connection",
+    asyncpg: "a builtins.coroutine",
+}
+
+
+@pytest.mark.parametrize("driver", OTHER_DRIVERS)
+def test_postgresql_refuses_other_drivers_by_name(
+    driver: Callable[[Role], Any], role: Role, own_layout: Layout
+) -> None:
+    with pytest.raises(TypeError, match=f"connect returned {OTHER_DRIVERS[driver]}; expected .* of psycopg 3"):
+        role.lease(lambda: driver(role)).acquire(own_layout)
+
+
+def test_postgresql_refuses_engines_and_connections_by_name(role: Role, own_layout: Layout) -> None:
     with pytest.raises(TypeError, match=r"connect is a psycopg\.Connection; expected a connection string"):
         role.lease(role.admin)
+    sqlalchemy = needs.library("sqlalchemy")
+    url = f"postgresql+psycopg://{role.name}@127.0.0.1:{role.server.port}/postgres"
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+    with pytest.raises(TypeError, match=r"connect is a sqlalchemy\.engine\.base\.Engine; expected .* of psycopg 3"):
+        role.lease(engine).acquire(own_layout)
 
 
 class Driver:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import needs
 import pytest
 from ids_testing import ROOT, run_program
-from servers import MariaDBServer, PostgreSQLServer, Server
+from servers import MariaDBServer, PostgreSQLServer, Server, running
 
 from senet_fast import ids
 from senet_fast.ids import TWITTER, Layout
@@ -64,30 +65,20 @@ def milliseconds(time: datetime) -> int:
     return (time - UNIX_EPOCH) // timedelta(milliseconds=1)
 
 
-def started(server: Server) -> Iterator[Server]:
-    if server.command() is None:
-        pytest.skip(f"needs {type(server).__name__.removesuffix('Server')}")
-    if importlib.util.find_spec(server.package) is None:
-        pytest.skip(f"needs the Python package {server.package}")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
 @pytest.fixture(scope="module")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(PostgreSQLServer(tmp_path_factory.mktemp("postgresql")))
+    with running(PostgreSQLServer(tmp_path_factory.mktemp("postgresql"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(MariaDBServer(tmp_path_factory.mktemp("mariadb")))
+    with running(MariaDBServer(tmp_path_factory.mktemp("mariadb"))) as server:
+        yield server
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_postgresql(postgresql: PostgreSQLServer, name: str) -> None:
+def test_postgresql(postgresql: PostgreSQLServer, name: str, run_seed: int) -> None:
     import psycopg
 
     layout = LAYOUTS[name]
@@ -98,10 +89,10 @@ def test_postgresql(postgresql: PostgreSQLServer, name: str) -> None:
             "SELECT id, snowflake_timestamp(id), snowflake_worker(id), snowflake_sequence(id)"
             " FROM unnest(%s::bigint[]) AS id"
         )
-        rows = fields(layout, 1)
+        rows = fields(layout, run_seed)
         found = connection.execute(query, ([row[0] for row in rows],)).fetchall()
         assert [(row[0], milliseconds(row[1]), *row[2:]) for row in found] == rows
-        for time, first in bounds(layout, 2):
+        for time, first in bounds(layout, run_seed):
             if first < 1 << 63:
                 assert connection.execute("SELECT snowflake_min_id(%s)", (time,)).fetchone() == (first,)
             else:
@@ -135,7 +126,7 @@ def test_postgresql_partitions(postgresql: PostgreSQLServer) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
+def test_mariadb(mariadb: MariaDBServer, name: str, run_seed: int) -> None:
     """The dialect "mysql": MySQL itself is in no package list of Debian or PyPI."""
     import pymysql
     from pymysql.constants import CLIENT
@@ -150,11 +141,11 @@ def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
         while cursor.nextset():
             pass
         query = "SELECT %s, snowflake_timestamp(%s), snowflake_worker(%s), snowflake_sequence(%s)"
-        for row in fields(layout, 3):
+        for row in fields(layout, run_seed):
             cursor.execute(query, [row[0]] * 4)
             (found,) = cursor.fetchall()
             assert (found[0], milliseconds(found[1]), *found[2:]) == row
-        for time, first in bounds(layout, 4):
+        for time, first in bounds(layout, run_seed):
             ask = "SELECT snowflake_min_id(%s)", (time.replace(tzinfo=None).isoformat(" ", "microseconds"),)
             if first < 1 << 63:
                 cursor.execute(*ask)
@@ -165,9 +156,9 @@ def test_mariadb(mariadb: MariaDBServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_sqlite(name: str) -> None:
+def test_sqlite(name: str, run_seed: int) -> None:
     layout = LAYOUTS[name]
-    rows = fields(layout, 5)
+    rows = fields(layout, run_seed)
     alter, query = re.split(r"(?=^-- The IDs)", functions("sqlite", layout), flags=re.M)
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
@@ -175,7 +166,7 @@ def test_sqlite(name: str) -> None:
         connection.executescript(alter)
         found = connection.execute("SELECT * FROM orders ORDER BY id").fetchall()
         assert [(row[0], milliseconds(datetime.fromisoformat(row[1])), *row[2:]) for row in found] == rows
-        pairs = bounds(layout, 6)
+        pairs = bounds(layout, run_seed)
         for (begin, first), (end, past) in pairwise(pairs):
             times = {"begin": microseconds(begin), "end": microseconds(end)}
             listed = [row[0] for row in connection.execute(query, times)]
@@ -195,12 +186,12 @@ for statement in json.loads(sys.argv[1]):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_clickhouse(name: str) -> None:
+def test_clickhouse(name: str, run_seed: int) -> None:
     """By the ClickHouse of the package chdb, in a process of its own, since its threads outlive the session."""
-    if importlib.util.find_spec("chdb") is None:
-        pytest.skip("needs the Python package chdb")
+    if importlib.util.find_spec("chdb") is None:  # which crashes beside torch, so it is not imported here
+        needs.lacking("the Python package chdb", None)
     layout = LAYOUTS[name]
-    rows, pairs = fields(layout, 7), bounds(layout, 8)
+    rows, pairs = fields(layout, run_seed), bounds(layout, run_seed)
     numbers = ", ".join(f"toInt64({row[0]})" for row in rows)
     queries = [
         "SELECT id, snowflake_timestamp(id), snowflake_worker(id), snowflake_sequence(id)"
@@ -219,7 +210,7 @@ def test_clickhouse(name: str) -> None:
 @pytest.mark.parametrize("dialect", ["mysql", "clickhouse"])
 def test_sql_is_parsed(dialect: str, name: str) -> None:
     """By somebody else's parser, where these databases are not installed."""
-    sqlglot: Any = pytest.importorskip("sqlglot")
+    sqlglot: Any = needs.library("sqlglot")
     parsed = sqlglot.parse(functions(dialect, LAYOUTS[name]), read=dialect)
     assert sum(isinstance(statement, sqlglot.exp.Create) for statement in parsed) == 4
     assert not any(isinstance(statement, sqlglot.exp.Command) for statement in parsed)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
+import needs
 import pytest
 from ids_testing import LIMIT_S, ROOT, wait_for
 from servers import free_port
@@ -59,10 +59,7 @@ def application(environ, start_response):
 @pytest.mark.parametrize("options", ["", "--enable-threads", "--threads 2"])
 def test_real_uwsgi(options: str, tmp_path: Path) -> None:
     """Releases differ in what they do without options: the reason is given just where a thread stands still."""
-    beside = Path(sys.executable).with_name("uwsgi")
-    program = str(beside) if beside.exists() else shutil.which("uwsgi")
-    if program is None:
-        pytest.skip("needs uWSGI")
+    program = needs.program("uwsgi")
     (tmp_path / "app.py").write_text(APP)
     port = free_port()
     address = f"http://127.0.0.1:{port}"

@@ -1,8 +1,8 @@
 """Networks of timm and torchvision and ours on their weights give equal outputs, where those packages are installed."""
 
-import importlib.util
 from typing import Any
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -24,12 +24,10 @@ RUN = (
 
 def theirs(source: str, **options: Any) -> nn.Module:
     package, name = source.split("/")
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
     if package == "timm":
-        network: nn.Module = pytest.importorskip("timm").create_model(name, num_classes=7)
+        network: nn.Module = needs.library("timm").create_model(name, num_classes=7)
     else:
-        network = pytest.importorskip("torchvision").models.get_model(name, num_classes=7)
+        network = needs.library("torchvision").models.get_model(name, num_classes=7)
     return network.eval()
 
 

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import needs
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -131,7 +132,7 @@ def test_fx_fusion(se: bool) -> None:
 @pytest.mark.parametrize("se", [False, True])
 def test_fx_quantization(se: bool) -> None:
     """torch.ao's graph mode quantizes the convolutions, BatchNorm folded in; a fused block stays in float."""
-    quantization = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    quantization = needs.library("torch.ao.quantization.quantize_fx")
     from torch.ao.quantization import get_default_qconfig_mapping
 
     model, x = network("resnet_digits", se)

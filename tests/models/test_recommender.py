@@ -1,5 +1,6 @@
 """FiBiNET's layer against deepctr-torch's where it is installed and against its formula; GateNet's gates, by loops."""
 
+import needs
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from senet_fast.models.recommender import FeatureEmbeddingGate, FiBiNETSE, Hidde
 
 @pytest.mark.parametrize(("fields", "size", "reduction"), [(26, 8, 3), (2, 5, 3), (7, 1, 2)])
 def test_fibinet_equals_deepctr(fields: int, size: int, reduction: int) -> None:
-    interaction = pytest.importorskip("deepctr_torch.layers.interaction")
+    interaction = needs.library("deepctr_torch.layers.interaction")
     torch.manual_seed(0)
     theirs = interaction.SENETLayer(fields, reduction)
     ours = FiBiNETSE(fields, reduction)

@@ -1,6 +1,9 @@
 """BatchNorm, SE, residual and ReLU in training against the modules one after the other."""
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from senet_fast.models import layers
 from senet_fast.models.layers import NormSE
-from senet_fast.se import FusedSE
+from senet_fast.se import _C, FusedSE
 from senet_fast.se.norm import norm_se_relu, supported
 from senet_fast.se.ops import fold_norm
 
@@ -91,18 +94,77 @@ def test_other_layouts_of_residual_and_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_bits_do_not_depend_on_threads() -> None:
+def passes(layout: str, dtype: torch.dtype) -> list[Tensor]:
+    """What the four ops make of the same tensors."""
     torch.manual_seed(0)
-    x, residual, grad = tensors((5, 32, 11, 7), "nchw", torch.float32)
+    x, residual, grad = tensors((5, 35, 11, 7), layout, dtype)
+    ops = torch.ops.senet_fast
+    moments = ops.norm_moments(x)
+    numbers = torch.randn(3, *moments[0].shape, dtype=dtype)
+    y = ops.norm_apply(x, moments[0], numbers[0], numbers[1], residual)
+    return [*moments, y, *ops.norm_sums(grad, y, x, moments[0]), *ops.norm_gradients(grad, y, x, moments[0], *numbers)]
+
+
+def same_bits(one: list[Tensor], other: list[Tensor]) -> list[bool]:
+    return [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_bits_do_not_depend_on_threads(layout: str, dtype: torch.dtype) -> None:
     results = []
     before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        moments = torch.ops.senet_fast.norm_moments(x)
-        y = torch.ops.senet_fast.norm_apply(x, *moments, moments[0], residual)
-        results.append([*moments, y, *torch.ops.senet_fast.norm_sums(grad, y, x, moments[0])])
-    torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            _C.force_plan(threads=threads)
+            results.append(passes(layout, dtype))
+    finally:
+        torch.set_num_threads(before)
+        _C.force_plan()
+    assert all(same_bits(results[0], results[1]) + same_bits(results[0], results[2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_chosen_isa_is_used(layout: str, dtype: torch.dtype) -> None:
+    """x86-64's baseline has no fused multiply-adds, so its bits tell; all others agree. In a new process the variable
+    chooses."""
+    isas, before = _C.isas(), _C.isa()
+    if "baseline" not in isas or len(isas) < 2:
+        pytest.skip(f"needs an x86-64 processor with more than its baseline; has {isas}")
+    try:
+        results = {}
+        for isa in isas:
+            _C.select_isa(isa)
+            results[isa] = passes(layout, dtype)
+    finally:
+        _C.select_isa(before)
+    for isa in isas[2:]:
+        assert all(same_bits(results[isa], results[isas[1]]))
+    for at, name in enumerate(["mean", "squares", "y", "grads", "products", "grad_x", "grad_residual"]):
+        one, other = results["baseline"][at], results[isas[-1]][at]
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one, other) == (name in ("mean", "grads", "grad_residual")), name  # which multiply nothing
+
+
+def test_the_variable_chooses_the_isa() -> None:
+    if len(_C.isas()) < 2:
+        pytest.skip(f"needs a second instruction set; has {_C.isas()}")
+    program = """
+import sys, torch, test_norm
+for t in test_norm.passes("nchw", torch.float32):
+    sys.stdout.buffer.write(t.numpy().tobytes())
+"""
+    before = _C.isa()
+    for isa in (_C.isas()[0], _C.isas()[-1]):
+        environment = {**os.environ, "SENET_FAST_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+        try:
+            _C.select_isa(isa)
+            assert done.stdout == b"".join(t.numpy().tobytes() for t in passes("nchw", torch.float32))
+        finally:
+            _C.select_isa(before)
 
 
 def test_derivatives_of_both_orders() -> None:

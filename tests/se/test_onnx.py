@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 from se_testing import BY_NAME, EXCITATIONS, Arguments, make_arguments
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from senet_fast.se import FusedSE, decomposition, squeeze_excite
 from senet_fast.se.activations import ACTIVATIONS
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnx = needs.library("onnx")
+onnxruntime = needs.library("onnxruntime")
+needs.library("onnxscript")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
     pytest.mark.usefixtures("no_gradients"),

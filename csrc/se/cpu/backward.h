@@ -7,7 +7,7 @@ template <class A>
 class Backward : Call<A> {
   using Base = Call<A>;
   using Base::activations_, Base::at, Base::count, Base::data_, Base::elements, Base::gate_input, Base::hidden_input,
-      Base::image_, Base::kGrain, Base::plan_, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
+      Base::image_, Base::plan_, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
 
  public:
   Backward(const BackwardParams& p, const Kernels& kernels, const Plan& plan) : Base(p, kernels, plan), p_(p) {
@@ -20,7 +20,7 @@ class Backward : Call<A> {
   void operator()(const Member& member) const {
     const std::int64_t K = shape_.K;
     const bool activated = !p_.epilogue.activation.is_identity();
-    Base::for_items(member, shape_.B, K, kGrain, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+    for_items(member, shape_.B, K, kGrain, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
       Base::gate(gate_input(b) + begin, scale_.get() + b * K + begin, end - begin);
     });
     if (activated) member.wait();
@@ -83,7 +83,7 @@ class Backward : Call<A> {
         break;
       case Excitation::channel_conv:
         if (!p_.grad_x) break;
-        Base::for_items(member, B, K, kGrain, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
+        for_items(member, B, K, kGrain, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
           Base::convolve(dz + i * K, true, shift_.get() + i * K, begin, end);
           divide(i, {begin, end});
         });

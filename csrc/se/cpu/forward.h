@@ -7,7 +7,7 @@ template <class A>
 class Forward : Call<A> {
   using Base = Call<A>;
   using Base::activations_, Base::at, Base::count, Base::data_, Base::gate, Base::gate_input, Base::hidden_input, Base::image_,
-      Base::kGrain, Base::plan_, Base::residual, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
+      Base::plan_, Base::residual, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
 
  public:
   Forward(const ForwardParams& p, const Kernels& kernels, const Plan& plan) : Base(p, kernels, plan), p_(p) {
@@ -104,7 +104,7 @@ class Forward : Call<A> {
         layer(member, saved(b), saved_stride(), p_.fc1_weight, p_.fc1_bias, gate_input(b), B, K, K, gated);
         break;
       case Excitation::channel_conv:
-        Base::for_items(member, B, K, kGrain, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
+        for_items(member, B, K, kGrain, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
           A* z = gate_input(b + i);
           Base::convolve(saved(b + i), false, z, begin, end);
           for (std::int64_t k = begin; k < end; ++k) z[k] += conv_bias_;

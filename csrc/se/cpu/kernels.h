@@ -87,6 +87,23 @@ struct ProductKernels {
   std::int64_t per_step() const { return multiplied == Dtype::bf16 ? 2 : 1; }
 };
 
+// BatchNorm in training with SE, an addition and ReLU behind it (norm.h). Maps are [O, K, I], numbers [K], all of one image;
+// O = 1 or I = 1. No map that is written may be one that is read.
+template <class A>
+struct NormKernels {
+  // The mean over O and I, and the sum of squared distances from it, of channels [begin, end).
+  void (*moments)(const Image&, const A* x, A* mean, A* squares, std::int64_t begin, std::int64_t end);
+  // y = relu((x - mean) * scale + shift + residual), for units [begin, end).
+  void (*apply)(const Image&, const A* x, const A* mean, const A* scale, const A* shift, const A* residual, A* y,
+                std::int64_t begin, std::int64_t end);
+  // With grad = grad_y where y > 0: the sums over O and I of grad and of grad * (x - mean), of channels [begin, end).
+  void (*sums)(const Image&, const A* grad_y, const A* y, const A* x, const A* mean, A* grads, A* products, std::int64_t begin,
+               std::int64_t end);
+  // grad_x = grad * scale + (x - mean) * slope + offset, grad_residual = grad, for units [begin, end).
+  void (*gradients)(const Image&, const A* grad_y, const A* y, const A* x, const A* mean, const A* scale, const A* slope,
+                    const A* offset, A* grad_x, A* grad_residual, std::int64_t begin, std::int64_t end);
+};
+
 struct Kernels {
   const char* name;
   DataKernels<float> data_f32, data_bf16, data_f16;
@@ -96,10 +113,14 @@ struct Kernels {
   ActivationKernels<float> activation_f32;
   ActivationKernels<double> activation_f64;
   ProductKernels product_f32, product_bf16, product_f16;
+  NormKernels<float> norm_f32;
+  NormKernels<double> norm_f64;
 
   const ProductKernels& product(Dtype dtype) const {  // not of float64
     return dtype == Dtype::bf16 ? product_bf16 : dtype == Dtype::f16 ? product_f16 : product_f32;
   }
+  const NormKernels<float>& norm(float) const { return norm_f32; }
+  const NormKernels<double>& norm(double) const { return norm_f64; }
 };
 
 // An ISA file registers itself at its foot; of those supported here the one of the highest rank is used.

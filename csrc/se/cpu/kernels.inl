@@ -51,6 +51,7 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 #include "se/cpu/sums.inl"
 
 #include "se/cpu/data.inl"
+#include "se/cpu/norm.inl"
 #include "se/cpu/weights.inl"
 #include "se/cpu/product.inl"
 
@@ -78,6 +79,8 @@ constinit const Kernels kernels = {
     Product<float, Floats>::table(),
     Product<bf16, Floats>::table(),
     Product<f16, Floats>::table(),
+    Norm<float>::table(),
+    Norm<double>::table(),
 };
 #endif
 

@@ -23,14 +23,18 @@ struct Plan {
   bool overlap;                  // forward: a tile is scaled in the loop that squeezes the next one
 };
 
+// Threads for a call that moves so many bytes: starting a team and its barriers take the time in which one thread gets through
+// some 200 kB.
+inline std::int64_t threads_for(std::int64_t bytes, const Machine& machine) {
+  return std::clamp<std::int64_t>(bytes / (128 << 10), 1, machine.threads);
+}
+
 // threads, images_per_tile, stream and overlap decide who does what when; no sum depends on them.
 inline Plan plan(const Shape& shape, const Work& work, const Machine& machine) {
   const std::int64_t image_bytes = std::max<std::int64_t>(1, shape.O * shape.K * shape.I * work.item_bytes);
   const std::int64_t bytes = shape.B * image_bytes * work.tensors;
   Plan plan;
-  // Starting a team and its barriers take the time in which one thread gets through some 200 kB.
-  constexpr std::int64_t kThreadBytes = 128 << 10;
-  plan.threads = std::clamp<std::int64_t>((bytes + work.weight_bytes) / kThreadBytes, 1, machine.threads);
+  plan.threads = threads_for(bytes + work.weight_bytes, machine);
   plan.stream = bytes > work.stream_bytes;
   // A tile leaves some room for the rest. Heavy weights are worth a larger one: they are read once for all of its images,
   // and the matrix products take four images at a time.

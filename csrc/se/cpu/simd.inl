@@ -42,6 +42,7 @@ SENET_INLINE Vec<A> broadcast(A value) {
     return v;                                                                    \
   }
 SENET_OPERATOR(+)
+SENET_OPERATOR(-)
 SENET_OPERATOR(*)
 #undef SENET_OPERATOR
 

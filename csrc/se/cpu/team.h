@@ -39,4 +39,20 @@ struct Member {
   }
 };
 
+constexpr std::int64_t kGrain = 16;  // channels: whole vectors, and no line of sums that two threads write
+
+// body(image, begin, end): the member's part of `width` items in each of B images; from the last image to the first where
+// the items were just read in the other direction
+template <class Body>
+void for_items(const Member& member, std::int64_t B, std::int64_t width, std::int64_t grain, const Body& body,
+               bool backwards = false) {
+  const Range part = member.part(B * width, grain);
+  if (part.size() == 0) return;
+  const std::int64_t first = part.begin / width, images = (part.end + width - 1) / width - first;
+  for (std::int64_t j = 0; j < images; ++j) {
+    const std::int64_t i = backwards ? first + images - 1 - j : first + j;
+    body(i, std::max(part.begin - i * width, std::int64_t{0}), std::min(part.end - i * width, width));
+  }
+}
+
 }  // namespace senet

@@ -1,6 +1,6 @@
 #include "se/cuda/backward.cuh"
 
-#include "se/cuda/ticket_runtime.cuh"
+#include "se/cuda/instances.cuh"
 
 namespace senet::cuda {
 namespace {
@@ -14,20 +14,12 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
 struct Instances {
   template <class T, class W, bool kGeneral>
   static const void* instance() {
-    return reinterpret_cast<const void*>(&backward_kernel<T, W, kGeneral>);
+    return address_of(&backward_kernel<T, W, kGeneral>);
   }
 };
 
 }  // namespace
 
-const char* plan_backward(const BackwardParams& p, Kernel wanted, Plans& plans) {
-  return plan_here<Instances>(p, wanted, plans);
-}
-
-std::int64_t backward_scratch(const BackwardParams& p, const Plans& plans) { return scratch_bytes(p, plans); }
-
-const char* backward(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
-  return enqueue_call<Instances>(p, plans, scratch, counters, stream);
-}
+const void* ticket_kernel(const BackwardParams& p) { return kernel_of<TicketKernels<Instances>>(p, is_general(p)); }
 
 }  // namespace senet::cuda

@@ -1,7 +1,6 @@
 #include "se/cuda/cluster_backward.cuh"
 
-#include "se/cuda/cluster_launch.cuh"
-#include "se/cuda/cluster_runtime.cuh"
+#include "se/cuda/instances.cuh"
 
 namespace senet::cuda {
 namespace {
@@ -24,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) weights_kernel(const __grid_constant
 struct Instances {
   template <class T, class W, bool kGeneral, int kImages>
   static const void* instance() {
-    return reinterpret_cast<const void*>(&cluster_backward_kernel<T, W, kGeneral, kImages>);
+    return address_of(&cluster_backward_kernel<T, W, kGeneral, kImages>);
   }
 };
 struct WeightsKernels {
@@ -33,30 +32,17 @@ struct WeightsKernels {
     if constexpr (std::is_same_v<T, double>) {
       return nullptr;
     } else {
-      return reinterpret_cast<const void*>(&weights_kernel<T, W>);
+      return address_of(&weights_kernel<T, W>);
     }
   }
 };
 
 }  // namespace
 
-ClusterPlan choose_cluster(const BackwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
-  return choose_here<Instances>(p, gpu, wanted, ticket);
+const void* cluster_kernel(const BackwardParams& p, int images) {
+  return kernel_of<ClusterKernels<Instances>>(p, is_general(p), images);
 }
 
-std::int64_t cluster_scratch(const BackwardParams& p) {
-  Scratch scratch(nullptr, p.dtype);
-  weight_sums(p, scratch);
-  return scratch.bytes();
-}
-
-const char* enqueue_cluster(const BackwardParams& p, const ClusterPlan& plan, void* scratch, void* stream) {
-  Scratch taken(scratch, p.dtype);
-  const ClusterBackwardLaunch launch = launch_of(p, plan, taken);
-  const char* error = enqueue_clusters(cluster_kernel<Instances>(p, plan.images), plan, launch, stream);
-  const int jobs = weight_jobs(p, kThreads);
-  if (error || jobs == 0) return error;
-  return enqueue(kernel_of<WeightsKernels>(p), launch, jobs, stream);
-}
+const void* weight_gradients_kernel(const BackwardParams& p) { return kernel_of<WeightsKernels>(p); }
 
 }  // namespace senet::cuda

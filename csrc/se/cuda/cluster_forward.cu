@@ -1,7 +1,6 @@
 #include "se/cuda/cluster_forward.cuh"
 
-#include "se/cuda/cluster_launch.cuh"
-#include "se/cuda/cluster_runtime.cuh"
+#include "se/cuda/instances.cuh"
 
 namespace senet::cuda {
 namespace {
@@ -18,20 +17,14 @@ __global__ void __launch_bounds__(kImages > 1 ? kThreadsOfWide : kClusterThreads
 struct Instances {
   template <class T, class W, bool kGeneral, int kImages>
   static const void* instance() {
-    return reinterpret_cast<const void*>(&cluster_forward_kernel<T, W, kGeneral, kImages>);
+    return address_of(&cluster_forward_kernel<T, W, kGeneral, kImages>);
   }
 };
 
 }  // namespace
 
-ClusterPlan choose_cluster(const ForwardParams& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
-  return choose_here<Instances>(p, gpu, wanted, ticket);
-}
-
-std::int64_t cluster_scratch(const ForwardParams&) { return 0; }
-
-const char* enqueue_cluster(const ForwardParams& p, const ClusterPlan& plan, void*, void* stream) {
-  return enqueue_clusters(cluster_kernel<Instances>(p, plan.images), plan, launch_of(p, plan), stream);
+const void* cluster_kernel(const ForwardParams& p, int images) {
+  return kernel_of<ClusterKernels<Instances>>(p, is_general(p), images);
 }
 
 }  // namespace senet::cuda

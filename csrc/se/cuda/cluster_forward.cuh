@@ -9,7 +9,7 @@ struct ClusterForwardLaunch {
   ForwardCall call;
   ClusterCut cut;
 };
-inline ClusterForwardLaunch launch_of(const ForwardParams& p, const ClusterPlan& plan) {
+inline ClusterForwardLaunch launch_of(const ForwardParams& p, const ClusterPlan& plan, Scratch&) {
   return {call_of(p, plan.slices, plan.lanes), {p, plan, false}};
 }
 

@@ -1,6 +1,6 @@
 #include "se/cuda/forward.cuh"
 
-#include "se/cuda/ticket_runtime.cuh"
+#include "se/cuda/instances.cuh"
 
 namespace senet::cuda {
 namespace {
@@ -19,18 +19,12 @@ __global__ void __launch_bounds__(kThreads, kResident<T, kGeneral>)
 struct Instances {
   template <class T, class W, bool kGeneral>
   static const void* instance() {
-    return reinterpret_cast<const void*>(&forward_kernel<T, W, kGeneral>);
+    return address_of(&forward_kernel<T, W, kGeneral>);
   }
 };
 
 }  // namespace
 
-const char* plan_forward(const ForwardParams& p, Kernel wanted, Plans& plans) { return plan_here<Instances>(p, wanted, plans); }
-
-std::int64_t forward_scratch(const ForwardParams& p, const Plans& plans) { return scratch_bytes(p, plans); }
-
-const char* forward(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
-  return enqueue_call<Instances>(p, plans, scratch, counters, stream);
-}
+const void* ticket_kernel(const ForwardParams& p) { return kernel_of<TicketKernels<Instances>>(p, is_general(p)); }
 
 }  // namespace senet::cuda

@@ -4,23 +4,22 @@
 
 namespace senet::cuda {
 
+// How a call runs: by the cluster kernels if their plan has a size, else by the ticket kernel.
 struct Plans {
   Plan ticket;
-  ClusterPlan cluster;  // runs if it has a size
+  ClusterPlan cluster;
+  std::int64_t scratch_bytes = 0;  // to be aligned to 16
+  // Of ticket kernels only: zero before and after each launch; launches that may run at the same time need their own.
+  std::int64_t counters = 0;
 };
 
-// Of the current device. What a function cannot do it says: null, or the CUDA runtime's words.
-const char* plan_forward(const ForwardParams& p, Kernel wanted, Plans& plans);
-const char* plan_backward(const BackwardParams& p, Kernel wanted, Plans& plans);
+// All three are about the current device. What they cannot do they say: null, or the CUDA runtime's words.
+const char* make_plans(const ForwardParams& p, Kernel wanted, Plans& plans);
+const char* make_plans(const BackwardParams& p, Kernel wanted, Plans& plans);
 
-// Bytes of scratch, aligned to 16.
-std::int64_t forward_scratch(const ForwardParams& p, const Plans& plans);
-std::int64_t backward_scratch(const BackwardParams& p, const Plans& plans);
-
-// Enqueues the work on a cudaStream_t of the current device. counters, of ticket kernels only: counters_of(B) of them, zero
-// before and after each launch; launches that may run at the same time need their own.
-const char* forward(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream);
-const char* backward(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream);
+// Enqueues the work on a cudaStream_t.
+const char* launch(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream);
+const char* launch(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream);
 
 // Whether the stream is being recorded into a CUDA graph.
 bool is_capturing(void* stream);

@@ -76,10 +76,12 @@ struct Tested {
             {seed + 2, other, 1 + int(random() % 4), chunk(), 2, 2, false, true}};
   }
 
-  static bool run(const std::string&, const Case& c, const Setting&, const Schedule& schedule, const ForwardCall& call) {
+  static bool run(const std::string& where, const Case& c, const Setting&, const Schedule& schedule, const ForwardCall& call) {
     cuda::ClusterPlan plan;
     if (!plan_of(call.p, schedule, plan)) return false;
-    emulate_any<cuda::ClusterForward>(c, call.p, cuda::launch_of(call.p, plan), schedule);
+    cuda::Scratch none(nullptr, c.dtype);
+    emulate_any<cuda::ClusterForward>(c, call.p, cuda::launch_of(call.p, plan, none), schedule);
+    check(none.bytes() == 0, "%s: forward takes scratch that was not given", where.c_str());
     return true;
   }
 
@@ -87,7 +89,7 @@ struct Tested {
     cuda::ClusterPlan plan;
     if (!plan_of(call.p, schedule, plan)) return false;
     cuda::Scratch count(nullptr, c.dtype);
-    cuda::weight_sums(call.p, count);
+    cuda::launch_of(call.p, plan, count);
     Output scratch(std::size_t(count.bytes() / 4), c.sum_dtype());
     cuda::Scratch taken(scratch.data(), c.dtype);
     const cuda::ClusterBackwardLaunch launch = cuda::launch_of(call.p, plan, taken);

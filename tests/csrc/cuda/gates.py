@@ -249,11 +249,11 @@ def plant() -> int:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "csrc"
             shutil.copytree(ROOT / "csrc", source)
-            runtime = source / "se/cuda/runtime.cuh"
-            text = runtime.read_text()
+            types = source / "se/cuda/instances.cuh"
+            text = types.read_text()
             begin = text.index("  switch (p.dtype)")
             end = text.index("  return nullptr;", begin)
-            runtime.write_text(f"{text[:begin]}  return Kernels::template of<float, float>(variant...);\n{text[end:]}")
+            types.write_text(f"{text[:begin]}  return Kernels::template of<float, float>(variant...);\n{text[end:]}")
             path = source / "se/cuda" / bug.file
             text = path.read_text()
             if bug.old and text.count(bug.old) != 1:
