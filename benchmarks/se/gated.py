@@ -1,11 +1,12 @@
 """A 1x1 convolution with a gate beside it, at inference: `python -m benchmarks.se.gated`.
 
-`op`: oneDNN's convolution with its weights reordered beforehand, as a frozen graph has it, and senet_fast's fused SE tail
-behind or in front of it. `ours`: senet_fast.se.conv, with its weights prepared. `no SE`: that convolution alone, with the
-addition and ReLU that oneDNN fuses with it where the block has them.
+`op`: oneDNN's convolution with its weights reordered beforehand, as a frozen graph has it, and FusedSE behind or in
+front of it. `ours`: senet_fast.se.conv, with its weights prepared. `no SE`: that convolution alone, with the addition
+and ReLU that oneDNN fuses with it where the block has them.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ CONTENDERS = ("op", "ours", "no SE")
 
 
 class Shape(NamedTuple):
-    """A convolution C_in -> C_out of maps of side x side, R hidden channels; the gate is on the output, or else input."""
+    """C_in -> C_out on maps of side x side, R hidden channels; the gate is where there are more channels."""
 
     C_in: int
     C_out: int
@@ -118,7 +119,7 @@ def main() -> None:
     add_options(parser, "gated")
     options = parser.parse_args()
     results: dict[str, Any] = {**surroundings(), "rows": []}
-    cases = [(s, b, d, l) for d in options.dtype for l in options.layout for b in options.batch for s in SHAPES]
+    cases = list(itertools.product(SHAPES, options.batch, options.dtype, options.layout))
     with torch.inference_mode():
         for case in tqdm(cases):
             results["rows"].append(measure(*case, options.seconds))

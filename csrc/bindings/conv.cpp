@@ -40,10 +40,10 @@ Tensor conv_autograd(SENET_CONV_ARGUMENTS) {
   for (const Tensor& t : {x, weight, or_undefined(bias), fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight),
                           or_undefined(fc2_bias), or_undefined(residual), or_undefined(norm_scale), or_undefined(norm_shift)}) {
     if (!t.defined()) continue;
-    TORCH_CHECK(!at::GradMode::is_enabled() || !t.requires_grad(),
-                SENET_CONV, "has no derivative; expected torch.no_grad() or inputs that require no gradient");
-    TORCH_CHECK(!t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) && !t._fw_grad(0).defined(),
-                SENET_CONV, "takes neither tangents nor torch.func's tensors");
+    TORCH_CHECK(!at::GradMode::is_enabled() || !t.requires_grad(), SENET_CONV,
+                "has no derivative; expected torch.no_grad() or inputs that require no gradient");
+    TORCH_CHECK(!t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) && !t._fw_grad(0).defined(), SENET_CONV,
+                "takes neither tangents nor torch.func's tensors");
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_conv(SENET_CONV_PASS);
@@ -54,11 +54,13 @@ Tensor conv_autograd(SENET_CONV_ARGUMENTS) {
 template <c10::DispatchKey kKey>
 Tensor conv_autocast(SENET_CONV_ARGUMENTS) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-  const at::ScalarType type = x.scalar_type() == at::kDouble
-                                  ? at::kDouble
-                                  : at::autocast::get_autocast_dtype(kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA);
+  const at::ScalarType type =
+      x.scalar_type() == at::kDouble
+          ? at::kDouble
+          : at::autocast::get_autocast_dtype(kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA);
   const auto cast = [](const OptionalTensor& t, at::ScalarType to) {
-    return or_undefined(t).defined() && t->is_floating_point() && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(to)) : t;
+    return or_undefined(t).defined() && t->is_floating_point() && t->scalar_type() != at::kDouble ? OptionalTensor(t->to(to))
+                                                                                                  : t;
   };
   const auto beside = [&](const Tensor& first, const OptionalTensor& t) {
     return first.scalar_type() == type ? t : cast(t, at::kFloat);
@@ -134,13 +136,13 @@ Tensor conv_composed(SENET_CONV_ARGUMENTS) {
   Tensor y;
   if (behind) {
     const Tensor u = convolve(x);
-    y = normed ? call_prologue(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, 1, add_one,
-                               post_activation, norm_scale, norm_shift, "identity")
+    y = normed ? call_prologue(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, 1,
+                               add_one, post_activation, norm_scale, norm_shift, "identity")
                : call_op(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, 1, add_one,
                          post_activation);
   } else {
-    y = convolve(call_op(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, none, excitation, activation, gate, 1, add_one,
-                         "identity"))
+    y = convolve(
+            call_op(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, none, excitation, activation, gate, 1, add_one, "identity"))
             .to(wide);
     if (or_undefined(norm_scale).defined()) y = y * per_channel(*norm_scale);
     if (or_undefined(norm_shift).defined()) y = y + per_channel(*norm_shift);
@@ -151,8 +153,7 @@ Tensor conv_composed(SENET_CONV_ARGUMENTS) {
 }
 
 Tensor call_conv(SENET_CONV_ARGUMENTS) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("senet_fast::squeeze_excite_conv", "").typed<ConvOp>();
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("senet_fast::squeeze_excite_conv", "").typed<ConvOp>();
   return op.call(SENET_CONV_PASS);
 }
 

@@ -4,15 +4,15 @@
 
 #include "bindings/arguments.h"
 
-#define SENET_CONV_ARGUMENTS                                                                                            \
-  const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const Tensor &fc1_weight,                          \
-      const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight, const OptionalTensor &fc2_bias,                 \
-      const OptionalTensor &residual, c10::string_view side, const OptionalTensor &norm_scale,                          \
-      const OptionalTensor &norm_shift, c10::string_view excitation, c10::string_view activation, c10::string_view gate, \
-      bool add_one, c10::string_view post_activation, at::TensorList prepared
-#define SENET_CONV_PASS                                                                                              \
-  x, weight, bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, side, norm_scale, norm_shift, excitation, \
-      activation, gate, add_one, post_activation, prepared
+#define SENET_CONV_ARGUMENTS                                                                                                   \
+  const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const Tensor &fc1_weight, const OptionalTensor &fc1_bias, \
+      const OptionalTensor &fc2_weight, const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view side, \
+      const OptionalTensor &norm_scale, const OptionalTensor &norm_shift, c10::string_view excitation,                         \
+      c10::string_view activation, c10::string_view gate, bool add_one, c10::string_view post_activation,                      \
+      at::TensorList prepared
+#define SENET_CONV_PASS                                                                                                        \
+  x, weight, bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, side, norm_scale, norm_shift, excitation, activation, \
+      gate, add_one, post_activation, prepared
 
 namespace senet::bindings {
 

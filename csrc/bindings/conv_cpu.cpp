@@ -144,16 +144,16 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   ConvParams p = params_of_conv(a, last);
   if (!prepared.empty()) check_prepared(a, p);
   const at::ScalarType type = p.dtype == Dtype::f64 ? at::kDouble : multiplied(p.dtype);
-  bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
-              prepared[0].sizes() == packed_sizes(p.C_out, p.shape.K, type, last);
+  const bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
+                    prepared[0].sizes() == packed_sizes(p.C_out, p.shape.K, type, last);
   p.epilogue.residual = pointer_of(or_undefined(residual));  // its presence counts for the planner
   const ConvRoute route = route_conv(p, fits);
-  if (route.composed_because) return conv_composed(SENET_CONV_PASS);
-  if (!fits && !prepared.empty()) {
+  if (!fits && !prepared.empty() && route_conv(p, true).composed_because == nullptr) {
     TORCH_WARN_ONCE("squeeze_excite_conv: prepared[0] (", prepared[0].toString(), prepared[0].sizes(),
                     ") is for another layout, type or processor than those at hand (", last ? "channels_last" : "contiguous",
-                    " ", x.scalar_type(), " on ", kernels().name, "); the weights are packed at every call");
+                    " ", x.scalar_type(), " on ", kernels().name, ") and is not used");
   }
+  if (route.composed_because) return conv_composed(SENET_CONV_PASS);
   Prepared own;
   if (!fits) {
     own = prepare(weight, bias, fc1_weight, fc1_bias, side, norm_scale, norm_shift, excitation, x.scalar_type(), last);

@@ -102,7 +102,8 @@ py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::
 void force_plan_conv(std::optional<bool> fused, std::optional<std::int64_t> threads, std::optional<std::int64_t> images,
                      std::optional<std::int64_t> pixels, std::optional<std::int64_t> across,
                      std::optional<std::int64_t> tiles_a_pass, std::optional<bool> stream) {
-  check_counts({{"threads", threads}, {"images", images}, {"pixels", pixels}, {"across", across}, {"tiles_a_pass", tiles_a_pass}});
+  check_counts(
+      {{"threads", threads}, {"images", images}, {"pixels", pixels}, {"across", across}, {"tiles_a_pass", tiles_a_pass}});
   if (pixels && *pixels > senet::kConvTile)
     throw py::value_error("pixels is " + std::to_string(*pixels) + "; expected at most " + std::to_string(senet::kConvTile));
   senet::bindings::force_plan_conv({fused, stream, threads, images, pixels, across, tiles_a_pass});
@@ -193,10 +194,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), py::arg("overlap") = py::none(),
         "Override the planner from now on; what is None it decides itself.");
-  m.def("plan_conv", &plan_conv, py::arg("B"), py::arg("C_in"), py::arg("pixels"), py::arg("C_out"), py::arg("R"), py::kw_only(),
-        py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true, py::arg("residual") = false,
-        "How a two_fc squeeze_excite_conv of B maps is cut: fused or not, because of what; images squeezed together, pixels of a "
-        "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache; whether y goes past the caches (stream).");
+  m.def(
+      "plan_conv", &plan_conv, py::arg("B"), py::arg("C_in"), py::arg("pixels"), py::arg("C_out"), py::arg("R"), py::kw_only(),
+      py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true,
+      py::arg("residual") = false,
+      "How a two_fc squeeze_excite_conv of B maps is cut: fused or not, because of what; images squeezed together, pixels of a "
+      "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache; whether y "
+      "goes past the caches (stream).");
   m.def("force_plan_conv", &force_plan_conv, py::kw_only(), py::arg("fused") = py::none(), py::arg("threads") = py::none(),
         py::arg("images") = py::none(), py::arg("pixels") = py::none(), py::arg("across") = py::none(),
         py::arg("tiles_a_pass") = py::none(), py::arg("stream") = py::none(),

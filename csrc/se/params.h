@@ -72,8 +72,8 @@ struct ForwardParams : Params {
 struct ConvParams : Params {
   std::int64_t C_out = 0;
   bool gates_output = false;
-  bool by_pixels = true;         // the channels of a pixel lie side by side: I = 1, else O = 1
-  const void* weight = nullptr;  // by pixels packed as `right` of product.inl, else its rows as `left`
+  bool by_pixels = true;                           // the channels of a pixel lie side by side: I = 1, else O = 1
+  const void* weight = nullptr;                    // by pixels packed as `right` of product.inl, else its rows as `left`
   const float *scale = nullptr, *shift = nullptr;  // [C_out]
   // fc1_weight is [R, C_in], [gated(), C_in] (one_fc) or [R] (channel_conv, on the input side alone)
   Dtype fc1_dtype = Dtype::f32;

@@ -15,9 +15,9 @@ _prepare = torch.ops.senet_fast.squeeze_excite_conv_prepare.default
 class Prepared(NamedTuple):
     """All of a call that follows from its weights, for the kernels of this processor.
 
-    weight: the convolution's in the order in which it is multiplied, float32 or, where the processor multiplies it,
-        bfloat16: [C_out / 16, C_in, 16] (bfloat16: [C_out / 16, C_in / 2, 16, 2]) for channels_last, else [C_out, C_in];
-        zeros up to whole vectors.
+    weight: the convolution's in the order in which it is multiplied, float32 or, where the processor multiplies that,
+        bfloat16. For channels_last [C_out / 16, C_in, 16] (bfloat16: [C_out / 16, C_in / 2, 16, 2]), else
+        [C_out, C_in]; zeros up to whole vectors.
     scale, shift: [C_out] float32, bias and norm together.
     fc1_weight, fc1_bias: side "output": the first layer applied to the mean of x instead of that of the convolution,
         float32 [R, C_in] and [R] (two_fc), else [C_out, C_in] and [C_out]. Empty on side "input".
@@ -89,16 +89,16 @@ def squeeze_excite_conv(
         residual: [B, C_out, ...], dtype of ``x``.
         side: which side of the convolution is gated.
         norm_scale, norm_shift: [C_out] or None, any floating-point dtype.
-        prepared: what :func:`prepare` made of the same weights. Without it that is done at every call. It is not compared
-            with the weights.
+        prepared: what :func:`prepare` made of the same weights. Without it that is done at every call. It is not
+            compared with the weights.
 
     Returns:
         y: [B, C_out, ...], dtype of ``x``; channels_last where torch takes x for such a tensor, else contiguous.
 
     Fused on the CPU for float32, bfloat16 and float16; elsewhere, for maps of fewer than 8 pixels and where preparing
-    would take longer than it saves, the same by ``squeeze_excite`` and a convolution (``_C.plan_conv`` tells). Sums and
-    the excitation are float32; the gated x is rounded to bfloat16 where the processor multiplies that. Results are bitwise
-    equal from run to run and for any number of threads, for any batch that an image is part of.
+    would take longer than it saves, the same by ``squeeze_excite`` and a convolution (``_C.plan_conv`` tells). Fused,
+    sums and the excitation are float32, the gated x is rounded to bfloat16 where the processor multiplies that, and
+    results are bitwise equal from run to run, for any number of threads and any batch that an image is part of.
 
     Raises:
         ValueError, TypeError: an argument that does not fit; the message names it, its value and what was expected.
@@ -123,4 +123,4 @@ def squeeze_excite_conv(
     if post_activation != "identity":
         options["post_activation"] = post_activation
     op = plain_squeeze_excite_conv if onnx_by_torchscript() else _conv
-    return op(*tensors, **options, prepared=prepared or ())  # type: ignore[no-any-return, operator]
+    return op(*tensors, **options, prepared=prepared or ())

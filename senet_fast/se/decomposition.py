@@ -1,5 +1,6 @@
 """The ops in torch's own operators, for exporters to a format that has no place for them: ONNX."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def onnx_by_torchscript() -> bool:
     return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
-_DECOMPOSITIONS = {
+_DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     torch.ops.senet_fast.squeeze_excite.default: squeeze_excite,
     torch.ops.senet_fast.squeeze_excite_prologue.default: squeeze_excite,
     torch.ops.senet_fast.squeeze_excite_conv.default: squeeze_excite_conv,

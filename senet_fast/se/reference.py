@@ -114,7 +114,7 @@ def squeeze_excite_conv(
 
     def convolve(u: Tensor) -> Tensor:
         conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[u.dim()]
-        return conv(u, weight.reshape(*weight.shape[:2], *[1] * (u.dim() - 2)), bias)  # type: ignore[operator]
+        return conv(u, weight.reshape(*weight.shape[:2], *[1] * (u.dim() - 2)), bias)
 
     def excited(u: Tensor, **options: Any) -> Tensor:
         options |= {"excitation": excitation, "activation": activation, "gate": gate, "add_one": add_one}

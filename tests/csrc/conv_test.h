@@ -20,16 +20,16 @@ struct ConvCase {
     char line[200];
     std::snprintf(line, sizeof line, "conv [B %d P %d %d->%d R %d] %s %s excitation %d dtype %d weights %d post %s residual %d",
                   int(B), int(P), int(C_in), int(C_out), int(R), by_pixels ? "by pixels" : "by channels",
-                  gates_output ? "output" : "input", int(excitation), int(dtype), int(weight_dtype),
-                  kRows[int(post.kind)].name, residual);
+                  gates_output ? "output" : "input", int(excitation), int(dtype), int(weight_dtype), kRows[int(post.kind)].name,
+                  residual);
     return line;
   }
 };
 
 struct ConvInputs {
-  Doubles x, residual;          // [B][P][C] or [B][C][P]
-  Doubles weight;               // [C_out][C_in]
-  Doubles scale, shift;         // [C_out]
+  Doubles x, residual;   // [B][P][C] or [B][C][P]
+  Doubles weight;        // [C_out][C_in]
+  Doubles scale, shift;  // [C_out]
   Doubles w1, b1, w2, b2;
 };
 
@@ -57,7 +57,9 @@ ConvInputs conv_inputs(const ConvCase& c, unsigned seed) {
 // multiplied: the type to which the gated x is rounded where it is not float32's.
 Doubles naive_conv(const ConvCase& c, const ConvInputs& in, Dtype multiplied) {
   Doubles y(in.residual.size());
-  const auto at = [&](int64_t b, int64_t p, int64_t k, int64_t K) { return b * c.P * K + (c.by_pixels ? p * K + k : k * c.P + p); };
+  const auto at = [&](int64_t b, int64_t p, int64_t k, int64_t K) {
+    return b * c.P * K + (c.by_pixels ? p * K + k : k * c.P + p);
+  };
   for (int64_t b = 0; b < c.B; ++b) {
     Doubles squeezed(c.C_in), h(c.first()), s(c.gated());
     for (int64_t k = 0; k < c.C_in; ++k)
@@ -152,8 +154,8 @@ void test_conv() {
   struct Sizes {
     int64_t B, P, C_in, C_out, R;
   };
-  constexpr Sizes sizes[] = {{3, 49, 17, 70, 5}, {1, 130, 40, 16, 3}, {2, 9, 1, 1, 1}, {3, 1, 33, 24, 5},
-                             {2, 67, 130, 130, 7}, {5, 16, 6, 33, 3}, {1, 5, 3, 200, 9}};
+  constexpr Sizes sizes[] = {{3, 49, 17, 70, 5},   {1, 130, 40, 16, 3}, {2, 9, 1, 1, 1},  {3, 1, 33, 24, 5},
+                             {2, 67, 130, 130, 7}, {5, 16, 6, 33, 3},   {1, 5, 3, 200, 9}};
   std::mt19937 random(11);
   unsigned seed = 100;
   for (const Sizes& size : sizes) {

@@ -59,8 +59,8 @@ def with_prepared(arguments: Arguments) -> Arguments:
     return arguments | {"prepared": prepare(**given, dtype=x.dtype, channels_last=last)}
 
 
-# Errors allowed, in units of the type's epsilon relative to the largest value of y. A half result is rounded once, and of
-# bfloat16 the gated x, too.
+# Errors allowed, in units of the type's epsilon relative to the largest value of y. A half result is rounded once, and
+# of bfloat16 the gated x, too.
 LIMITS = {torch.float32: 32, torch.float64: 64, torch.bfloat16: 1.5, torch.float16: 1.0}
 
 

@@ -236,4 +236,4 @@ def test_what_is_prepared() -> None:
     torch.testing.assert_close(made.fc1_bias, arguments["fc1_weight"] @ made.shift + arguments["fc1_bias"])
     input_side = prepare(weight, bias, torch.randn(5, 19))
     assert input_side.fc1_weight.numel() == input_side.fc1_bias.numel() == 0
-    assert not made.weight.data_ptr() == weight.data_ptr()
+    assert made.weight.data_ptr() != weight.data_ptr()

@@ -133,13 +133,13 @@ def test_without_derivative() -> None:
     arguments = conv_arguments()
     for name in ("x", "weight", "fc2_bias"):
         wanted = {name: arguments[name].clone().requires_grad_()}
-        with pytest.raises(RuntimeError, match="squeeze_excite_conv: has no derivative; expected torch.no_grad"):
+        with pytest.raises(RuntimeError, match=r"squeeze_excite_conv: has no derivative; expected torch\.no_grad"):
             squeeze_excite_conv(**arguments | wanted)
         with torch.no_grad():
             squeeze_excite_conv(**arguments | wanted)
         with torch.inference_mode():
             squeeze_excite_conv(**arguments)
-    with pytest.raises(RuntimeError, match="neither tangents nor torch.func's"):
+    with pytest.raises(RuntimeError, match=r"neither tangents nor torch\.func's"):
         torch.func.jvp(lambda x: squeeze_excite_conv(**arguments | {"x": x}), (arguments["x"],), (arguments["x"],))
 
 

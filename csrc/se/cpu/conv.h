@@ -19,8 +19,13 @@ class ConvForward : Call<float> {
       factor_ = buffer(images * p.C_out);
       offset_ = buffer(images * p.C_out);
     }
-    // rows of x are multiplied where they lie if nothing has to be done to them
-    direct_ = p.by_pixels && p.gates_output && p.dtype == product_.multiplied && shape_.K % product_.per_step() == 0;
+    // Rows of x are multiplied where they lie if nothing has to be done to them: their gate may as well be on the weights,
+    // of which there are fewer where the map is large. Not a choice of the plan: roundings differ.
+    const bool as_they_lie = p.by_pixels && p.dtype == product_.multiplied && shape_.K % product_.per_step() == 0;
+    scales_weights_ = as_they_lie && !p.gates_output && 2 * p.C_out <= p.pixels();
+    direct_ = as_they_lie && (p.gates_output || scales_weights_);
+    panel_bytes_ = 16 * steps_ * product_.per_step() * item_bytes(product_.multiplied);
+    if (scales_weights_) weights_scaled_ = buffer(images * panels() * panel_bytes_ / 4 + 16);
     const std::int64_t lanes = (plan.pixels + 15) / 16 * 16;
     tile_bytes_ = direct_ ? 0 : (lanes * steps_ * product_.per_step() * item_bytes(product_.multiplied) + 63) / 64 * 64;
     const std::int64_t floats = plan.tiles_a_pass * tile_bytes_ / 4 + kConvTile * (p.by_pixels ? kConvTile : lanes);
@@ -42,6 +47,13 @@ class ConvForward : Call<float> {
           });
       excite(member, B);
       member.wait();
+      if (scales_weights_) {
+        for_items(member, B, panels(), 1, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
+          const auto* from = static_cast<const char*>(p_.weight) + begin * panel_bytes_;
+          product_.scale_packed(from, end - begin, shape_.K, scale_.get() + i * shape_.K, scaled(i) + begin * panel_bytes_);
+        });
+        member.wait();
+      }
       multiply(member, b, B);
     });
   }
@@ -53,10 +65,17 @@ class ConvForward : Call<float> {
   const WeightKernels<float>* fc1_;
   Buffer squeezed_, hidden_, scale_;  // of a group of images
   Buffer factor_, offset_;            // what sums are multiplied with and what is added, where that depends on the image
+  Buffer weights_scaled_;             // of each image
   Buffer own_;                        // of each thread: tiles of x, then sums
-  std::int64_t steps_, tile_bytes_, own_floats_;
-  bool direct_;
+  std::int64_t steps_, panel_bytes_, tile_bytes_, own_floats_;
+  bool scales_weights_, direct_;
   float conv_bias_ = 0;
+
+  std::int64_t panels() const { return (p_.C_out + 15) / 16; }
+  static char* aligned(const Buffer& buffer) {  // to a line
+    return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(buffer.get()) + 63) / 64 * 64);
+  }
+  char* scaled(std::int64_t i) const { return aligned(weights_scaled_) + i * panels() * panel_bytes_; }
 
   // The gate of B images; behind the convolution also what it makes of scale and shift.
   void excite(const Member& member, std::int64_t B) const {
@@ -117,8 +136,7 @@ class ConvForward : Call<float> {
     if (member.rank >= down * across) return;
     const Range tiles = Member{member.rank / across, down}.part(B * plan_.tiles);
     const Range channels = Member{member.rank % across, across}.part(N, kConvTile);
-    auto* own = reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(own_.get()) + 63) / 64 * 64);
-    own += member.rank * own_floats_ * 4;
+    char* own = aligned(own_) + member.rank * own_floats_ * 4;
     auto* sums = reinterpret_cast<float*>(own + plan_.tiles_a_pass * tile_bytes_);
     for (std::int64_t pass = tiles.begin; pass < tiles.end; pass += plan_.tiles_a_pass) {
       const std::int64_t last = std::min(pass + plan_.tiles_a_pass, tiles.end);
@@ -143,7 +161,8 @@ class ConvForward : Call<float> {
     const std::int64_t N = p_.C_out, P = p_.pixels(), row = steps_ * product_.per_step();
     const float *scale = p_.gates_output ? factor_.get() + tile.i * N : p_.scale,
                 *shift = p_.gates_output ? offset_.get() + tile.i * N : p_.shift;
-    const auto* weight = static_cast<const char*>(p_.weight) + begin * row * item_bytes(product_.multiplied);
+    const auto* weight = scales_weights_ ? scaled(tile.i) : static_cast<const char*>(p_.weight);
+    weight += begin * row * item_bytes(product_.multiplied);
     const std::int64_t image = b + tile.i, to = p_.by_pixels ? tile.first * N + begin : begin * P + tile.first;
     const void* added = residual(image);
     if (added) added = at(added, to);

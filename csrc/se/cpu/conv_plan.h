@@ -48,7 +48,8 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
   plan.overlap = false;
   // A thread is worth starting for 2^20 multiplications: some 10 us.
   plan.threads = std::clamp<std::int64_t>(B * P * K * N >> 20, 1, machine.threads);
-  const std::int64_t close = std::clamp<std::int64_t>(machine.near_bytes * 3 / 4 / x_bytes, 1, B), groups = (B + close - 1) / close;
+  const std::int64_t close = std::clamp<std::int64_t>(machine.near_bytes * 3 / 4 / x_bytes, 1, B),
+                     groups = (B + close - 1) / close;
   plan.images_per_tile = (B + groups - 1) / groups;
   plan.images_because = plan.images_per_tile == B ? "x of all images fits the caches"
                                                   : "as many images as fit the caches between the squeeze and the product";
@@ -58,7 +59,7 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
   for (std::int64_t parts = 2; parts <= std::min(plan.threads, blocks) && plan.across < wanted; ++parts) {
     if (plan.threads % parts == 0) plan.across = parts;
   }
-  plan.across_because = plan.across == 1            ? "each thread takes tiles of pixels with all channels"
+  plan.across_because = plan.across == 1         ? "each thread takes tiles of pixels with all channels"
                         : weights * 2 / near > 1 ? "the weights are more than one thread's cache holds"
                                                  : "there are fewer tiles than threads";
   const std::int64_t down = plan.threads / plan.across, least = (P + kConvTile - 1) / kConvTile;

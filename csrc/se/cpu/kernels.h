@@ -79,6 +79,8 @@ struct ProductKernels {
   // `left` of M rows of x, `right` of n columns; times scale[k], which may be null.
   void (*rows)(const void* x, std::int64_t x_stride, std::int64_t M, std::int64_t K, const float* scale, void* left);
   void (*pack)(const void* x, std::int64_t x_stride, std::int64_t n, std::int64_t K, const float* scale, void* right);
+  // `right` of `vectors` columns, times scale[k]
+  void (*scale_packed)(const void* right, std::int64_t vectors, std::int64_t K, const float* scale, void* scaled);
   // y = activation(sums * scale + shift + residual), [M][N]; scale and shift are [M] (by rows) or [N]. `sums` is overwritten.
   // stream: y goes past the caches where it consists of whole lines.
   void (*finish)(float* sums, std::int64_t sums_stride, std::int64_t M, std::int64_t N, const float* scale, const float* shift,

@@ -52,8 +52,8 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 
 #include "se/cpu/data.inl"
 #include "se/cpu/norm.inl"
-#include "se/cpu/weights.inl"
 #include "se/cpu/product.inl"
+#include "se/cpu/weights.inl"
 
 }  // namespace
 

@@ -153,16 +153,32 @@ struct Product {
   static SENET_INLINE void store_pairs(const Vec<float>& even, const Vec<float>& odd, Item* to) {
     const bf16* as_bf16 = nullptr;
     for (int i = 0; i < Vec<float>::kParts; ++i) {
-      const Bits pairs = widen(::senet::SENET_ISA::pack(even.part[i], as_bf16)) |
-                         widen(::senet::SENET_ISA::pack(odd.part[i], as_bf16)) << 16;
+      const Bits pairs =
+          widen(::senet::SENET_ISA::pack(even.part[i], as_bf16)) | widen(::senet::SENET_ISA::pack(odd.part[i], as_bf16)) << 16;
       __builtin_memcpy(reinterpret_cast<char*>(to) + i * SENET_VECTOR_BYTES, &pairs, sizeof pairs);
+    }
+  }
+
+  static void scale_packed(const void* right_, int64_t vectors, int64_t K, const float* scale, void* scaled_) {
+    const Item* right = static_cast<const Item*>(right_);
+    Item* scaled = static_cast<Item*>(scaled_);
+    const int64_t steps = (K + U::kPerStep - 1) / U::kPerStep;
+    for (int64_t n = 0; n < vectors; ++n) {
+      for (int64_t k = 0; k < steps; ++k, right += kVectorItems, scaled += kVectorItems) {
+        if constexpr (U::kPerStep == 1) {
+          store(load<float>(right) * broadcast(scale[k]), scaled);
+        } else {
+          const Two<float> pairs = EvenOdd::load_two<float>(right);
+          const float odd = 2 * k + 1 < K ? scale[2 * k + 1] : 0;
+          store_pairs(pairs.first * broadcast(scale[2 * k]), pairs.second * broadcast(odd), scaled);
+        }
+      }
     }
   }
 
   // y[m][n] = activation(sums[m][n] * scale + shift + residual[m][n]), with numbers for each row or for each column
   static void finish(float* sums, int64_t sums_stride, int64_t M, int64_t N, const float* scale, const float* shift,
-                     bool by_rows, const void* residual, const Activation& activation, void* y, int64_t y_stride,
-                     bool stream) {
+                     bool by_rows, const void* residual, const Activation& activation, void* y, int64_t y_stride, bool stream) {
     const auto rows = by_rows ? finish_by<true> : finish_by<false>;
     // lines that would be written in part go through the cache
     constexpr int64_t kLineItems = 64 / int64_t(sizeof(T));
@@ -194,5 +210,5 @@ struct Product {
     }
   }
 
-  static constexpr ProductKernels table() { return {U::dtype, multiply, rows, pack, finish}; }
+  static constexpr ProductKernels table() { return {U::dtype, multiply, rows, pack, scale_packed, finish}; }
 };
