@@ -20,8 +20,7 @@ from senet_fast.ids.layout import DISCORD
 from senet_fast.ids.leases import LockFile, _admin, _folder, _locks
 from senet_fast.ids.leases._store import layout_name
 
-# Not TWITTER, whose workers other tests have in this process.
-MINE = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_700_000_000_456)
+MINE = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_700_000_000_456)  # TWITTER's workers: other tests
 OWN = Layout(timestamp=40, worker=3, sequence=13, epoch_ms=1_700_000_000_123, tick_ms=2)
 NOBODY = {"free": "-", "?": "?"}[FREE]
 

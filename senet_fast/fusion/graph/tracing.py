@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
-from senet_fast.fusion.graph.parts import has_tensors, is_small, may_hold_layers
+from senet_fast.fusion.graph.parts import has_tensors, is_layer, is_small, may_hold_layers
 from senet_fast.fusion.graph.refusal import Refused, note
 
 Modes = tuple[bool, bool, bool]
@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
         can not be traced or makes no tensor.
         """
         path = self.path_of_module(m)
-        function = len(args) == 1 and not kwargs and not has_tensors(m)
+        function = len(args) == 1 and not kwargs and not has_tensors(m) and not any(map(is_layer, m.modules()))
         if function or self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
         given = self._arguments(args, kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from senet_fast.fusion.graph.functions import arguments_of, kind_of
 from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.observed import Call
 from senet_fast.fusion.graph.refusal import Refused, note
@@ -174,6 +175,10 @@ def _first_layer(module: nn.Module, source: fx.Node) -> tuple[int, int] | None:
                     return len(part.kernel_size) + 2, part.in_channels
                 if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
                     return {nn.BatchNorm1d: 3, nn.BatchNorm3d: 5}.get(type(part), 4), part.num_features
+        elif kind_of(node) == "convolution" and (weight := arguments_of(node).get("weight")) is not None:
+            shape: Any = attribute(module, str(weight.target)).shape if weight.op == "get_attr" else ()
+            if len(shape) > 2:
+                return len(shape), shape[1] * arguments_of(node).get("groups", 1)
         for user in node.users:
             if user not in seen:
                 seen.add(user)
