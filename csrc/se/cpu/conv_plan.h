@@ -29,10 +29,10 @@ inline const char* not_fused(Dtype dtype, std::int64_t pixels, bool has_amx) {
   if (pixels < 8) return "maps of fewer than 8 pixels: one product over all images is faster";
   return nullptr;
 }
-// The same for a call whose weights are not prepared. `outputs` are those of the excitation's first layer: what it takes of
-// the convolution costs as much as so many pixels.
-inline const char* not_worth_preparing(const Shape& shape, bool gates_output, std::int64_t outputs) {
-  if (gates_output && outputs * 4 > shape.B * shape.O * shape.I)
+// The same for a call whose weights are not prepared. Packing them took as long as the products of some 190 pixels, and each of
+// the `outputs` of the excitation's first layer that takes in the convolution as long as those of 10 (one thread of a Zen 5).
+inline const char* not_worth_preparing(const Shape& shape, std::int64_t outputs) {
+  if (shape.B * shape.O * shape.I < 4 * (190 + 10 * outputs))
     return "nothing is prepared, and preparing would take more than a fourth of the convolution's time";
   return nullptr;
 }
