@@ -144,7 +144,7 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   if (!prepared.empty()) check_prepared(a, p);
   const at::ScalarType type = p.dtype == Dtype::f64 ? at::kDouble : multiplied(p.dtype);
   const bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
-                    prepared[0].sizes() == packed_sizes(p.C_out, p.shape.K, type, last);
+                    prepared[0].sizes().equals(packed_sizes(p.C_out, p.shape.K, type, last));
   p.epilogue.residual = pointer_of(or_undefined(residual));  // its presence counts for the planner
   const ConvRoute route = route_conv(p, fits);
   if (!fits && !prepared.empty() && route_conv(p, true).composed_because == nullptr) {
@@ -222,6 +222,7 @@ ConvRoute route_conv(const ConvParams& p, bool prepared) {
   plan.threads = forced.threads.value_or(plan.threads);
   plan.images_per_tile = forced.images.value_or(plan.images_per_tile);
   plan.across = forced.across.value_or(plan.across);
+  plan.channels = forced.channels.value_or(plan.channels);
   plan.tiles_a_pass = forced.tiles_a_pass.value_or(plan.tiles_a_pass);
   if (forced.pixels) plan.cut(*forced.pixels, p);
   return route;
