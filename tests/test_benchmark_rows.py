@@ -14,7 +14,13 @@ from benchmarks import rows
 
 COMMANDS = {  # results: the module that renders them
     **{name: name for name in ("claim", "fusing", "memory", "networks", "norm", "onnx", "peers")},
-    **{"se": "table", "ids": "ids.table", "ids_scaling": "ids.scaling", "ids_alternatives": "ids.alternatives"},
+    **{
+        "se": "table",
+        "gated": "se.gated",
+        "ids": "ids.table",
+        "ids_scaling": "ids.scaling",
+        "ids_alternatives": "ids.alternatives",
+    },
 }
 
 

@@ -5,24 +5,25 @@ front of it. `ours`: senet_fast.se.conv, with its weights prepared. `no SE`: tha
 and ReLU that oneDNN fuses with it where the block has them.
 """
 
-import argparse
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.report import add_options, place, publish, save
-from senet_fast.demo.measure import interleave, surroundings
-from senet_fast.demo.network import relative_difference
-from senet_fast.demo.text import microseconds, ratio, table
+from benchmarks import rows
+from benchmarks.contenders import agree
+from benchmarks.modes import DTYPES, LAYOUTS
+from senet_fast.measure import interleave
 from senet_fast.se import FusedSE
 from senet_fast.se.conv import prepare, squeeze_excite_conv
 
-MARK = "gated table: python -m benchmarks.se.gated"
 CONTENDERS = ("op", "ours", "no SE")
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+NOTE = """The gate is on the output of the tails of SE-ResNet-50's blocks, on the input of EfficientNet-B0's projections.
+`op`: oneDNN's convolution, its weights reordered beforehand, and FusedSE; `ours`: `squeeze_excite_conv`, its weights
+prepared; `no SE`: that convolution alone, with the addition and ReLU that oneDNN fuses with it. Rows near 1 swing by
+some 5 % from run to run."""
 
 
 class Shape(NamedTuple):
@@ -43,14 +44,35 @@ SHAPES = [  # tails of SE-ResNet-50's blocks, then projections of EfficientNet-B
     *[Shape(32, 16, 112, 8), Shape(96, 24, 56, 4), Shape(144, 40, 28, 6), Shape(240, 80, 14, 10)],
     *[Shape(672, 112, 14, 28), Shape(1152, 320, 7, 48)],
 ]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 
 
-def contenders(shape: Shape, batch: int, dtype: torch.dtype, layout: str) -> dict[str, Callable[[], Tensor]]:
+class Case(NamedTuple):
+    shape: Shape
+    batch: int
+    layout: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        shape = f"{self.shape.C_in}->{self.shape.C_out}@{self.shape.side}"
+        return f"{self.batch}x {shape} {self.layout} {self.dtype}"
+
+
+CASES = [
+    Case(shape, batch, layout, dtype)
+    for shape in SHAPES
+    for batch in (1, 8, 16)
+    for dtype in TOLERANCE
+    for layout in ("nhwc", "nchw")
+]
+
+
+def contenders(case: Case) -> dict[str, Callable[[], Tensor]]:
+    shape, dtype = case.shape, DTYPES[case.dtype]
+
     def made(channels: int) -> Tensor:
-        x = torch.randn(batch, channels, shape.side, shape.side, dtype=dtype)
-        return x.contiguous(memory_format=LAYOUTS[layout])
+        x = torch.randn(case.batch, channels, shape.side, shape.side, dtype=dtype)
+        return x.contiguous(memory_format=LAYOUTS[case.layout])
 
     x = made(shape.C_in)
     residual = made(shape.C_out) if shape.on_output else None
@@ -74,7 +96,7 @@ def contenders(shape: Shape, batch: int, dtype: torch.dtype, layout: str) -> dic
 
     first = (weight, bias, se.fc1.weight, se.fc1.bias)
     side = "output" if shape.on_output else "input"
-    prepared = prepare(*first, side=side, dtype=dtype, channels_last=layout == "nhwc")
+    prepared = prepare(*first, side=side, dtype=dtype, channels_last=case.layout == "nhwc")
     options = {"side": side, "activation": activation, "post_activation": post, "prepared": prepared}
     return {
         "op": (lambda: se(convolve(x), residual)) if shape.on_output else (lambda: convolve(se(x))),
@@ -83,48 +105,25 @@ def contenders(shape: Shape, batch: int, dtype: torch.dtype, layout: str) -> dic
     }
 
 
-def measure(shape: Shape, batch: int, dtype: str, layout: str, seconds: float) -> dict[str, Any]:
+@torch.inference_mode()
+def measure(case: Case, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
-    made = contenders(shape, batch, DTYPES[dtype], layout)
-    difference = relative_difference(made["op"]().float(), made["ours"]().float())
-    shown = f"{batch}x {shape.C_in}->{shape.C_out}@{shape.side} {layout} {dtype}"
-    if not difference <= (1e-5 if dtype == "fp32" else 2e-2):
-        raise AssertionError(f"{shown}: outputs differ by {difference:.1e}")
+    made = contenders(case)
+    difference = agree(case.id, made["op"](), made["ours"](), TOLERANCE[case.dtype])
     times = interleave(made, seconds)
-    side = "output" if shape.on_output else "input"
-    return {
-        **{"case": shown, "side": side, "seconds": times},
-        **{"believable": times.believable, "difference": difference},
-    }
+    side = "output" if case.shape.on_output else "input"
+    return {"side": side, "seconds": times, "believable": times.believable, "difference": difference}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    rows = []
-    for row in results["rows"]:
-        op, ours, least = (row["seconds"][name] for name in CONTENDERS)
-        name = row["case"] if row["believable"] else f"{row['case']} (busy)"
-        times = [microseconds(value) for value in (op, ours, least)]
-        rows.append([name, row["side"], *times, ratio(op, ours), ratio(ours, least)])
-    head = ("convolution", "gate on", "op us", "ours us", "no SE us", "op/ours", "ours/no SE")
-    where = f"{results['date'][:10]}, {place(results)}; torch {results['versions']['torch']}"
-    return f"{where}.\n\n{table(head, rows)}"
+def markdown(results: rows.Results) -> str:
+    ratios = [("op", "ours"), ("ours", "no SE")]
+    more = {"gate on": lambda row: row["side"]}
+    return f"{NOTE}\n\n{rows.comparison(results['rows'], CONTENDERS, ratios, 'us', 'convolution', more)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.se.gated", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="timing per row, shared by the contenders")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images (default: 1 8)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
-    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["nhwc"], help="default: nhwc")
-    add_options(parser, "gated")
-    options = parser.parse_args()
-    results: dict[str, Any] = {**surroundings(), "rows": []}
-    cases = list(itertools.product(SHAPES, options.batch, options.dtype, options.layout))
-    with torch.inference_mode():
-        for case in tqdm(cases):
-            results["rows"].append(measure(*case, options.seconds))
-            save(options, results)
-    publish(options, results, MARK, markdown(results))
+    options = rows.command("gated", __doc__, "1x *@56 nhwc", seconds=1.0).parse_args()
+    rows.run(options, CASES, lambda case: measure(case, options.seconds), markdown)
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ void check_conv(const ConvArguments& a) {
   if (!residual.defined()) return;
   c10::SymDimVector expected(a.x.sym_sizes().begin(), a.x.sym_sizes().end());
   expected[1] = sizes[0];
-  TORCH_CHECK_VALUE(residual.sym_sizes() == expected, SENET_CONV, "residual has shape ", residual.sym_sizes(), "; expected ",
-                    c10::SymIntArrayRef(expected));
+  TORCH_CHECK_VALUE(residual.sym_sizes().equals(expected), SENET_CONV, "residual has shape ", residual.sym_sizes(),
+                    "; expected ", c10::SymIntArrayRef(expected));
   TORCH_CHECK_TYPE(residual.scalar_type() == type, SENET_CONV, "residual is ", residual.scalar_type(),
                    "; expected the dtype of x (", type, ")");
   TORCH_CHECK_VALUE(residual.device() == a.x.device(), SENET_CONV, "residual is on ", residual.device(),

@@ -3,7 +3,6 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -71,14 +70,14 @@ Prepared prepare(const Tensor& weight, const OptionalTensor& bias, const Tensor&
   const auto made = [&](const Tensor& t) { return t.to(floats, false, /*copy=*/true).contiguous(); };
   if (!gates_output(side)) return {packed, made(scale), made(shift), at::empty({0}, floats), at::empty({0}, floats)};
   // The squeeze of what comes out is scale * (W mean) + shift. The first layer takes that in; rounded once, from float64.
-  const Tensor columns = (weight.flatten(1).to(at::kDouble) * scale.unsqueeze(1)).t(), fc1 = fc1_weight.to(at::kDouble);
-  const auto layer = [&](const Tensor& squeezed, const OptionalTensor& add) {  // rows of [C_out]
-    if (parse_excitation(excitation) != Excitation::channel_conv) return at::linear(squeezed, fc1.flatten(1), add);
-    return at::conv1d(squeezed.unsqueeze(1), fc1.reshape({1, 1, -1}), add, 1, "same").squeeze(1);
+  const Tensor rows = weight.flatten(1).to(at::kDouble) * scale.unsqueeze(1), fc1 = fc1_weight.to(at::kDouble);
+  const auto layer = [&](const Tensor& squeezed) {  // columns of [C_out]
+    if (parse_excitation(excitation) != Excitation::channel_conv) return at::matmul(fc1.flatten(1), squeezed);
+    return at::conv1d(squeezed.t().unsqueeze(1), fc1.reshape({1, 1, -1}), {}, 1, "same").squeeze(1).t();
   };
-  const Tensor fc1_b = numbers(fc1_bias);
-  return {packed, made(scale), made(shift), made(layer(columns, {}).t()),
-          made(layer(shift.unsqueeze(0), fc1_b.defined() ? OptionalTensor(fc1_b) : OptionalTensor()).squeeze(0))};
+  Tensor first_bias = layer(shift.unsqueeze(1)).squeeze(1);
+  if (or_undefined(fc1_bias).defined()) first_bias = first_bias + fc1_bias->to(at::kDouble);
+  return {packed, made(scale), made(shift), made(layer(rows)), made(first_bias)};
 }
 
 // Whether the images of t are dense in this format.
@@ -145,7 +144,7 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   if (!prepared.empty()) check_prepared(a, p);
   const at::ScalarType type = p.dtype == Dtype::f64 ? at::kDouble : multiplied(p.dtype);
   const bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
-                    prepared[0].sizes() == packed_sizes(p.C_out, p.shape.K, type, last);
+                    prepared[0].sizes().equals(packed_sizes(p.C_out, p.shape.K, type, last));
   p.epilogue.residual = pointer_of(or_undefined(residual));  // its presence counts for the planner
   const ConvRoute route = route_conv(p, fits);
   if (!fits && !prepared.empty() && route_conv(p, true).composed_because == nullptr) {
@@ -212,8 +211,8 @@ ConvRoute route_conv(const ConvParams& p, bool prepared) {
   ConvRoute route{not_fused(p.dtype, p.pixels(), has_amx()), {}};
   if (p.dtype == Dtype::f64) return route;
   if (!route.composed_because && !prepared) {
-    const std::int64_t outputs = p.excitation == Excitation::two_fc ? p.shape.R : p.C_out;
-    route.composed_because = not_worth_preparing(p.shape, p.gates_output, outputs);
+    const std::int64_t outputs = !p.gates_output ? 0 : p.excitation == Excitation::two_fc ? p.shape.R : p.C_out;
+    route.composed_because = not_worth_preparing(p.shape, outputs);
   }
   if (forced.fused) route.composed_because = *forced.fused ? nullptr : "force_plan_conv";
   if (route.composed_because) return route;
@@ -223,6 +222,7 @@ ConvRoute route_conv(const ConvParams& p, bool prepared) {
   plan.threads = forced.threads.value_or(plan.threads);
   plan.images_per_tile = forced.images.value_or(plan.images_per_tile);
   plan.across = forced.across.value_or(plan.across);
+  plan.channels = forced.channels.value_or(plan.channels);
   plan.tiles_a_pass = forced.tiles_a_pass.value_or(plan.tiles_a_pass);
   if (forced.pixels) plan.cut(*forced.pixels, p);
   return route;

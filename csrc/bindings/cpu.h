@@ -20,7 +20,7 @@ SENET_EXPORT Plan with_forced(Plan plan);
 // The same for a convolution with a gate: images squeezed together, pixels of a tile, and so on, as in ConvPlan.
 struct ForcedConvPlan {
   std::optional<bool> fused, stream;
-  std::optional<std::int64_t> threads, images, pixels, across, tiles_a_pass;
+  std::optional<std::int64_t> threads, images, pixels, across, channels, tiles_a_pass;
 };
 SENET_EXPORT void force_plan_conv(const ForcedConvPlan& forced);
 

@@ -94,6 +94,7 @@ py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::
   result["pixels"] = plan.pixels;
   result["tiles"] = plan.tiles;
   result["across"] = plan.across;
+  result["channels"] = plan.channels;
   result["tiles_a_pass"] = plan.tiles_a_pass;
   result["stream"] = plan.stream;
   return result;
@@ -101,12 +102,20 @@ py::dict plan_conv(std::int64_t B, std::int64_t C_in, std::int64_t pixels, std::
 
 void force_plan_conv(std::optional<bool> fused, std::optional<std::int64_t> threads, std::optional<std::int64_t> images,
                      std::optional<std::int64_t> pixels, std::optional<std::int64_t> across,
-                     std::optional<std::int64_t> tiles_a_pass, std::optional<bool> stream) {
-  check_counts(
-      {{"threads", threads}, {"images", images}, {"pixels", pixels}, {"across", across}, {"tiles_a_pass", tiles_a_pass}});
+                     std::optional<std::int64_t> channels, std::optional<std::int64_t> tiles_a_pass,
+                     std::optional<bool> stream) {
+  check_counts({{"threads", threads},
+                {"images", images},
+                {"pixels", pixels},
+                {"across", across},
+                {"channels", channels},
+                {"tiles_a_pass", tiles_a_pass}});
   if (pixels && *pixels > senet::kConvTile)
     throw py::value_error("pixels is " + std::to_string(*pixels) + "; expected at most " + std::to_string(senet::kConvTile));
-  senet::bindings::force_plan_conv({fused, stream, threads, images, pixels, across, tiles_a_pass});
+  if (channels && *channels % senet::kConvTile)
+    throw py::value_error("channels is " + std::to_string(*channels) + "; expected a multiple of " +
+                          std::to_string(senet::kConvTile));
+  senet::bindings::force_plan_conv({fused, stream, threads, images, pixels, across, channels, tiles_a_pass});
 }
 
 // Without a kernel's name the environment's, as the op.
@@ -199,10 +208,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("side") = "input", py::arg("dtype") = "float32", py::arg("channels_last") = true, py::arg("prepared") = true,
       py::arg("residual") = false,
       "How a two_fc squeeze_excite_conv of B maps is cut: fused or not, because of what; images squeezed together, pixels of a "
-      "tile, tiles of an image, parts of the output channels (across), tiles over which weights stay in the cache; whether y "
+      "tile, tiles of an image, parts of the output channels (across), channels of a block, tiles over which weights stay in "
+      "the cache; whether y "
       "goes past the caches (stream).");
   m.def("force_plan_conv", &force_plan_conv, py::kw_only(), py::arg("fused") = py::none(), py::arg("threads") = py::none(),
         py::arg("images") = py::none(), py::arg("pixels") = py::none(), py::arg("across") = py::none(),
-        py::arg("tiles_a_pass") = py::none(), py::arg("stream") = py::none(),
+        py::arg("channels") = py::none(), py::arg("tiles_a_pass") = py::none(), py::arg("stream") = py::none(),
         "Override the planner of squeeze_excite_conv from now on; what is None it decides itself.");
 }

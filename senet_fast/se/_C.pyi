@@ -32,6 +32,7 @@ class ConvPlan(TypedDict, total=False):
     pixels: int
     tiles: int
     across: int
+    channels: int
     tiles_a_pass: int
     stream: bool
 
@@ -105,6 +106,7 @@ def force_plan_conv(
     images: int | None = None,
     pixels: int | None = None,
     across: int | None = None,
+    channels: int | None = None,
     tiles_a_pass: int | None = None,
     stream: bool | None = None,
 ) -> None: ...

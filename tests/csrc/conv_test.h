@@ -109,7 +109,7 @@ Doubles packed(const ConvCase& c, const Doubles& weight, int64_t step) {
 }
 
 struct ConvCut {
-  int64_t threads, images, pixels, across, tiles_a_pass;
+  int64_t threads, images, pixels, across, channels, tiles_a_pass;
   bool stream;
 };
 
@@ -144,7 +144,7 @@ Output run_conv(const ConvCase& c, const ConvInputs& in, const Kernels& kernels,
   p.y = y.data();
   ConvPlan plan = plan_conv(p, product, Machine());
   plan.threads = cut.threads, plan.images_per_tile = cut.images;
-  plan.across = cut.across, plan.tiles_a_pass = cut.tiles_a_pass, plan.stream = cut.stream;
+  plan.across = cut.across, plan.channels = cut.channels, plan.tiles_a_pass = cut.tiles_a_pass, plan.stream = cut.stream;
   plan.cut(cut.pixels, p);
   conv(p, kernels, plan, run_team);
   return y;
@@ -178,7 +178,8 @@ void test_conv() {
         const bool baseline = std::strcmp(kernels.name, "baseline") == 0, pairs = multiplied == Dtype::bf16;
         std::vector<Output>& same = first[baseline ? 0 : pairs ? 2 : 1];
         const Doubles want = naive_conv(c, in, pairs && !c.gates_output ? Dtype::bf16 : Dtype::f64);
-        for (const ConvCut& cut : {ConvCut{1, c.B, 64, 1, 1, false}, {3, 2, 16, 1, 3, true}, {4, 1, 5, 2, 2, false}}) {
+        for (const ConvCut& cut :
+             {ConvCut{1, c.B, 64, 1, 256, 1, false}, {3, 2, 16, 1, 64, 3, true}, {4, 1, 5, 2, 128, 2, false}}) {
           const Output y = run_conv(c, in, kernels, cut);
           const std::string where = c.name() + " on " + kernels.name + ", " + std::to_string(cut.threads) + " threads";
           Case as;  // for compare()

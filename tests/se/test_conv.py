@@ -114,10 +114,11 @@ def test_activations(dtype: torch.dtype, fused: None, side: str, activation: str
 
 
 PLANS = [
-    {"threads": threads, "images": images, "pixels": pixels, "across": across, "tiles_a_pass": tiles, "stream": stream}
-    for threads, images, pixels, across, tiles, stream in [
-        *[(1, 1, 1, 1, 1, False), (1, 5, 16, 1, 40, True), (2, 2, 64, 1, 3, False), (2, 5, 16, 2, 1, True)],
-        *[(3, 1, 64, 3, 1, False), (3, 2, 16, 1, 3, True), (3, 5, 7, 2, 40, False), (3, 5, 48, 1, 1, True)],
+    dict(zip(("threads", "images", "pixels", "across", "channels", "tiles_a_pass", "stream"), plan, strict=True))
+    for plan in [
+        *[(1, 1, 1, 1, 64, 1, False), (1, 5, 16, 1, 128, 40, True), (2, 2, 64, 1, 64, 3, False)],
+        *[(2, 5, 16, 2, 256, 1, True), (3, 1, 64, 3, 64, 1, False), (3, 2, 16, 1, 128, 3, True)],
+        *[(3, 5, 7, 2, 64, 40, False), (3, 5, 48, 1, 64, 1, True)],
     ]
 ]
 

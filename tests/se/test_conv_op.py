@@ -207,3 +207,5 @@ def test_plan() -> None:
             _C.plan_conv(**{"B": 1, "C_in": 8, "pixels": 9, "C_out": 8, "R": 1} | bad)
     with pytest.raises(ValueError, match="pixels is 65; expected at most 64"):
         _C.force_plan_conv(pixels=65)
+    with pytest.raises(ValueError, match="channels is 48; expected a multiple of 64"):
+        _C.force_plan_conv(channels=48)

@@ -28,7 +28,7 @@ class ConvForward : Call<float> {
     if (scales_weights_) weights_scaled_ = buffer(images * panels() * panel_bytes_ / 4 + 16);
     const std::int64_t lanes = (plan.pixels + 15) / 16 * 16;
     tile_bytes_ = direct_ ? 0 : (lanes * steps_ * product_.per_step() * item_bytes(product_.multiplied) + 63) / 64 * 64;
-    const std::int64_t floats = plan.tiles_a_pass * tile_bytes_ / 4 + kConvTile * (p.by_pixels ? kConvTile : lanes);
+    const std::int64_t floats = plan.tiles_a_pass * tile_bytes_ / 4 + plan.channels * (p.by_pixels ? plan.pixels : lanes);
     own_floats_ = (floats + 31) / 16 * 16;
     own_ = buffer(plan.threads * own_floats_ + 16);
     fc1_ = p.fc1_dtype == p.weight_dtype ? weights_ : &kernels.weight_f32;
@@ -146,11 +146,11 @@ class ConvForward : Call<float> {
         const void* from = at(x(b + i), p_.by_pixels ? first * K : first);
         (p_.by_pixels ? product_.rows : product_.pack)(from, stride, count, K, scale, own + (t - pass) * tile_bytes_);
       }
-      for (std::int64_t n = channels.begin; n < channels.end; n += kConvTile) {
+      for (std::int64_t n = channels.begin; n < channels.end; n += plan_.channels) {
         for (std::int64_t t = pass; t < last; ++t) {
           const Tile of = tile(t);
           const void* in = direct_ ? at(x(b + of.i), of.first * K) : own + (t - pass) * tile_bytes_;
-          block(b, of, in, n, std::min(n + kConvTile, channels.end), sums);
+          block(b, of, in, n, std::min(n + plan_.channels, channels.end), sums);
         }
       }
     }
@@ -167,15 +167,27 @@ class ConvForward : Call<float> {
     const void* added = residual(image);
     if (added) added = at(added, to);
     void* y = at(p_.y, image * P * N + to);
+    if (added)
+      prefetch(added, p_.by_pixels ? tile.count : end - begin, p_.by_pixels ? end - begin : tile.count, p_.by_pixels ? N : P);
     if (p_.by_pixels) {
-      product_.multiply(tile.count, (end - begin + 15) / 16, steps_, in, row, weight, sums, kConvTile);
-      product_.finish(sums, kConvTile, tile.count, end - begin, scale + begin, shift + begin, false, added,
+      product_.multiply(tile.count, (end - begin + 15) / 16, steps_, in, row, weight, sums, plan_.channels);
+      product_.finish(sums, plan_.channels, tile.count, end - begin, scale + begin, shift + begin, false, added,
                       p_.epilogue.activation, y, N, plan_.stream);
     } else {
       const std::int64_t vectors = (tile.count + 15) / 16;
       product_.multiply(end - begin, vectors, steps_, weight, row, in, sums, vectors * 16);
       product_.finish(sums, vectors * 16, end - begin, tile.count, scale + begin, shift + begin, true, added,
                       p_.epilogue.activation, y, P, plan_.stream);
+    }
+  }
+
+  // Pieces of rows far apart are no pattern that a processor would fetch ahead by itself, and there is time: a product.
+  void prefetch(const void* from, std::int64_t rows, std::int64_t columns, std::int64_t stride) const {
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t bytes = item_bytes(p_.dtype);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const char* piece = static_cast<const char*>(from) + row * stride * bytes;
+      for (std::int64_t at = 0; at < columns * bytes; at += kLine) __builtin_prefetch(piece + at);
     }
   }
 };

@@ -7,12 +7,13 @@
 
 namespace senet {
 
-constexpr std::int64_t kConvTile = 64;  // pixels, or output channels: as many at the most
+constexpr std::int64_t kConvTile = 64;  // pixels of a tile at the most; output channels come in multiples of it
 
 struct ConvPlan : Plan {      // images_per_tile: squeezed and excited together, then multiplied while they are still close
   std::int64_t pixels;        // of a tile
   std::int64_t tiles;         // of an image
   std::int64_t across;        // parts of the output channels, each for other threads; threads / across share out the tiles
+  std::int64_t channels;      // of a block, which is multiplied, finished and stored at once
   std::int64_t tiles_a_pass;  // over which a block of weights is kept in the cache
   const char *images_because, *across_because, *pass_because;
 
@@ -29,10 +30,10 @@ inline const char* not_fused(Dtype dtype, std::int64_t pixels, bool has_amx) {
   if (pixels < 8) return "maps of fewer than 8 pixels: one product over all images is faster";
   return nullptr;
 }
-// The same for a call whose weights are not prepared. `outputs` are those of the excitation's first layer: what it takes of
-// the convolution costs as much as so many pixels.
-inline const char* not_worth_preparing(const Shape& shape, bool gates_output, std::int64_t outputs) {
-  if (gates_output && outputs * 4 > shape.B * shape.O * shape.I)
+// The same for a call whose weights are not prepared. Packing them took as long as the products of some 190 pixels, and each of
+// the `outputs` of the excitation's first layer that takes in the convolution as long as those of 10 (one thread of a Zen 5).
+inline const char* not_worth_preparing(const Shape& shape, std::int64_t outputs) {
+  if (shape.B * shape.O * shape.I < 4 * (190 + 10 * outputs))
     return "nothing is prepared, and preparing would take more than a fourth of the convolution's time";
   return nullptr;
 }
@@ -54,14 +55,13 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
   plan.images_because = plan.images_per_tile == B ? "x of all images fits the caches"
                                                   : "as many images as fit the caches between the squeeze and the product";
   const std::int64_t most = plan.images_per_tile * std::max<std::int64_t>(1, P / 16);  // tiles that are worth making
-  const std::int64_t wanted = std::max(weights * 2 / near, (plan.threads + most - 1) / most);
+  // Sharing out the channels also where the weights are more than one cache holds gained nothing: x is then prepared twice.
   plan.across = 1;
-  for (std::int64_t parts = 2; parts <= std::min(plan.threads, blocks) && plan.across < wanted; ++parts) {
+  for (std::int64_t parts = 2; parts <= std::min(plan.threads, blocks) && plan.across * most < plan.threads; ++parts) {
     if (plan.threads % parts == 0) plan.across = parts;
   }
-  plan.across_because = plan.across == 1         ? "each thread takes tiles of pixels with all channels"
-                        : weights * 2 / near > 1 ? "the weights are more than one thread's cache holds"
-                                                 : "there are fewer tiles than threads";
+  plan.across_because =
+      plan.across == 1 ? "each thread takes tiles of pixels with all channels" : "there are fewer tiles than threads";
   const std::int64_t down = plan.threads / plan.across, least = (P + kConvTile - 1) / kConvTile;
   plan.tiles = least;
   for (std::int64_t tiles = least; tiles < least + down && P / tiles >= 16; ++tiles) {
@@ -71,11 +71,15 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
     }
   }
   plan.cut((P + plan.tiles - 1) / plan.tiles, p);
+  // By pixels a residual has rows of channels: pieces of 128 bytes of them, from memory, took twice as long as whole rows.
+  // Without one narrow blocks are better: their sums stay in L1.
+  plan.channels = p.by_pixels && p.epilogue.residual ? 4 * kConvTile : kConvTile;
   plan.tiles_a_pass = 1;
   plan.pass_because = "the weights stay in the cache from tile to tile";
   if (weights / plan.across > near / 2) {
-    const std::int64_t together = near / 2 / (plan.pixels * K * item);
+    const std::int64_t together = near / 2 / (plan.pixels * K * item), fit = near / 2 / (K * item) / kConvTile * kConvTile;
     plan.tiles_a_pass = std::clamp<std::int64_t>(together, 1, plan.images_per_tile * plan.tiles);
+    plan.channels = std::clamp(fit, kConvTile, plan.channels);
     plan.pass_because = "the weights do not stay in the cache: a block of them is used for several tiles of a prepared x";
   }
   return plan;
