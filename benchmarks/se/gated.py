@@ -20,7 +20,7 @@ from senet_fast.se.conv import prepare, squeeze_excite_conv
 
 CONTENDERS = ("op", "ours", "no SE")
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
-NOTE = """The gate is on the output of the tails of SE-ResNet-50's blocks and the input of EfficientNet-B0's projections.
+NOTE = """Gated are the output of the tails of SE-ResNet-50's blocks, the input of EfficientNet-B0's projections.
 `op`: oneDNN's convolution, its weights reordered beforehand, and FusedSE; `ours`: `squeeze_excite_conv`, its weights
 prepared; `no SE`: that convolution alone, with the addition and ReLU that oneDNN fuses with it. Rows near 1 swing by
 some 5 % from run to run."""

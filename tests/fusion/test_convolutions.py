@@ -313,5 +313,6 @@ def test_compiled(name: str, frozen: bool) -> None:
             y = compiled(x)
     torch._dynamo.reset()
     called = [event.name for event in profile.function_events if event.name.startswith("senet_fast::squeeze_excite")]
-    assert called == ["senet_fast::squeeze_excite_conv"]
+    assert ("senet_fast::squeeze_excite_conv" in called) == frozen
+    assert len(called) == 1
     assert y.stride() == plain(x).stride()

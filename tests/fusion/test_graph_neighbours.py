@@ -50,7 +50,8 @@ def test_hosts(name: str, how: str) -> None:
     report = fuse(fused)
     assert not report.skipped
     (entry,) = report.fused
-    assert (entry.prologue, entry.epilogue) == OTHERS.get(name, (case.prologue, case.epilogue))
+    epilogue = "in place" if case.epilogue.startswith("conv") else case.epilogue  # no convolution in graphs
+    assert (entry.prologue, entry.epilogue) == OTHERS.get(name, (case.prologue, epilogue))
     assert_same_at_inference(plain, fused, x)
     with torch.no_grad():
         assert counts_calls(lambda: fused(x)) == 1

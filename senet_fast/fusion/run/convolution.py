@@ -27,6 +27,10 @@ def _is_fused(*sizes: int, side: str, dtype: torch.dtype, channels_last: bool) -
     return bool(_C.plan_conv(*sizes, side=side, dtype=name, channels_last=channels_last)["fused"])
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() in LAYOUTS and x.stride(1) == 1
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_frozen() -> bool:
     """Whether weights are constants of the graph that is compiled, and so is what follows from them."""
@@ -61,21 +65,21 @@ class Convolution:
             and residual.shape == (v.shape[0], channels, *v.shape[2:])
         ):
             return False
-        if torch.compiler.is_compiling():
-            return True
+        if torch.compiler.is_compiling():  # where weights are no constants they would be prepared at every call
+            return bool(_is_frozen())
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
         if min(sizes) == 0:
             return False
-        return _is_fused(*sizes, side=self.side, dtype=v.dtype, channels_last=v.stride(1) == 1)
+        return _is_fused(*sizes, side=self.side, dtype=v.dtype, channels_last=_is_channels_last(v))
 
     def __call__(self, module: nn.Module, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         if torch.compiler.is_compiling():
-            tensors, frozen = self._tensors(module), _is_frozen()
-            if frozen and x.dim() in LAYOUTS:  # that of Inductor's own convolutions
+            if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
-            prepared = self._prepare(tensors, x.dtype, True) if frozen else None
+            tensors = self._tensors(module)
+            prepared = self._prepare(tensors, x.dtype, x.dim() in LAYOUTS)
         else:
-            tensors, prepared = self._kept(module, x.dtype, x.stride(1) == 1)
+            tensors, prepared = self._kept(module, x.dtype, _is_channels_last(x))
         weight, bias, scale, shift, excitation = tensors
         options = self.op.options[x.dim()]
         options = {name: value for name, value in options.items() if name != "dim"}
