@@ -39,8 +39,8 @@ def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) 
     convolution over channels (ECA) or BatchNorms between its layers (at inference) as well. It is a module, or a part
     of the forward of a larger one. It is found by what it computes, and its values and gradients are checked against
     the op's before it is touched. At inference the op also takes over a BatchNorm and an activation right before
-    the block and writes into the memory of what nobody reads any more; a gain, an addition and an activation right
-    behind it are taken over in training as well.
+    the block, or a 1x1 convolution on either side (on the CPU), and writes into the memory of what nobody reads any
+    more; a gain, an addition and an activation right behind it are taken over in training as well.
 
     Only forwards change: children, names, parameters, buffers, state dict, hooks and mode stay, and optimizers,
     copies, pickles and ``torch.compile`` go on working. Calls with other arguments or another number of axes than were

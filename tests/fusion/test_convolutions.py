@@ -15,7 +15,7 @@ from zoo import ECA, C, LinearExpand
 
 from senet_fast import fuse, unfuse
 
-OUT, SHAPE = 20, (2, C, 6, 7)
+OUT, SHAPE = 20, (1, C, 6, 7)
 
 
 class Effective(nn.Module):
@@ -134,7 +134,8 @@ def test_types_and_layouts(
     x = torch.randn(batch, *SHAPE[1:]).to(dtype).to(memory_format=layout)
     exact = copy.deepcopy(plain).double()(x.double())
     with torch.no_grad():
-        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+        convolves = batch == 1 or name == "bottleneck"  # more images are faster without, where the gate is in front
+        assert (ops(lambda: fused(x)) == ["squeeze_excite_conv"]) == convolves
         y, own = fused(x), plain(x)
     assert y.dtype == own.dtype
     assert y.stride() == own.stride()

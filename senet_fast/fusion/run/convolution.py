@@ -54,6 +54,8 @@ class Convolution:
     def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
         """Whether the op computes what the convolution does of v and its gate, and is faster."""
         weight = self.layer.weight.tensor(module)
+        if self.side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
+            return False
         if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:  # type: ignore[union-attr]
             return False
         if torch.is_autocast_enabled("cpu"):
