@@ -4,6 +4,7 @@ import io
 import re
 from typing import Any
 
+import needs
 import pytest
 import torch
 from conv_testing import assert_close_to_twin, conv_arguments, with_prepared
@@ -98,9 +99,9 @@ def test_frozen_graph_holds_what_is_prepared(side: str) -> None:
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx(side: str, dynamo: bool) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    onnxruntime = needs.library("onnxruntime")
+    onnx = needs.library("onnx")
+    needs.library("onnxscript")
     block = Block(side, prepared=dynamo).eval()
     x = torch.randn(2, 32, 9, 9)
     file = io.BytesIO()
