@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import needs
 import pytest
 
-pytest.importorskip("torch")
+needs.library("torch")
 
 from benchmarks import rows
 
