@@ -11,7 +11,7 @@ import pytest
 
 needs.library("torch")
 
-from benchmarks import rows
+from benchmarks import rows  # noqa: E402
 
 COMMANDS = {  # results: the module that renders them
     **{name: name for name in ("claim", "fusing", "memory", "networks", "norm", "onnx", "peers")},
