@@ -25,6 +25,7 @@ def sources(root: Path, *folders: str, suffixes: set[str] = SUFFIXES) -> list[Pa
     [
         ("senet_fast", ("torch", "numpy", "senet_fast.se", "senet_fast.ids")),
         ("senet_fast.ids", ("torch", "numpy", "senet_fast.se")),
+        ("senet_fast.fusion", ("torch._dynamo", "torch._inductor.config")),
         ("senet_fast.cli", ("torch", "numpy", "matplotlib", "sklearn")),
     ],
 )

@@ -123,9 +123,12 @@ struct SqueezeExcite : torch::autograd::Function<SqueezeExcite> {
   }
 };
 
+// Those of SENET_ARGUMENTS that may be differentiated.
+#define SENET_TENSORS \
+  x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)
+
 Tensor op_autograd(SENET_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {
-      x, fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), or_undefined(residual)};
+  const std::initializer_list<Tensor> tensors = {SENET_TENSORS};
   if (any(tensors, transformed)) return composite(SENET_PASS);
   if (!at::GradMode::is_enabled() || !any(tensors, requires_grad)) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -136,14 +139,7 @@ Tensor op_autograd(SENET_ARGUMENTS) {
 
 // The prologue is fused where nothing is differentiated; else what it makes of x is composed, and the op on that is fused.
 Tensor prologue_autograd(SENET_PROLOGUE_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {x,
-                                                 fc1_weight,
-                                                 or_undefined(fc1_bias),
-                                                 or_undefined(fc2_weight),
-                                                 or_undefined(fc2_bias),
-                                                 or_undefined(residual),
-                                                 or_undefined(pre_scale),
-                                                 or_undefined(pre_shift)};
+  const std::initializer_list<Tensor> tensors = {SENET_TENSORS, or_undefined(pre_scale), or_undefined(pre_shift)};
   if (composes(tensors)) return behind_prologue(op_autograd, SENET_PROLOGUE_PASS);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_prologue(SENET_PROLOGUE_PASS);
@@ -152,15 +148,7 @@ Tensor prologue_autograd(SENET_PROLOGUE_ARGUMENTS) {
 Tensor prologue_batched(SENET_PROLOGUE_ARGUMENTS) { return behind_prologue(composite, SENET_PROLOGUE_PASS); }
 
 void into_autograd(SENET_INTO_ARGUMENTS) {
-  const std::initializer_list<Tensor> tensors = {x,
-                                                 fc1_weight,
-                                                 or_undefined(fc1_bias),
-                                                 or_undefined(fc2_weight),
-                                                 or_undefined(fc2_bias),
-                                                 or_undefined(residual),
-                                                 or_undefined(pre_scale),
-                                                 or_undefined(pre_shift),
-                                                 out};
+  const std::initializer_list<Tensor> tensors = {SENET_TENSORS, or_undefined(pre_scale), or_undefined(pre_shift), out};
   TORCH_CHECK(!at::GradMode::is_enabled() || !any(tensors, requires_grad),
               "squeeze_excite: out= has no derivative; expected torch.no_grad() or inputs that require no gradient");
   TORCH_CHECK(!any(tensors, transformed), "squeeze_excite: out= takes neither tangents nor torch.func's tensors");

@@ -1,7 +1,10 @@
 """The 1x1 convolution beside a gate: one op of both at inference, with weights that are never stale."""
 
 import copy
+import gc
+import logging
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from zoo import ECA, C, LinearExpand
 
 from senet_fast import fuse, unfuse
+from senet_fast.fusion.run import convolution
 
 OUT, SHAPE = 20, (1, C, 6, 7)
 
@@ -218,6 +222,54 @@ def test_copies(name: str, how: Callable[[Any], Any]) -> None:
         assert relative(plain(x), fused(x)) < 1e-5
         plain.load_state_dict(changed(plain))
         assert relative(plain(x), copied(x)) < 1e-5
+
+
+def test_what_is_kept_leaves_with_the_module() -> None:
+    _, fused = pair("bottleneck")
+    fused.conv3.weight.register_hook(lambda grad, model=fused: grad)  # leads back to the module
+    before = len(convolution._kept)
+    with torch.no_grad():
+        fused(torch.randn(SHAPE))
+    assert len(convolution._kept) == before + 1
+    unfuse(fused)
+    assert len(convolution._kept) == before
+    fuse(fused)
+    with torch.no_grad():
+        fused(torch.randn(SHAPE))
+    alive = weakref.ref(fused)
+    del fused
+    gc.collect()
+    assert alive() is None
+    assert len(convolution._kept) == before
+
+
+def test_weights_that_take_turns(caplog: pytest.LogCaptureFixture) -> None:
+    """An ensemble in one module: preparing at every call would take longer than it saves."""
+    plain, fused = pair("bottleneck")
+    x = torch.randn(SHAPE)
+    others = [dict(plain.state_dict()), changed(plain)]
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "senet_fast.fuse"):
+        for turn in range(10):
+            weights = others[turn % 2]
+            expected, actual = (torch.func.functional_call(model, weights, (x,)) for model in (plain, fused))
+            assert relative(expected, actual) < 1e-5
+        (told,) = caplog.records
+        assert "conv3.weight changes at every call" in told.getMessage()
+        for _ in range(3):
+            assert relative(plain(x), fused(x)) < 1e-5
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+
+
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_tensors_that_count_no_writes(name: str) -> None:
+    with torch.inference_mode():
+        plain, fused = pair(name)
+        x = torch.randn(SHAPE)
+        before = fused(x)
+        for model in (plain, fused):
+            model.get_submodule("se.fc")[0].weight[1, 1] += 3.0  # one element, which a sample of them may miss
+        assert relative(before, plain(x)) > 1e-4
+        assert relative(plain(x), fused(x)) < 1e-5
 
 
 @pytest.mark.parametrize("at", ["conv", "bn2", "dw", "se", "se.fc.0"])

@@ -125,6 +125,12 @@ def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep
     op = forward.op if forward is not None else Op(module, site.excitation, site.children)
     owner = site.owner or Path()
     norm = before.norm if before is not None else None
+    convolution = None
+    if conv is not None:
+        code = piece(conv.source, conv.residual, conv.nodes, conv.last)
+        behind = conv.norm if conv.side == "input" else norm
+        adds = conv.residual is not None
+        convolution = Convolution(conv.side, conv.layer, behind, op, owner, conv.activation, code, adds)
     step = ModuleStep(
         block=op,
         owner=owner,
@@ -137,15 +143,8 @@ def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep
         residual=after is not None and after.residual is not None,
         post_activation=after.activation if after is not None else "identity",
         fresh=None if site.maker is None else Parts(module, site.maker),
+        conv=convolution,
     )
-    if conv is not None:
-        norm = conv.norm if conv.side == "input" else norm
-        step = replace(
-            step,
-            conv=Convolution(conv.side, conv.layer, norm, op, owner, conv.activation),
-            conv_code=piece(conv.source, conv.residual, conv.nodes, conv.last),
-            conv_adds=conv.residual is not None,
-        )
     return step, others
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from senet_fast.fusion.run.convolution import forget
 from senet_fast.fusion.run.forwards import FusedForward
 from senet_fast.fusion.run.guards import FORWARD
 
@@ -78,5 +79,6 @@ def install(module: nn.Module, forward: FusedForward) -> None:
 def restore(module: nn.Module) -> int:
     """Give a fused module its own forward back; returns how many excitations that had."""
     fused = module.__dict__.pop(FORWARD)
+    forget(module)
     module.__class__ = type(module)._senet_fast_original  # type: ignore[attr-defined]
     return int(fused.blocks)

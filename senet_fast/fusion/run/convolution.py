@@ -1,13 +1,13 @@
 """The 1x1 convolution beside a gate, which the op computes as well at inference: when, and with which weights."""
 
 import functools
+import logging
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import config as inductor_config
 
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
 from senet_fast.fusion.run.guards import Op
@@ -15,8 +15,21 @@ from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
 from senet_fast.se.guards import is_plain
 
-# For each module that has such convolutions: by the path of the weight what it was prepared from, and the result.
-_prepared: WeakKeyDictionary[nn.Module, dict[Path, tuple[Any, Any]]] = WeakKeyDictionary()
+LOG = logging.getLogger("senet_fast.fuse")
+MAX_CHANGES = 4  # behind each other, with no call in between that finds the weights as they were
+
+
+@dataclass
+class _Kept:
+    """What was made of weights whose fingerprint was ``state``; ``changes``: calls in a row that found another."""
+
+    state: Any = None
+    made: Any = None
+    changes: int = 0
+
+
+# For each module that has such convolutions, by the path of the weight. Copies and pickles of the module have none.
+_kept: WeakKeyDictionary[nn.Module, dict[Path, _Kept]] = WeakKeyDictionary()
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -31,10 +44,22 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.dim() in LAYOUTS and x.stride(1) == 1
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_frozen() -> bool:
-    """Whether weights are constants of the graph that is compiled, and so is what follows from them."""
-    return bool(inductor_config.freezing)
+def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
+    """Whether weights are constants of the graph that is compiled, so that they are prepared once, and the op has a
+    kernel for this type.
+    """
+    from torch._inductor import config  # imports Dynamo as well
+
+    return bool(config.freezing) and _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
+
+
+# What torch.compiler.assume_constant_result sets; calling that imports Dynamo, which takes a second.
+_pays_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def forget(module: nn.Module) -> None:
+    """Release what is kept of a module that is not fused any more."""
+    _kept.pop(module, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +67,8 @@ class Convolution:
     """``side``: of the convolution that is gated. ``norm``: behind it.
 
     ``owner``: path of the module that the excitation's paths start at; those of the others start at the host.
+    ``code``: the original's piece; for "output" the convolution, for "input" all that is behind the excitation.
+    ``adds``: whether ``code`` takes the residual.
     """
 
     side: str
@@ -50,6 +77,8 @@ class Convolution:
     op: Op
     owner: Path
     activation: str
+    code: Any
+    adds: bool
 
     def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
         """Whether the op computes what the convolution does of v and its gate, and is faster."""
@@ -67,8 +96,10 @@ class Convolution:
             and residual.shape == (v.shape[0], channels, *v.shape[2:])
         ):
             return False
-        if torch.compiler.is_compiling():  # where weights are no constants they would be prepared at every call
-            return bool(_is_frozen())
+        if torch.compiler.is_compiling():
+            return bool(_pays_compiled(self.side, v.dtype))
+        if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
+            return False
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
         if min(sizes) == 0:
             return False
@@ -81,7 +112,7 @@ class Convolution:
             tensors = self._tensors(module)
             prepared = self._prepare(tensors, x.dtype, x.dim() in LAYOUTS)
         else:
-            tensors, prepared = self._kept(module, x.dtype, _is_channels_last(x))
+            tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
         weight, bias, scale, shift, excitation = tensors
         options = self.op.options[x.dim()]
         options = {name: value for name, value in options.items() if name != "dim"}
@@ -116,23 +147,37 @@ class Convolution:
         )
 
     @functools.cached_property
-    def _sources(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-        """Paths of all that is prepared from: from the host, and from the owner of the excitation."""
+    def _paths(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """Of all that is prepared from: from the host, and from the owner of the excitation."""
         norm = (self.norm.mean, self.norm.var, self.norm.weight, self.norm.bias) if self.norm is not None else ()
         own = [path for path in (self.layer.weight, self.layer.bias, *norm) if path is not None]
         norms = [path for n in self.op.excitation.norms for path in (n.mean, n.var, n.weight, n.bias)]
         return tuple(own), tuple(path for path in (*self.op.tensors, *norms) if path is not None)
 
-    def _kept(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Any, ...], Prepared]:
-        """The tensors, and what was prepared from them; made anew when one of them is another one or has changed."""
-        owner = self.owner.submodule(module)
-        of_host, of_owner = self._sources
-        sources = [*(path.tensor(module) for path in of_host), *(path.tensor(owner) for path in of_owner)]
-        state = (torch.ops.senet_fast.fingerprint(sources), dtype, channels_last)
-        of_module = _prepared.setdefault(module, {})
-        kept = of_module.get(self.layer.weight)
-        if kept is None or kept[0] != state:
-            with torch.no_grad():
-                tensors = self._tensors(module)
-                kept = of_module[self.layer.weight] = (state, (tensors, self._prepare(tensors, dtype, channels_last)))
-        return kept[1]
+    def _sources(self, module: nn.Module) -> list[Tensor]:
+        owner, (of_host, of_owner) = self.owner.submodule(module), self._paths
+        return [*(p.tensor(module) for p in of_host), *(p.tensor(owner) for p in of_owner)]  # type: ignore[list-item]
+
+    def _made(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Any, ...], Any]:
+        """The tensors, and what was prepared from them; made anew when one of them is another one or has changed.
+
+        Weights that change at every call (an ensemble that takes turns in one module) are not worth preparing.
+        """
+        state = (torch.ops.senet_fast.fingerprint(self._sources(module)), dtype, channels_last)
+        kept = _kept.setdefault(module, {}).setdefault(self.layer.weight, _Kept())
+        if kept.state == state and kept.made is not None:
+            kept.changes = 0
+            return kept.made  # type: ignore[no-any-return]
+        kept.changes = 1 if kept.state == state else kept.changes + 1
+        kept.state, kept.made = state, None
+        with torch.no_grad():
+            weight, bias, scale, shift, excitation = self._tensors(module)
+            # No parameters, whose hooks may lead back to the module and keep it for ever.
+            plain = [None if t is None else t.detach() for t in (weight, bias, *excitation)]
+            tensors = (*plain[:2], scale, shift, plain[2:])
+            if kept.changes <= MAX_CHANGES:
+                kept.made = made = (tensors, self._prepare(tensors, dtype, channels_last))
+                return made
+        if kept.changes == MAX_CHANGES + 1:
+            LOG.warning("%s changes at every call: the convolution beside the gate is not prepared", self.layer.weight)
+        return tensors, None

@@ -127,30 +127,27 @@ class ModuleStep(Step):
     post_activation: str
     fresh: Parts | None
     conv: Convolution | None = None
-    conv_code: Piece | None = None  # side "output": the convolution; "input": all that is behind the excitation
-    conv_adds: bool = False  # whether ``conv_code`` takes the residual
 
     def run(self, module: nn.Module, v: Tensor, residual: Any, *others: Any) -> Any:
-        conv, code = self.conv, self.conv_code
-        if conv is None or code is None:
+        conv = self.conv
+        if conv is None:
             return super().run(module, v, residual, *others)
         gates_input = conv.side == "input"
-        if only_inference()[0] and self._convolves(module, v, residual):
+        if only_inference()[0] and self._convolves(conv, module, v, residual):
             x = self.before(module, v) if gates_input and self.before is not None else v
             return conv(module, x, residual, conv.activation if gates_input else self.post_activation)
         if gates_input:
             y = super().run(module, v, None, *others)
-            return code(module, y, residual) if self.conv_adds else code(module, y)
-        return super().run(module, code(module, v), residual, *others)
+            return conv.code(module, y, residual) if conv.adds else conv.code(module, y)
+        return super().run(module, conv.code(module, v), residual, *others)
 
-    def _convolves(self, module: nn.Module, v: Any, residual: Any) -> bool:
+    def _convolves(self, conv: Convolution, module: nn.Module, v: Any, residual: Any) -> bool:
         """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
-        assert self.conv is not None
-        beside = () if self.conv.side == "input" else (self.before, self.after)
+        beside = () if conv.side == "input" else (self.before, self.after)
         return (
             self.applies(module, v)
-            and self.conv.takes(module, v, residual)
-            and all(piece is None or piece.plain(module) for piece in (self.conv_code, *beside))
+            and conv.takes(module, v, residual)
+            and all(piece is None or piece.plain(module) for piece in (conv.code, *beside))
         )
 
     def applies(self, module: nn.Module, x: Any) -> bool:
@@ -175,7 +172,7 @@ class ModuleStep(Step):
     @property
     def source(self) -> tuple[object, ...]:
         """What it says, to compare."""
-        codes = (self.before, self.own, self.after, self.conv_code)
+        codes = (self.before, self.own, self.after, None if self.conv is None else self.conv.code)
         pieces = [None if piece is None else piece.code.source for piece in codes]
         fresh = None if self.fresh is None else self.fresh.known
         options = (self.norm, self.pre_activation, self.residual, self.post_activation)
