@@ -15,7 +15,11 @@ from hypothesis import settings
 
 # The lock files of this process: the default folder is this user's, and is refused in containers.
 os.environ["SENET_FAST_LEASES"] = tempfile.mkdtemp(prefix="senet_fast_leases-")
-atexit.register(shutil.rmtree, os.environ["SENET_FAST_LEASES"], ignore_errors=True)
+# And what Inductor compiles: its own default is one folder for all processes of this user, where another test run, or one
+# that was killed, may leave files that are not whole.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="senet_fast_inductor-")
+for name in ("SENET_FAST_LEASES", "TORCHINDUCTOR_CACHE_DIR"):
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -36,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, which need not be installed")
+    config.addinivalue_line("markers", "benchmark: of pytest-benchmark, likewise; some benchmarks are imported here")
     needs.installed = needs.parse(config.option.installed)
     if config.option.hypothesis_seed is None:  # in the first process alone: pytest-xdist hands its options on
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import needs
 import pytest
 from ids_testing import Generator, in_child, wait_for
 from servers import RedisServer, running
@@ -78,8 +79,7 @@ def test_a_child_that_loses_leaves_the_parents_lock(
 
 def test_redis_that_loses_its_data_in_use(generator_class: Generator, own_layout: Layout, tmp_path: Path) -> None:
     """Its grants are waited for, then the fleet has worker ids again; whoever is in use draws until then."""
-    import redis
-
+    redis = needs.library("redis")
     ttl = 1.0
     with running(RedisServer(tmp_path)) as server:
         client = redis.Redis(port=server.port, socket_timeout=10)
