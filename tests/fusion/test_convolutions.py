@@ -11,93 +11,14 @@ from typing import Any
 import pytest
 import torch
 from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative
+from pointwise import CASES, OUT, SHAPE, Added, Bottleneck, Projected
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.nn import functional as F
-from zoo import ECA, C, LinearExpand
+from zoo import C
 
 from senet_fast import fuse, unfuse
 from senet_fast.fusion.run import convolution
-
-OUT, SHAPE = 20, (1, C, 6, 7)
-
-
-class Effective(nn.Module):
-    """One layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Conv2d(C, C, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
-
-
-class Projected(nn.Module):
-    """MBConv's end: the gate is in front of the convolution."""
-
-    def __init__(
-        self, se: Callable[[], nn.Module] = LinearExpand, bias: bool = False, act: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.dw, self.bn1 = nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False), nn.BatchNorm2d(C)
-        self.se, self.conv, self.bn2 = se(), nn.Conv2d(C, OUT, 1, bias=bias), nn.BatchNorm2d(OUT)
-        self.act = act or nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn2(self.conv(self.se(F.silu(self.bn1(self.dw(x)))))))
-
-
-class Added(Projected):
-    def __init__(self) -> None:
-        super().__init__(act=nn.ReLU(inplace=True))
-        self.conv, self.bn2 = nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn2(self.conv(self.se(self.dw(x)))) + x)
-
-
-class Functional(nn.Module):
-    """RegNet-Y's, written with functions, without a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.se = LinearExpand()
-        self.weight, self.bias = nn.Parameter(torch.zeros(OUT, C, 1, 1)), nn.Parameter(torch.zeros(OUT))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(F.conv2d(self.se(F.relu(x)), self.weight, self.bias))
-
-
-class Bottleneck(nn.Module):
-    """SE-ResNet's end: the gate is behind the convolution and its norm."""
-
-    def __init__(self, se: Callable[[], nn.Module] = LinearExpand, bias: bool = False, norm: bool = True) -> None:
-        super().__init__()
-        self.conv2, self.conv3 = nn.Conv2d(C, 8, 3, padding=1, bias=False), nn.Conv2d(8, C, 1, bias=bias)
-        self.bn3 = nn.BatchNorm2d(C) if norm else None
-        self.se = se()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv3(F.relu(self.conv2(x)))
-        return F.relu(self.se(y if self.bn3 is None else self.bn3(y)) + x)
-
-
-NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "conv, batch_norm"
-CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "projected": (Projected, NORM_FRONT, "conv, batch_norm"),
-    "projected_bias": (lambda: Projected(bias=True), NORM_FRONT, "conv, batch_norm"),
-    "projected_gelu": (lambda: Projected(act=nn.GELU()), NORM_FRONT, "conv, batch_norm, gelu"),
-    "projected_eca": (lambda: Projected(ECA), NORM_FRONT, "conv, batch_norm"),
-    "projected_effective": (lambda: Projected(Effective), NORM_FRONT, "conv, batch_norm"),
-    "added": (Added, "", "conv, batch_norm, residual, relu"),
-    "functional": (Functional, "relu", "conv, relu"),
-    "bottleneck": (Bottleneck, NORM_BEHIND, "residual, relu"),
-    "bottleneck_bias": (lambda: Bottleneck(bias=True), NORM_BEHIND, "residual, relu"),
-    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "conv", "residual, relu"),
-    "bottleneck_eca": (lambda: Bottleneck(ECA), NORM_BEHIND, "residual, relu"),
-    "bottleneck_effective": (lambda: Bottleneck(Effective), NORM_BEHIND, "residual, relu"),
-}
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
@@ -125,6 +46,31 @@ def test_one_op(name: str) -> None:
     unfuse(fused)
     with torch.no_grad():
         assert ops(lambda: fused.eval()(x)) == []
+
+
+@pytest.mark.parametrize("check", ["x.ndim == 4", "x.shape[2] > 1", "x.ndim == self.axes"])
+def test_only_what_is_true_of_every_input_is_skipped(check: str) -> None:
+    """A check of sizes, or one against what may change, runs in every call."""
+    names: dict[str, Any] = {"torch": torch, "F": F, "nn": nn}
+    lines = (
+        *("class Norm(nn.BatchNorm2d):", "    axes = 4", "    def forward(self, x):"),
+        *(
+            f"        torch._assert({check}, 'as it should be')",
+            "        mean, var = self.running_mean, self.running_var",
+        ),
+        "        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)",
+    )
+    exec("\n".join(lines), names)
+    plain = Projected()
+    plain.bn2 = names["Norm"](OUT)
+    plain = randomize(plain).eval()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert entry.epilogue == ("conv" if "shape" in check else "conv, batch_norm")
+    assert_same_at_inference(plain, fused, torch.randn(SHAPE))
+    if "shape" in check:
+        with torch.no_grad(), pytest.raises(AssertionError, match="as it should be"):
+            fused(torch.randn(1, C, 1, 7))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 33])

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 
@@ -58,6 +59,20 @@ def readers(node: fx.Node) -> list[fx.Node]:
         return named or (user.op == "call_method" and user.target in ("size", "dim"))
 
     return [user for user in node.users if not asks(user)]
+
+
+def rank_checks(node: fx.Node) -> list[fx.Node]:
+    """What asserts something about the number of axes of ``node``, as timm's norms do, and does nothing else."""
+    asking = [user for user in node.users if asks_for_rank(user)]
+    found = [n for n in node.graph.nodes if any(n is user or n in descendants(user) for user in asking)]
+    alone = {*found, node}
+    checks = all(n.op != "call_module" and alone.issuperset(n.all_input_nodes) for n in found)
+    ends = all(n.users or n.target is torch._assert or n in asking for n in found)
+    return found if checks and ends else []
+
+
+def asks_for_rank(node: fx.Node) -> bool:
+    return (node.target is getattr and node.args[1:] == ("ndim",)) or (node.op, node.target) == ("call_method", "dim")
 
 
 def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:

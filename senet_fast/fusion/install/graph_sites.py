@@ -115,8 +115,7 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
             elif pair is not None:
                 made.append(ADD_IN_PLACE if writes(node) else ADD)
             elif (stage := stage_of(module, node)) is not None and isinstance(norm := stage.part, Norm):
-                paths = (norm.mean, norm.var, norm.weight, norm.bias)
-                made.append((*(None if path is None else get(str(path)) for path in paths), norm.eps))
+                made.append((*(None if path is None else get(str(path)) for path in norm.tensors), norm.eps))
             else:
                 made.append(activation)
         return tuple(made)

@@ -13,7 +13,7 @@ from torch import nn
 
 from senet_fast.fusion.run.convolution import forget
 from senet_fast.fusion.run.forwards import FusedForward
-from senet_fast.fusion.run.guards import FORWARD
+from senet_fast.fusion.run.guards import FORWARD, Asked
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def _fused_class(original: Any) -> Any:
         "__doc__": original.__doc__,
         "_senet_fast_original": original,
     }
-    return type(original.__name__, (original,), body)
+    return type(original.__name__, (original, Asked), body)
 
 
 def _rebuilt(original: type[nn.Module]) -> nn.Module:

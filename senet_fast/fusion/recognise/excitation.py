@@ -10,6 +10,21 @@ from senet_fast.se import squeeze_excite
 from senet_fast.se.ops import fold_norm
 
 
+def submodule_at(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    """Past ``Module.__getattr__``, which takes half a microsecond a name."""
+    for name in names:
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
+
+
+def tensor_at(module: nn.Module, names: tuple[str, ...]) -> Tensor | None:
+    owner: Any = module
+    for name in names[:-1]:
+        owner = owner._modules[name]
+    name = names[-1]
+    return owner._parameters[name] if name in owner._parameters else getattr(owner, name)  # type: ignore[no-any-return]
+
+
 class Path(tuple[str, ...]):
     """Names from a module down to a submodule or tensor: Path.of("fc.0.weight")."""
 
@@ -21,17 +36,10 @@ class Path(tuple[str, ...]):
         return ".".join(self)
 
     def submodule(self, module: nn.Module) -> nn.Module:
-        """Past ``Module.__getattr__``, which takes half a microsecond a name."""
-        for name in self:
-            module = module._modules[name]  # type: ignore[assignment]
-        return module
+        return submodule_at(module, self)
 
     def tensor(self, module: nn.Module) -> Tensor | None:
-        owner: Any = module
-        for name in self[:-1]:
-            owner = owner._modules[name]
-        name = self[-1]
-        return owner._parameters[name] if name in owner._parameters else getattr(owner, name)  # type: ignore[no-any-return]
+        return tensor_at(module, self)
 
     @property
     def parent(self) -> "Path":
@@ -55,10 +63,15 @@ class Norm:
     bias: Path | None
     eps: float
 
+    @property
+    def tensors(self) -> tuple[Path | None, ...]:
+        """In the order in which :func:`fold_norm` takes them."""
+        return self.mean, self.var, self.weight, self.bias
+
     def affine(self, get: Get) -> tuple[Tensor, Tensor]:
         """(scale, shift) [n] of y = x * scale + shift."""
-        weight, bias = (None if path is None else get(path) for path in (self.weight, self.bias))
-        return fold_norm(get(self.mean), get(self.var), weight, bias, self.eps)
+        mean, var, weight, bias = (None if path is None else get(path) for path in self.tensors)
+        return fold_norm(mean, var, weight, bias, self.eps)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.graph.functions import KEEPS_INPUT, NEW, kind_of
-from senet_fast.fusion.graph.nodes import attribute, readers, writes
+from senet_fast.fusion.graph.nodes import attribute, rank_checks, readers, writes
 from senet_fast.fusion.graph.parts import has_tensors
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
@@ -169,13 +169,15 @@ def _saves_input(module: nn.Module, node: fx.Node) -> bool:
 
 def pointwise_behind(module: nn.Module, y: fx.Node, rank: int) -> Pointwise | None:
     """The convolution that alone reads y, and what is made of its result alone."""
-    only = _only_user(y)
+    only = next(iter(y.users)) if len(y.users) == 1 else None
     found = _pointwise(module, only) if only is not None else None
     if only is None or found is None or found[1] is not y:
         return None
     layer, nodes, norm = found[0], [only], None
-    if (user := _only_user(only)) is not None and (norm := _norm(module, user)) is not None:
-        nodes.append(user)
+    checks = rank_checks(only)  # true for every tensor that the convolution may return
+    others = [user for user in only.users if user not in checks]
+    if len(others) == 1 and (norm := _norm(module, others[0])) is not None:
+        nodes += [*checks, *others]
     more = epilogue_of(module, nodes[-1], rank, training=False)
     residual, activation = (more.residual, more.activation) if more is not None else (None, "identity")
     nodes += more.nodes if more is not None else ()
@@ -185,7 +187,7 @@ def pointwise_behind(module: nn.Module, y: fx.Node, rank: int) -> Pointwise | No
 def pointwise_before(module: nn.Module, v: fx.Node) -> Pointwise | None:
     """The convolution that v is the result of."""
     found = _pointwise(module, v)
-    return None if found is None else Pointwise("output", found[1], v, (v,), found[0])
+    return None if found is None else Pointwise("output", found[1], v, (v, *rank_checks(v)), found[0])
 
 
 def _pointwise(module: nn.Module, node: fx.Node) -> tuple[Layer, fx.Node] | None:
@@ -200,10 +202,6 @@ def _pointwise(module: nn.Module, node: fx.Node) -> tuple[Layer, fx.Node] | None
         if stage is not None and isinstance(stage.part, Layer) and stage.kind == "fc"
         else None
     )
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:

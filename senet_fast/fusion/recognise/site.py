@@ -114,5 +114,6 @@ def add_neighbours(module: nn.Module, site: Site, training: bool, inference: boo
 def _pointwise_before(module: nn.Module, site: Site) -> Pointwise | None:
     """Only a norm may be between: a mean does not commute with an activation."""
     linear = site.prologue is None or site.prologue.activation == "identity"
-    own = {*site.nodes}
-    return pointwise_before(module, site.source) if linear and own.issuperset(site.source.users) else None
+    found = pointwise_before(module, site.source) if linear else None
+    own = {*site.nodes, *(found.nodes if found is not None else ())}
+    return found if own.issuperset(site.source.users) else None

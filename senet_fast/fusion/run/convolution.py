@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
-from senet_fast.fusion.run.guards import Op
+from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
+from senet_fast.fusion.run.guards import Op, affine_of, constant, fold, names_of
 from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
 from senet_fast.se.guards import is_plain
@@ -44,6 +44,7 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.dim() in LAYOUTS and x.stride(1) == 1
 
 
+@constant
 def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
     """Whether weights are constants of the graph that is compiled, so that they are prepared once, and the op has a
     kernel for this type.
@@ -51,10 +52,6 @@ def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
     from torch._inductor import config  # imports Dynamo as well
 
     return bool(config.freezing) and _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
-
-
-# What torch.compiler.assume_constant_result sets; calling that imports Dynamo, which takes a second.
-_pays_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forget(module: nn.Module) -> None:
@@ -80,10 +77,22 @@ class Convolution:
     code: Any
     adds: bool
 
+    @functools.cached_property
+    def _facts(self) -> Any:
+        assert not (self.layer.transposed or self.layer.bias_apart or self.layer.is_folded)
+        paths = names_of(self.layer.weight), names_of(self.layer.bias)
+        return self.side, *paths, affine_of(self.norm), tuple(self.owner), self.op.excitation.kind
+
+    @constant
+    def facts(self) -> Any:
+        """The side, where weight and bias are, the norm, where the owner is, and the kind of the excitation."""
+        return self._facts
+
     def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
         """Whether the op computes what the convolution does of v and its gate, and is faster."""
-        weight = self.layer.weight.tensor(module)
-        if self.side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
+        side, weight_at, *_ = self.facts()
+        weight = tensor_at(module, weight_at)
+        if side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
             return False
         if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:  # type: ignore[union-attr]
             return False
@@ -97,13 +106,13 @@ class Convolution:
         ):
             return False
         if torch.compiler.is_compiling():
-            return bool(_pays_compiled(self.side, v.dtype))
+            return bool(_pays_compiled(side, v.dtype))
         if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
             return False
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
         if min(sizes) == 0:
             return False
-        return _is_fused(*sizes, side=self.side, dtype=v.dtype, channels_last=_is_channels_last(v))
+        return _is_fused(*sizes, side=side, dtype=v.dtype, channels_last=_is_channels_last(v))
 
     def __call__(self, module: nn.Module, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         if torch.compiler.is_compiling():
@@ -114,12 +123,11 @@ class Convolution:
         else:
             tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
         weight, bias, scale, shift, excitation = tensors
-        options = self.op.options[x.dim()]
-        options = {name: value for name, value in options.items() if name != "dim"}
+        options = {name: value for name, value in self.op.options(x.dim()) if name != "dim"}
         return squeeze_excite_conv(
             *(x, weight, bias, *excitation),
             residual=residual,
-            side=self.side,
+            side=self.facts()[0],
             norm_scale=scale,
             norm_shift=shift,
             post_activation=activation,
@@ -128,20 +136,20 @@ class Convolution:
         )
 
     def _tensors(self, module: nn.Module) -> tuple[Any, ...]:
-        weight, bias = self.layer.tensors(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
-        scale = shift = None
-        if self.norm is not None:  # folded in float32, or it would be rounded once more than in the module
-            scale, shift = self.norm.affine(lambda path: path.tensor(module).float())  # type: ignore[union-attr]
-        return weight, bias, scale, shift, self.op.weights(self.owner.submodule(module))
+        _, weight_at, bias_at, norm, owner, _ = self.facts()
+        weight, bias = tensor_at(module, weight_at), None if bias_at is None else tensor_at(module, bias_at)
+        # Folded in float32, or it would be rounded once more than in the module.
+        scale, shift = (None, None) if norm is None else fold(module, norm, torch.float32)
+        return weight, bias, scale, shift, self.op.weights(submodule_at(module, owner))
 
     def _prepare(self, tensors: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> Prepared:
         weight, bias, scale, shift, (fc1_weight, fc1_bias, *_) = tensors
         return prepare(
             *(weight, bias, fc1_weight, fc1_bias),
-            side=self.side,
+            side=self.facts()[0],
             norm_scale=scale,
             norm_shift=shift,
-            excitation=self.op.excitation.kind,
+            excitation=self.facts()[5],
             dtype=dtype,
             channels_last=channels_last,
         )
@@ -149,10 +157,12 @@ class Convolution:
     @functools.cached_property
     def _paths(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         """Of all that is prepared from: from the host, and from the owner of the excitation."""
-        norm = (self.norm.mean, self.norm.var, self.norm.weight, self.norm.bias) if self.norm is not None else ()
+        norm = self.norm.tensors if self.norm is not None else ()
         own = [path for path in (self.layer.weight, self.layer.bias, *norm) if path is not None]
-        norms = [path for n in self.op.excitation.norms for path in (n.mean, n.var, n.weight, n.bias)]
-        return tuple(own), tuple(path for path in (*self.op.tensors, *norms) if path is not None)
+        excitation = self.op.excitation
+        layers = [path for layer in excitation.layers for path in (layer.weight, layer.bias)]
+        norms = [path for norm in excitation.norms for path in norm.tensors]
+        return tuple(own), tuple(path for path in (*layers, *norms) if path is not None)
 
     def _sources(self, module: nn.Module) -> list[Tensor]:
         owner, (of_host, of_owner) = self.owner.submodule(module), self._paths

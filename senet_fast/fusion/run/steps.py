@@ -1,5 +1,6 @@
 """A call of the op in the middle of a forward, with the original code for where it would not compute the same."""
 
+import functools
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.recognise.excitation import Norm, Path
+from senet_fast.fusion.recognise.excitation import Norm, Path, submodule_at, tensor_at
 from senet_fast.fusion.run.convolution import Convolution
-from senet_fast.fusion.run.guards import FORWARD, Op, Parts, fits
-from senet_fast.se.guards import has_hooks, only_inference
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, constant, fits, fold, hooked
+from senet_fast.se.guards import only_inference
 
 
 class Code:
@@ -128,6 +129,15 @@ class ModuleStep(Step):
     fresh: Parts | None
     conv: Convolution | None = None
 
+    @functools.cached_property
+    def _facts(self) -> Any:
+        return tuple(self.owner), affine_of(self.norm)
+
+    @constant
+    def facts(self) -> Any:
+        """Where the owner is, and the norm."""
+        return self._facts
+
     def run(self, module: nn.Module, v: Tensor, residual: Any, *others: Any) -> Any:
         conv = self.conv
         if conv is None:
@@ -151,23 +161,24 @@ class ModuleStep(Step):
         )
 
     def applies(self, module: nn.Module, x: Any) -> bool:
-        owner = self.owner.submodule(module)
-        if self.fused is not None and (owner.__dict__.get(FORWARD) is not self.fused or has_hooks(owner)):
+        owner = submodule_at(module, self.facts()[0])
+        if self.fused is not None and (owner.__dict__.get(FORWARD) is not self.fused or hooked(owner)):
             return False
         if not self.block.applies(owner, x):
             return False
         # Beside weights of another type, y may have another type than x.
-        weight = self.block.tensors[0].tensor(owner)  # type: ignore[union-attr]
-        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))  # type: ignore[union-attr]
+        weight: Any = tensor_at(owner, self.block.facts()[3][0])
+        return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))
 
     def original(self, module: nn.Module, x: Any, *others: Any) -> Any:
         return self.own(module, x, *others)
 
     def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
-        return None if self.norm is None else self.norm.affine(lambda path: path.tensor(module))  # type: ignore[arg-type, return-value]
+        norm = self.facts()[1]
+        return None if norm is None else fold(module, norm)
 
     def op(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
-        return self.block(self.owner.submodule(module), x, **options)
+        return self.block(submodule_at(module, self.facts()[0]), x, **options)
 
     @property
     def source(self) -> tuple[object, ...]:
