@@ -15,7 +15,7 @@ from hypothesis import settings
 
 # The lock files of this process: the default folder is this user's, and is refused in containers.
 os.environ["SENET_FAST_LEASES"] = tempfile.mkdtemp(prefix="senet_fast_leases-")
-# And what Inductor compiles: its own default is one folder for all processes of this user, where another run of tests may
+# And what Inductor compiles: by default one folder for all processes of this user, where another run of tests may
 # leave files that are not whole when it is killed.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="senet_fast_inductor-")
 for name in ("SENET_FAST_LEASES", "TORCHINDUCTOR_CACHE_DIR"):
