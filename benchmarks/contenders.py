@@ -33,9 +33,8 @@ BLOCKS = {
     "timm.models._efficientnet_blocks.SqueezeExcite",
     "torchvision.ops.misc.SqueezeExcitation",
 }
-# torch.compile as it is, and with the weights as constants, for inference alone; with the op after `fused`.
+# torch.compile as it is; with the op after `fused`.
 compiled: Callable[[nn.Module], Forward] = partial(torch.compile, dynamic=False)
-frozen: Callable[[nn.Module], Forward] = partial(torch.compile, dynamic=False, options={"freezing": True})
 
 
 def create(mode: Mode) -> nn.Module:
@@ -109,6 +108,22 @@ def without_se(network: nn.Module) -> nn.Module:
     if not found:
         raise AssertionError(f"{type(network).__name__} has no SE block that is known here")
     return network
+
+
+def frozen(network: nn.Module, x: Tensor) -> Forward:
+    """torch.compile with the weights as constants, for inference alone; compiled here, for this x."""
+
+    def forward(x: Tensor) -> Tensor:
+        made: Tensor = network(x)
+        return made
+
+    # What Dynamo compiled of a code object is looked through in every call: each network has one of its own.
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(network)}")
+    run: Forward = torch.compile(forward, dynamic=False)
+    # A setting of the process: as an option of torch.compile it left weights to be reordered in every call.
+    with torch.inference_mode(), torch._inductor.config.patch(freezing=True):
+        run(x)
+    return run
 
 
 def passing(network: Forward, kind: str, x: Tensor) -> Callable[[], Any]:

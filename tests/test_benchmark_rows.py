@@ -14,7 +14,7 @@ needs.library("torch")
 from benchmarks import rows  # noqa: E402
 
 COMMANDS = {  # results: the module that renders them
-    **{name: name for name in ("claim", "fusing", "memory", "networks", "norm", "onnx", "peers")},
+    **{name: name for name in ("claim", "fusing", "memory", "norm", "onnx", "peers", "tax")},
     **{
         "se": "table",
         "gated": "se.gated",

@@ -1,4 +1,4 @@
-"""One training step of the SE-ResNet on digits, without SE as the floor. benchmarks/networks.py has the large ones."""
+"""One training step of the SE-ResNet on digits, without SE as the floor. benchmarks/fusing.py has the large ones."""
 
 from typing import Any
 

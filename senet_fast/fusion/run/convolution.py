@@ -92,8 +92,6 @@ class Convolution:
         """Whether the op computes what the convolution does of v and its gate, and is faster."""
         side, weight_at, *_ = self.facts()
         weight = tensor_at(module, weight_at)
-        if side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
-            return False
         if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:  # type: ignore[union-attr]
             return False
         if torch.is_autocast_enabled("cpu"):
@@ -107,6 +105,8 @@ class Convolution:
             return False
         if torch.compiler.is_compiling():
             return bool(_pays_compiled(side, v.dtype))
+        if side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
+            return False
         if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
             return False
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
