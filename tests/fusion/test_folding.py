@@ -19,7 +19,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
 def norm_at(path: str, module: nn.BatchNorm1d, *, weight: bool = True, bias: bool = True) -> Norm:
     at = Path.of(path)
-    names = [at / Path.of(name) for name in ("running_mean", "running_var", "weight", "bias")]
+    names = [Path((*at, name)) for name in ("running_mean", "running_var", "weight", "bias")]
     affine = (names[2] if module.affine and weight else None, names[3] if module.affine and bias else None)
     return Norm(at, names[0], names[1], *affine, module.eps)
 

@@ -157,31 +157,18 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
-        required = required_arguments(root_fn)
         given: list[Any] = [self.root]
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.name in self.constants:
                 given.append(self.constants[parameter.name])
-            elif parameter.name in required:
-                given.append(self.create_proxy("placeholder", parameter.name, (), {}))
-            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.default is parameter.empty:
+                    raise Refused("trace", f"keyword argument {parameter.name} has no default")
+            elif parameter.default is not parameter.empty:
                 given.append(parameter.default)
-            else:
-                break
+            elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.kind is not parameter.VAR_KEYWORD:
+                given.append(self.create_proxy("placeholder", parameter.name, (), {}))
         return root_fn, given
-
-
-def required_arguments(forward: Callable[..., Any]) -> list[str]:
-    """Names of the arguments of an unbound forward without a default. Refused for a keyword among them."""
-    names = []
-    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.default is parameter.empty:
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                raise Refused("trace", f"keyword argument {parameter.name} has no default")
-            names.append(parameter.name)
-    return names
 
 
 def signature(forward: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:

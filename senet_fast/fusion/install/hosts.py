@@ -76,7 +76,10 @@ class _Host:
         self.seen = seen.view
         self.copied = copied_or_refused(module)
         self.traced = copied_or_refused(module) if seen.view is None else seen.view.module  # which may keep proxies
-        self.found = [] if seen.view is None else [(seen.view, (seen.sites, seen.reasons))]
+        self.cuts: dict[tuple[bool, str], Variant] = {}  # by the mode and the code of the graph
+        self.found: dict[str, tuple[View, tuple[list[Site], list[Refused]]]] = {}
+        if seen.view is not None:
+            self.found[_code(seen.view)] = seen.view, (seen.sites, seen.reasons)
 
     def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
         """A variant for ``call``, if there is anything to fuse: its sites, and why others are left. Raises Refused."""
@@ -94,25 +97,25 @@ class _Host:
         self.traced.train(training)
         first = not training and not call.constants
         view = trace_exactly(self.traced, self.known, values, self.seen if first else None)
-        found, reasons = self._found(view)
+        code = _code(view)
+        if (training, code) in self.cuts:  # these constants change nothing
+            self.variants[at] = self.cuts[training, code]
+            return [], []
+        found, reasons = self._found(view, code)
         sites, refused = sites_of(view, found, self.forwards, training)
         if sites:
             variant = cut(view, sites, self.forwards)
-            of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
-            same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
-            if same is None:
-                self._check(variant, sites, training, values, call.shapes)
-            self.variants[at] = same or variant
+            self._check(variant, sites, training, values, call.shapes)
+            self.variants[at] = self.cuts[training, code] = variant
         return sites, [*reasons, *refused]
 
-    def _found(self, view: View) -> tuple[list[Site], list[Refused]]:
+    def _found(self, view: View, code: str) -> tuple[list[Site], list[Refused]]:
         """The excitations in it, and the near misses; those of an equal graph, if that was seen before."""
-        for other, (sites, reasons) in self.found:
-            if str(other.graph) == str(view.graph):
-                own = dict(zip(other.graph.nodes, view.graph.nodes, strict=True))
-                return [_moved(site, own) for site in sites], reasons
-        self.found.append((view, find(view)))
-        return self.found[-1][1]
+        if code not in self.found:
+            self.found[code] = view, find(view)
+        other, (sites, reasons) = self.found[code]
+        own = dict(zip(other.graph.nodes, view.graph.nodes, strict=True))
+        return [_moved(site, own) for site in sites], reasons
 
     def _check(
         self,
@@ -141,6 +144,10 @@ class _Host:
             except Refused as reason:
                 tried = reason
         raise tried
+
+
+def _code(view: View) -> str:
+    return view.graph.python_code("self").src
 
 
 def _moved(site: Site, to: dict[fx.Node, fx.Node]) -> Site:

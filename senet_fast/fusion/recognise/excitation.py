@@ -1,7 +1,7 @@
 """What a match says: which parameters, activation, gate and axis, enough to call the op with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,9 +36,6 @@ class Path(tuple[str, ...]):
     @property
     def parent(self) -> "Path":
         return Path(self[:-1])
-
-    def __truediv__(self, other: "Path") -> "Path":
-        return Path((*self, *other))
 
 
 Get = Callable[[Path], Tensor]
@@ -145,6 +142,3 @@ class Excitation:
     def __call__(self, x: Tensor, get: Get, **options: Any) -> Tensor:
         dim = dict(self.dims)[x.dim()]
         return squeeze_excite(x, *self.weights(get), **self.options(dim), **options)  # type: ignore[arg-type, misc]
-
-    def for_inference(self) -> "Excitation":
-        return replace(self, inference_only=True)

@@ -1,5 +1,7 @@
 """What was recognised and does hold: excitations of which the op computes the values and gradients."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -47,7 +49,7 @@ def verified(module: nn.Module, site: Site, number: Number = hint) -> Excitation
     if differs:
         raise Refused("check", f"the op's {differs} differ from its own", near=True)
     trains = not site.excitation.norms and holds_in_training(module, site, number)
-    return site.excitation if trains else site.excitation.for_inference()
+    return site.excitation if trains else replace(site.excitation, inference_only=True)
 
 
 def holds_in_training(module: nn.Module, site: Site, number: Number = hint) -> bool:
