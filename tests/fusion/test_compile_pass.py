@@ -3,40 +3,21 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fusion_testing import randomize, relative, step
+from fusion_testing import Passed, randomize, relative, step
 from lookalikes import CBAMChannel, LayerNormed, MaxPooled, OfAnother, SquareOnly
 from networks import TIMM, timm_network
 from test_graphs import MBConv
-from torch import Tensor, fx, nn
-from torch._dynamo.backends.common import aot_autograd
+from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 from zoo import BTC, ECA, ZOO, C, Effective, Helper, LinearExpand
 
 import senet_fast
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
-
-class Passed:
-    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.changed = False
-
-    def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        before = str(module.graph)
-        senet_fast.compile_pass(module.graph)
-        module.recompile()
-        self.changed = str(module.graph) != before
-        self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
-        return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]
 
 
 def network() -> nn.Module:
@@ -126,6 +107,7 @@ def test_types_that_the_op_does_not_take() -> None:
     assert passed.calls == 1
 
 
+@pytest.mark.xdist_group("inductor")
 def test_with_inductor() -> None:
     """The option of torch.compile: generated code calls the op, forward and backward."""
     plain = randomize(nn.Sequential(nn.Conv2d(3, C, 3), BTC(), LinearExpand(), nn.ReLU()))

@@ -45,6 +45,7 @@ def test_prologue(name: str) -> None:
     assert names.count("squeeze_excite") == 1
 
 
+@pytest.mark.xdist_group("inductor")
 def test_inductor() -> None:
     plain = randomize(nn.Sequential(Bottleneck(), Bottleneck())).eval()
     fused = copy.deepcopy(plain)

@@ -352,6 +352,7 @@ def test_what_it_does_not_take(host: type[nn.Module]) -> None:
     assert_same_at_inference(plain, fused, x)
 
 
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["projected", "bottleneck"])
 def test_compiled(name: str, frozen: bool) -> None:
