@@ -85,17 +85,14 @@ def _is_weight(module: nn.Module, node: fx.Node) -> bool:
 
 def added_constant(module: nn.Module, node: fx.Node) -> tuple[fx.Node, Path] | None:
     """For an addition of one parameter, buffer or constant, reshaped or not: the other operand, and the path to it."""
-    for source, added in _both_ways(operands(module, node, "add")):
+    pair = operands(module, node, "add")
+    for source, added in (pair, pair[::-1]) if pair is not None else ():
         made_of = ancestors(added)
         tensors = [n for n in made_of if n.op == "get_attr" and _is_weight(module, n)]
         fixed = not any(n.op == "placeholder" for n in made_of)
         if fixed and len(tensors) == 1 and any(n.op == "placeholder" for n in ancestors(source)):
             return (source, Path.of(str(tensors[0].target))) if _only_reshapes(module, tensors[0], added) else None
     return None
-
-
-def _both_ways(pair: tuple[fx.Node, fx.Node] | None) -> tuple[tuple[fx.Node, fx.Node], ...]:
-    return () if pair is None else (pair, (pair[1], pair[0]))
 
 
 def _only_reshapes(module: nn.Module, tensor: fx.Node, made: fx.Node) -> bool:

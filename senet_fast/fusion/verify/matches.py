@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.functions import quantized_operands
+from senet_fast.fusion.graph.functions import operands_of_function
 from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
@@ -21,7 +21,7 @@ def find(view: View) -> tuple[list[Site], list[Refused]]:
     """The excitations in it, and the near misses; what is none is noted."""
     module, found, refused = view.module, [], []
     for node in view.graph.nodes:
-        pair = operands(module, node, "multiply") or quantized_operands(node)  # the latter to say that it is left
+        pair = operands(module, node, "multiply") or operands_of_function(node, "quantized")  # to say that it is left
         if pair is None and (unknown := unknown_product(module, node)) is not None:
             note(unknown)
         for x, scale in (pair, pair[::-1]) if pair is not None else ():
