@@ -17,7 +17,7 @@ from senet_fast.fusion.graph.parts import is_pooling
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.arithmetic import operands
-from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm, Path
+from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
 from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import Probed, probe
 from senet_fast.fusion.recognise.site import Site
