@@ -144,11 +144,11 @@ def test_identity_for_caches() -> None:
 )
 def test_networks(name: str, training: bool) -> None:
     """Of timm, where it is installed: every block of the network."""
-    plain, passed = timm_network(name).train(training), Passed()
-    x = torch.randn(2, 3, 32, 32)
+    plain, passed = timm_network(name).double().train(training), Passed()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # deep norms of few pixels amplify what float32 rounds
     compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend=passed)
     with torch.set_grad_enabled(training):
-        assert relative(plain(x), compiled(x)) < 1e-4
+        assert relative(plain(x), compiled(x)) < 1e-10
     assert passed.calls == TIMM[name][0]
 
 
