@@ -36,7 +36,7 @@ def fuse(model: nn.Module, *, example_inputs: Any = None, strict: bool = False) 
     """Make the SE blocks of ``model`` use the fused op, in place; returns which, and which not and why.
 
     A block computes ``x * gate(fc2(activation(fc1(mean(x)))))`` however it is written, with one layer (effective SE), a
-    convolution over channels (ECA) or BatchNorms between its layers (at inference) as well. It is a module, or a part
+    convolution over channels (ECA) or BatchNorms behind its layers (at inference) as well. It is a module, or a part
     of the forward of a larger one. It is found by what it computes, and its values and gradients are checked against
     the op's before it is touched. At inference the op also takes over a BatchNorm and an activation right before
     the block, or a 1x1 convolution on either side (on the CPU), and writes into the memory of what nobody reads any

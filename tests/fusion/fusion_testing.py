@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -77,6 +78,29 @@ def ops(run: Callable[[], object]) -> list[str]:
     with Record():
         run()
     return [name for name in names if name not in ("fingerprint", "squeeze_excite_conv_prepare")]
+
+
+class Passed:
+    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor.
+
+    Inductor takes seconds, and ten for the first thing that a process compiles: tests that need it are in one process.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.changed = False
+
+    def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        from torch._dynamo.backends.common import aot_autograd
+
+        from senet_fast import compile_pass
+
+        before = str(module.graph)
+        compile_pass(module.graph)
+        module.recompile()
+        self.changed = str(module.graph) != before
+        self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
+        return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]
 
 
 def counts_calls(run: Callable[[], object]) -> int:

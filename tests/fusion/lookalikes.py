@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
-from zoo import C, LinearExpand, R
+from zoo import C, LinearExpand, R, WithNorm
 
 X = (2, C, 6, 6)
 
@@ -230,6 +230,15 @@ def changed(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
     return make
 
 
+class NormBehindActivation(WithNorm):
+    """Only a norm right behind a layer is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool, fc1, norm, act, *rest = self.se
+        self.se = nn.Sequential(pool, fc1, act, norm, *rest)
+
+
 def own_forward(block: nn.Module) -> None:
     block.fc[0].forward = lambda x: 2 * F.linear(x, block.fc[0].weight, block.fc[0].bias)  # type: ignore[index]
 
@@ -241,7 +250,7 @@ LOOKALIKES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
             *(SelectiveKernel, SplitAttention, Spatial, SpatialSqueeze, CBAMChannel, MaxPooled, Local, SquareOnly),
             *(Batchwise, OfAnother, GlobalContext, LayerNormed, GateNet, SkipsALayer, GateInPlace),
             *(MixedSqueeze, Deviation, Norm2, ScaleAndBias, Strips, CircularConvolution, GroupedLayers),
-            Multiplied,
+            *(Multiplied, NormBehindActivation),
         )
     },
     "hooked": (changed(lambda block: block.fc[0].register_forward_hook(lambda *_: None)), X),
@@ -259,6 +268,7 @@ NEAR = {
     "Local": ["its squeeze is not the mean"],
     "GlobalContext": ["norm is a LayerNorm"],
     "LayerNormed": ["norm is a LayerNorm"],
+    "NormBehindActivation": ["its norm is where none can be folded"],
     "SkipsALayer": ["its gate is none that the op has"],
     "GateInPlace": ["it changes its input in place"],
     "hooked": ["fc.0 has hooks"],

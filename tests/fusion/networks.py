@@ -13,7 +13,7 @@ TIMM = {
     "mnasnet_small": (4, 64),
     "test_coatnet": (2, 160),
     "test_maxvit": (4, 160),
-    "seresnet18": (6, 64),
+    "seresnet18": (5, 64),
     "ecaresnet26t": (4, 64),
     "nf_seresnet26": (4, 64),
     "eca_nfnet_l0": (4, 64),
@@ -25,7 +25,7 @@ TIMM = {
     "fastvit_t8": (1, 64),
     "ghostnet_050": (6, 64),
     "rexnet_100": (8, 64),
-    "legacy_seresnet18": (6, 64),
+    "legacy_seresnet18": (5, 64),
     "efficientvim_m1": (2, 224),
     "repghostnet_050": (6, 64),
     "repvit_m0_9": (5, 64),
@@ -42,7 +42,7 @@ TIMM = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "ecaresnet26t": {"layers": (1, 1, 1, 1)},
-    "nf_seresnet26": {"depths": (1, 1, 1, 1)},
+    "nf_seresnet26": {"depths": (1, 1, 1, 1), "width_factor": 0.5},
     "eca_nfnet_l0": {"depths": (1, 1, 1, 1)},
     "rexnet_100": {"depth_mult": 0.5},
     "rdnet_tiny": {"num_blocks_list": (1,) * 7},
@@ -54,8 +54,8 @@ KEPT: dict[str, dict[str, tuple[int, ...]]] = {
     "efficientnet_b0": {"blocks.1": (0,), "blocks.2": (0,), "blocks.3": (0,), "blocks.4": (0, 1), "blocks.5": (0,)},
     "mnasnet_small": {"blocks.2": (0,), "blocks.3": (0, 1), "blocks.4": (0,), "blocks.5": (0,)},
     "mobilenetv3_small_050": {"blocks.1": (0,), "blocks.2": (0, 1), "blocks.4": (0,)},
-    "seresnet18": {"layer3": (0,), "layer4": (0,)},
-    "legacy_seresnet18": {"layer3": (0,), "layer4": (0,)},
+    "seresnet18": {"layer2": (0,), "layer3": (0,), "layer4": (0,)},
+    "legacy_seresnet18": {"layer2": (0,), "layer3": (0,), "layer4": (0,)},
     "regnety_002": {"s3": (0,), "s4": (0, 1)},
     "mobileone_s4": {"stages.0": (0, 1), "stages.1": (0, 1), "stages.2": (0, 1, 10, 11), "stages.3": (0, 1)},
     "fastvit_t8": {f"stages.{i}.blocks": (0,) for i in range(4)},
@@ -67,6 +67,7 @@ KEPT: dict[str, dict[str, tuple[int, ...]]] = {
     "shvit_s1": {f"stages.{i}.blocks": (0,) for i in range(3)},
     "sedarknet21": {"stages.3.blocks": (0,)},
     "lcnetv2_small": {"stages.0": (0,), "stages.2": (0, 2, 3)},
+    "timm-mobilenetv3_small_075": {f"encoder.model.blocks.{i}": (0,) for i in range(1, 5)},
     "se_resnet50": {"encoder.layer1": (0, 1), "encoder.layer2": (0,), "encoder.layer3": (0,), "encoder.layer4": (0,)},
 }
 

@@ -3,18 +3,15 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fusion_testing import randomize, relative, step
+from fusion_testing import Passed, randomize, relative, step
 from lookalikes import CBAMChannel, LayerNormed, MaxPooled, OfAnother, SquareOnly
 from networks import TIMM, timm_network
 from test_graphs import MBConv
-from torch import Tensor, fx, nn
-from torch._dynamo.backends.common import aot_autograd
+from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 from zoo import BTC, ECA, ZOO, C, Effective, Helper, LinearExpand
 
@@ -23,29 +20,12 @@ import senet_fast
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-class Passed:
-    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.changed = False
-
-    def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        before = str(module.graph)
-        senet_fast.compile_pass(module.graph)
-        module.recompile()
-        self.changed = str(module.graph) != before
-        self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
-        return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]
-
-
 def network() -> nn.Module:
     return nn.Sequential(MBConv(), nn.Conv2d(3, C, 1), LinearExpand(), ECA(), nn.ReLU(), Effective(), Helper())
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_values_and_gradients(training: bool, dynamic: bool) -> None:
+@pytest.mark.parametrize(("dynamic", "training"), [(False, False), (False, True), (True, True)])
+def test_values_and_gradients(dynamic: bool, training: bool) -> None:
     plain = randomize(network()).train(training)
     compiled, passed = copy.deepcopy(plain), Passed()
     run = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend=passed)
@@ -126,6 +106,7 @@ def test_types_that_the_op_does_not_take() -> None:
     assert passed.calls == 1
 
 
+@pytest.mark.xdist_group("inductor")
 def test_with_inductor() -> None:
     """The option of torch.compile: generated code calls the op, forward and backward."""
     plain = randomize(nn.Sequential(nn.Conv2d(3, C, 3), BTC(), LinearExpand(), nn.ReLU()))
@@ -159,15 +140,15 @@ def test_identity_for_caches() -> None:
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    [("mobilenetv3_small_050", True), ("mobilenetv3_small_050", False), ("ecaresnet26t", True)],
+    [("mobilenetv3_small_050", True), ("lcnet_035", False), ("ecaresnet26t", True)],
 )
 def test_networks(name: str, training: bool) -> None:
     """Of timm, where it is installed: every block of the network."""
-    plain, passed = timm_network(name).train(training), Passed()
-    x = torch.randn(2, 3, 32, 32)
+    plain, passed = timm_network(name).double().train(training), Passed()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # deep norms of few pixels amplify what float32 rounds
     compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend=passed)
     with torch.set_grad_enabled(training):
-        assert relative(plain(x), compiled(x)) < 1e-4
+        assert relative(plain(x), compiled(x)) < 1e-10
     assert passed.calls == TIMM[name][0]
 
 

@@ -210,8 +210,7 @@ class IntoTheShortcut(Activated):
 
 
 LEFT = [
-    *((Between, how, ("relu", "")) for how in ("traced", "exported")),
-    *((kind, how, ("", "")) for kind in (OfAView, NormIsReturned) for how in ("traced", "exported")),
+    *((kind, how, ("", "")) for kind in (Between, OfAView, NormIsReturned) for how in ("traced", "exported")),
     (IntoTheShortcut, "exported", ("", "in place")),  # symbolic_trace makes a plain addition of it
 ]
 

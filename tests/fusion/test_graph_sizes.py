@@ -15,14 +15,11 @@ def any_sizes(model: nn.Module, x: Tensor, axes: tuple[int, ...]) -> fx.GraphMod
     return export(model, (x,), dynamic_shapes=(sizes,)).module()  # type: ignore[return-value]
 
 
-ONE_MAP = {"avg_pool_of_size"}  # torch.export takes its kernel's size to be fixed
-SYMBOLIC = [name for name, case in ZOO.items() if case.shape == (2, C, 5, 7)]
+SYMBOLIC = {name: (0, 2, 3) for name, case in ZOO.items() if case.shape == (2, C, 5, 7)}
+SYMBOLIC["avg_pool_of_size"] = (0,)  # torch.export takes its kernel's size to be fixed
 
 
-@pytest.mark.parametrize(
-    ("name", "axes"),
-    [(name, axes) for name in SYMBOLIC for axes in ((0,), (0, 2, 3)) if len(axes) == 1 or name not in ONE_MAP],
-)
+@pytest.mark.parametrize(("name", "axes"), [*SYMBOLIC.items(), ("linear_expand_as", (0,)), ("sum_and_divide", (0,))])
 def test_exported_with_symbols(name: str, axes: tuple[int, ...]) -> None:
     """Views by sizes that are symbols, read from the network's input, not from x."""
     plain = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), randomize(ZOO[name].make()), nn.ReLU()).eval()

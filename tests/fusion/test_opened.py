@@ -66,7 +66,8 @@ class InTwoPlaces(Front):
         return self.inner(self.conv(x))
 
 
-FRONTS = Front.__subclasses__()
+FRONTS = [MakesATensor, LooksAtValues, InTwoPlaces]
+OF_ONE_MODE = [AsksForTheGradMode, AsksForAutocast, ChangesAutocast, ChangesTheGradMode]
 
 
 class Host(nn.Module):
@@ -98,6 +99,20 @@ def test_a_child_that_is_a_call(front: type[nn.Module]) -> None:
         assert counts_calls(lambda: fused(x)) == 1
         torch.testing.assert_close(fused(x), plain(x), rtol=2e-2, atol=2e-2)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("front", OF_ONE_MODE)
+def test_a_forward_that_asks_for_its_mode_or_changes_it_is_left(front: type[nn.Module]) -> None:
+    """Beyond the block itself: a graph is of one mode."""
+    plain = randomize(Host(front()))
+    fused = copy.deepcopy(plain)
+    assert [(entry.path, entry.prologue, entry.epilogue) for entry in fuse(fused).fused] == [("se", "", "")]
+    x = torch.randn(2, C, 6, 7)
+    assert_same(plain, fused, x)
+    assert_same_at_inference(plain.eval(), fused.eval(), x)
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert counts_calls(lambda: fused(x)) == 1
+        torch.testing.assert_close(fused(x), plain(x), rtol=2e-2, atol=2e-2)
 
 
 class Collects(Front):

@@ -145,7 +145,7 @@ def test_other_arguments_and_axes_run_the_forward_it_had() -> None:
 
 
 def test_norms_fold_only_where_they_do_not_train() -> None:
-    block = randomize(WithNorm(False))
+    block = randomize(WithNorm())
     fuse(block)
     given = torch.randn(4, C, 3, 3)
     assert counts_calls(lambda: block.train()(given)) == 0

@@ -241,15 +241,12 @@ class ECA(nn.Module):
         return x * torch.sigmoid(y).expand_as(x)
 
 
-@case("norm_before_activation", False, training=False)
-@case("norm_behind_activation", True, training=False)
+@case("norm_before_activation", training=False)
 class WithNorm(nn.Module):
-    def __init__(self, behind: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         middle: list[nn.Module] = [nn.BatchNorm2d(R), nn.ReLU(inplace=True)]
-        self.se = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, R, 1), *middle[:: -1 if behind else 1])
-        self.se.append(nn.Conv2d(R, C, 1))
-        self.se.append(nn.Sigmoid())
+        self.se = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, R, 1), *middle, nn.Conv2d(R, C, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.se(x)

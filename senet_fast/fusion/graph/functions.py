@@ -66,17 +66,10 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def operands_of_function(node: fx.Node, kind: str) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that ``node`` combines, if it does that and nothing else."""
-    return None if len(node.args) != 2 or node.kwargs else _operands(node, kind)
-
-
-def quantized_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Those of a multiplication of quantized tensors, which has a scale as well."""
-    return _operands(node, "quantized")
-
-
-def _operands(node: fx.Node, kind: str) -> tuple[fx.Node, fx.Node] | None:
-    a, b = node.args[:2] if kind_of(node) == kind and len(node.args) > 1 else (None, None)
+    """The two tensors that ``node`` combines, if it does that and nothing else ("quantized": but for a scale)."""
+    if kind_of(node) != kind or len(node.args) < 2 or (kind != "quantized" and (node.args[2:] or node.kwargs)):
+        return None
+    a, b = node.args[:2]
     return (a, b) if isinstance(a, fx.Node) and isinstance(b, fx.Node) else None
 
 

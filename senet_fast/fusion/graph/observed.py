@@ -45,7 +45,7 @@ class Calls:
             target = path[len(above) + 1 :] if above else path
             nodes = [node for node in graph.nodes if (node.op, node.target) == ("call_module", target)] if graph else []
             if nodes:
-                return [call for node in nodes if (call := _call(node, names)) is not None]
+                return [call for node in nodes if (call := _call(names, node.args, node.kwargs)) is not None]
         return []
 
     def _graph(self, path: str) -> fx.Graph | None:
@@ -60,15 +60,12 @@ class Calls:
         return self.graphs[path]
 
 
-def _call(node: fx.Node, names: list[str]) -> Call | None:
-    """A call in a graph; None for one with a list or the like."""
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
-    constants = {name: value for name, value in given.items() if not isinstance(value, fx.Node)}
-    return Call(tuple(constants.items())) if _simple(constants) else None
-
-
-def _simple(constants: dict[str, Any]) -> bool:
-    return all(isinstance(value, Constant) for value in constants.values())
+def _call(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """With tensors, or nodes of a graph in their place; None for a call with a list or the like."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    constants = tuple((name, value) for name, value in given.items() if not isinstance(value, Tensor | fx.Node))
+    shapes = tuple(tuple(given[name].shape) for name in names if isinstance(given.get(name), Tensor))
+    return Call(constants, shapes or None) if all(isinstance(value, Constant) for _, value in constants) else None
 
 
 def _recorded(model: nn.Module, example_inputs: Any) -> dict[str, list[Call]]:
@@ -81,12 +78,8 @@ def _recorded(model: nn.Module, example_inputs: Any) -> dict[str, list[Call]]:
             names, _ = signature(type(module).forward)
         except Refused:
             return
-        given = dict(zip(names, args, strict=False)) | kwargs
-        constants = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
-        shapes = tuple(tuple(given[name].shape) for name in names if isinstance(given.get(name), Tensor))
-        call = Call(tuple(constants.items()), shapes)
-        calls = found.setdefault(path, [])
-        if _simple(constants) and call not in calls:
+        call, calls = _call(names, args, kwargs), found.setdefault(path, [])
+        if call is not None and call not in calls:
             calls.append(call)
 
     for path, module in copied.named_modules():

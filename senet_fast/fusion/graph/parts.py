@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from senet_fast.fusion.graph.nodes import attribute
@@ -44,17 +43,6 @@ def layer_sizes(module: Any) -> tuple[int, int] | None:
         if hasattr(module, f"in_{what}") and hasattr(module, f"out_{what}"):
             return getattr(module, f"in_{what}"), getattr(module, f"out_{what}")
     return None
-
-
-def may_hold_layers(module: nn.Module) -> bool:
-    """Whether it may hold a part of an excitation: it has layers and norms, and no tensors of its own but a bias."""
-    for count, part in enumerate(module.modules()):
-        own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        of_layer = is_layer(part) or isinstance(part, (_BatchNorm, nn.LayerNorm))
-        bias = len(own) == 1 and own[0].numel() == max(own[0].shape, default=0)
-        if count > MAX_OPENED or not (of_layer or bias or not own):
-            return False
-    return True
 
 
 def is_small(module: nn.Module) -> bool:

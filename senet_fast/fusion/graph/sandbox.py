@@ -113,22 +113,17 @@ class Sandbox:
             symbols = {node: value_of(node) for node in target.graph.nodes}
             self.sizes = {node: self.number(size) for node, size in symbols.items() if isinstance(size, torch.SymInt)}
         values = self.sizes | known
-        for node in _needed(target, values):
+        needed = ancestors(target, values)
+        for node in (node for node in target.graph.nodes if node in needed):
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
             if node.op == "get_attr":
-                values[node] = self.get(node.target)  # type: ignore[arg-type]
+                values[node] = self.get(node.target)
             elif node.op == "call_module":
-                values[node] = self.get(node.target)(*args, **kwargs)  # type: ignore[arg-type]
+                values[node] = self.get(node.target)(*args, **kwargs)
             elif node.op == "call_function":
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = node.target(*args, **kwargs)
             elif node.op == "call_method":
-                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
+                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
             else:
                 raise Refused("run", f"{node.op} {node.name} is not known")
         return values[target]
-
-
-def _needed(target: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
-    """What must be computed for ``target``, in the order of the graph."""
-    needed = ancestors(target, known)
-    return [node for node in target.graph.nodes if node in needed]

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion.graph.nodes import attribute, is_made_by_trace
-from senet_fast.fusion.graph.parts import has_tensors, is_layer, is_small, may_hold_layers
+from senet_fast.fusion.graph.parts import has_tensors, is_layer, is_small
 from senet_fast.fusion.graph.refusal import Refused, note
 
 Modes = tuple[bool, bool, bool]
@@ -119,7 +119,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         library = super().is_leaf_module(m, module_qualified_name)
-        return library or module_qualified_name in self.known or not (is_small(m) or may_hold_layers(m))
+        return library or module_qualified_name in self.known or not is_small(m)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Write the child out. A function of one tensor is a call, whose values tell more than its code; and so is what
@@ -157,31 +157,18 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for what must be given; what has a default keeps it, or has the value of ``constants``."""
-        required = required_arguments(root_fn)
         given: list[Any] = [self.root]
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.name in self.constants:
                 given.append(self.constants[parameter.name])
-            elif parameter.name in required:
-                given.append(self.create_proxy("placeholder", parameter.name, (), {}))
-            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.default is parameter.empty:
+                    raise Refused("trace", f"keyword argument {parameter.name} has no default")
+            elif parameter.default is not parameter.empty:
                 given.append(parameter.default)
-            else:
-                break
+            elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.kind is not parameter.VAR_KEYWORD:
+                given.append(self.create_proxy("placeholder", parameter.name, (), {}))
         return root_fn, given
-
-
-def required_arguments(forward: Callable[..., Any]) -> list[str]:
-    """Names of the arguments of an unbound forward without a default. Refused for a keyword among them."""
-    names = []
-    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.default is parameter.empty:
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                raise Refused("trace", f"keyword argument {parameter.name} has no default")
-            names.append(parameter.name)
-    return names
 
 
 def signature(forward: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
@@ -220,29 +207,14 @@ def trace(
 def trace_exactly(module: nn.Module, known: set[str], constants: dict[str, Any], seen: View | None = None) -> View:
     """What is to take the place of ``module.forward``, whatever autocast and the grad mode are. Raises Refused.
 
-    A child that depends on these is a call. ``seen``: what :func:`trace` returned for the same, if that was asked.
+    ``seen``: what :func:`trace` returned for the same, if that was asked.
     """
-    known = {*known}
-    while True:
-        with _switched():
-            other = trace(module, known, constants=constants, strict=True)
-        view = seen if seen is not None and seen.exact else trace(module, known, constants=constants, strict=True)
-        if str(view.graph) == str(other.graph):
-            return view
-        one, two = _codes(view), _codes(other)
-        differs = next((path for path in (*one, *two) if one.get(path) != two.get(path)), None)
-        if differs is None:
-            raise Refused("trace", "depends on autocast or the grad mode")
-        known.add(differs)
-        seen = None
-
-
-def _codes(view: View) -> dict[str, list[str | None]]:
-    """What the children do that are written out, inner ones first."""
-    codes: dict[str, list[str | None]] = {}
-    for call in view.opened:
-        codes.setdefault(call.path, []).extend(node.format_node() for node in call.nodes)
-    return codes
+    view = seen if seen is not None and seen.exact else trace(module, known, constants=constants, strict=True)
+    with _switched():
+        other = trace(module, known, constants=constants, strict=True)
+    if str(view.graph) != str(other.graph):
+        raise Refused("trace", "depends on autocast or the grad mode")
+    return view
 
 
 @contextlib.contextmanager

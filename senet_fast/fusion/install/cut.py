@@ -5,7 +5,6 @@ Its graph is cut at each of them; the rest stays as it is and calls the same chi
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -35,7 +34,7 @@ def sites_of(view: View, found: list[Site], forwards: Forwards, training: bool) 
             for node in match.block[:-1]:
                 if not asks_for_size(node) and any(user not in match.block for user in node.users):
                     raise Refused("cut", f"{node.name} is used beside it", node=node)
-            sites.append(replace(match))
+            sites.append(match)
         except Refused as reason:
             reasons.append(reason)
     for node in view.graph.nodes:

@@ -37,13 +37,13 @@ def site_of(
     add_neighbours(copied, site, training=True, inference=True, free=lambda nodes: _free(module, nodes, taken))
     if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
         site.prologue = None
-    for tried in (site, replace(site, prologue=None, maker=None), replace(site, epilogue=None)):
-        if not tried.has_neighbours or _overtakes(copied, tried):
-            continue
-        if (checked := _checked(copied, tried, (hint, *numbers))) is not None:
-            taken.update(tried.nodes)
-            return checked
-    return bare
+    if not site.has_neighbours or _overtakes(copied, site):
+        return bare
+    checked = _checked(copied, site, (hint, *numbers))
+    if checked is None:
+        return bare
+    taken.update(site.nodes)
+    return checked
 
 
 def _free(module: fx.GraphModule, nodes: tuple[fx.Node, ...], taken: set[fx.Node]) -> bool:

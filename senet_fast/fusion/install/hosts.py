@@ -1,6 +1,7 @@
 """Forwards for modules that enclose excitations: for which modes and constants, and the check of each."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from senet_fast.fusion.graph.functions import arguments_of, kind_of
-from senet_fast.fusion.graph.nodes import attribute
+from senet_fast.fusion.graph.nodes import ancestors, attribute
 from senet_fast.fusion.graph.observed import Call
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import copied_or_refused
@@ -19,11 +20,12 @@ from senet_fast.fusion.install.blocks import Finding
 from senet_fast.fusion.install.cut import Forwards, cut, sites_of
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.run.forwards import HostForward, Key, Variant, key
+from senet_fast.fusion.verify.comparison import shape_to_try
 from senet_fast.fusion.verify.matches import find
 from senet_fast.fusion.verify.swaps import check_swap
 
 MAX_VARIANTS = 4  # sets of constants
-SPACE = ([9, 7, 5], [33, 31, 17])  # sizes of the axes behind the channels; the larger for what pads little
+SIZES = (2, 10, 8, 6, 4)  # of inputs to try: even, for the shortcuts of blocks with strides
 
 
 def enclose(
@@ -76,7 +78,10 @@ class _Host:
         self.seen = seen.view
         self.copied = copied_or_refused(module)
         self.traced = copied_or_refused(module) if seen.view is None else seen.view.module  # which may keep proxies
-        self.found = [] if seen.view is None else [(seen.view, (seen.sites, seen.reasons))]
+        self.cuts: dict[tuple[bool, str], Variant] = {}  # by the mode and the code of the graph
+        self.found: dict[str, tuple[View, tuple[list[Site], list[Refused]]]] = {}
+        if seen.view is not None:
+            self.found[_code(seen.view)] = seen.view, (seen.sites, seen.reasons)
 
     def add(self, call: Call, training: bool) -> tuple[list[Site], list[Refused]]:
         """A variant for ``call``, if there is anything to fuse: its sites, and why others are left. Raises Refused."""
@@ -94,25 +99,25 @@ class _Host:
         self.traced.train(training)
         first = not training and not call.constants
         view = trace_exactly(self.traced, self.known, values, self.seen if first else None)
-        found, reasons = self._found(view)
+        code = _code(view)
+        if (training, code) in self.cuts:  # these constants change nothing
+            self.variants[at] = self.cuts[training, code]
+            return [], []
+        found, reasons = self._found(view, code)
         sites, refused = sites_of(view, found, self.forwards, training)
         if sites:
             variant = cut(view, sites, self.forwards)
-            of_mode = (other for (mode, *_), other in self.variants.items() if mode == training)
-            same = next(filter(variant.equals, of_mode), None)  # these constants change nothing
-            if same is None:
-                self._check(variant, sites, training, values, call.shapes)
-            self.variants[at] = same or variant
+            self._check(variant, sites, training, values, call.shapes)
+            self.variants[at] = self.cuts[training, code] = variant
         return sites, [*reasons, *refused]
 
-    def _found(self, view: View) -> tuple[list[Site], list[Refused]]:
+    def _found(self, view: View, code: str) -> tuple[list[Site], list[Refused]]:
         """The excitations in it, and the near misses; those of an equal graph, if that was seen before."""
-        for other, (sites, reasons) in self.found:
-            if str(other.graph) == str(view.graph):
-                own = dict(zip(other.graph.nodes, view.graph.nodes, strict=True))
-                return [_moved(site, own) for site in sites], reasons
-        self.found.append((view, find(view)))
-        return self.found[-1][1]
+        if code not in self.found:
+            self.found[code] = view, find(view)
+        other, (sites, reasons) = self.found[code]
+        own = dict(zip(other.graph.nodes, view.graph.nodes, strict=True))
+        return [_moved(site, own) for site in sites], reasons
 
     def _check(
         self,
@@ -143,6 +148,10 @@ class _Host:
         raise tried
 
 
+def _code(view: View) -> str:
+    return view.graph.python_code("self").src
+
+
 def _moved(site: Site, to: dict[fx.Node, fx.Node]) -> Site:
     """The same in another graph."""
     product = None if site.product is None else to[site.product]
@@ -150,35 +159,31 @@ def _moved(site: Site, to: dict[fx.Node, fx.Node]) -> Site:
 
 
 def _shapes(module: nn.Module, sites: list[Site]) -> Iterable[list[list[int]]]:
-    """Shapes to try for the inputs: two images, channels as the first layer wants them or at the end, not square."""
-    rank = sites[0].excitation.dims[0][0]
-    channels = sites[0].excitation.channels or 8
+    """To try for the inputs: as the first layer wants them, or else like the excitation's x, or with channels last."""
+    excitation = sites[0].excitation
+    rank, dim = excitation.dims[0]
     layers = [_first_layer(module, node) for node in sites[0].y.graph.nodes if node.op == "placeholder"]
-    for last in (False, True) if None in layers else (False,):
-        for space in SPACE:
-            shapes = []
-            for layer in layers:
-                r, c = layer or (rank, channels)
-                sizes = space[: r - 2]
-                shapes.append([2, *sizes, c] if last and layer is None else [2, c, *sizes])
-            yield shapes
+    for axis in dict.fromkeys((dim, rank - 1)) if None in layers else (dim,):
+        wanted = [layer or (rank, axis, excitation.channels or 8) for layer in layers]
+        yield [shape_to_try(*shape, SIZES) for shape in wanted]
 
 
-def _first_layer(module: nn.Module, source: fx.Node) -> tuple[int, int] | None:
-    """(rank, channels) of an input, by the first layer that it meets."""
+def _first_layer(module: nn.Module, source: fx.Node) -> tuple[int, int, int] | None:
+    """The rank of an input, its axis with channels and their number, by the first layer that it meets."""
     waiting, seen = [source], {source}
     while waiting:
         node = waiting.pop(0)
         if node.op == "call_module":
             for part in attribute(module, str(node.target)).modules():
                 if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                    return len(part.kernel_size) + 2, part.in_channels
+                    return len(part.kernel_size) + 2, 1, part.in_channels
                 if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-                    return {nn.BatchNorm1d: 3, nn.BatchNorm3d: 5}.get(type(part), 4), part.num_features
+                    return {nn.BatchNorm1d: 3, nn.BatchNorm3d: 5}.get(type(part), 4), 1, part.num_features
         elif kind_of(node) == "convolution" and (weight := arguments_of(node).get("weight")) is not None:
-            shape: Any = attribute(module, str(weight.target)).shape if weight.op == "get_attr" else ()
+            made_of = (attribute(module, str(n.target)) for n in ancestors(weight) if n.op == "get_attr")
+            shape: Any = max((t.shape for t in made_of), key=math.prod, default=())  # it may be standardised
             if len(shape) > 2:
-                return len(shape), shape[1] * arguments_of(node).get("groups", 1)
+                return len(shape), 1, shape[1] * arguments_of(node).get("groups", 1)
         for user in node.users:
             if user not in seen:
                 seen.add(user)

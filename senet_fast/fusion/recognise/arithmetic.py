@@ -85,20 +85,14 @@ def _is_weight(module: nn.Module, node: fx.Node) -> bool:
 
 def added_constant(module: nn.Module, node: fx.Node) -> tuple[fx.Node, Path] | None:
     """For an addition of one parameter, buffer or constant, reshaped or not: the other operand, and the path to it."""
-    if node.op == "call_module" and len(node.all_input_nodes) == 1:
-        own = _own_bias(attribute(module, str(node.target)))
-        return (node.all_input_nodes[0], Path.of(f"{node.target}.{own}")) if own else None
-    for source, added in _both_ways(operands(module, node, "add")):
+    pair = operands(module, node, "add")
+    for source, added in (pair, pair[::-1]) if pair is not None else ():
         made_of = ancestors(added)
         tensors = [n for n in made_of if n.op == "get_attr" and _is_weight(module, n)]
         fixed = not any(n.op == "placeholder" for n in made_of)
         if fixed and len(tensors) == 1 and any(n.op == "placeholder" for n in ancestors(source)):
             return (source, Path.of(str(tensors[0].target))) if _only_reshapes(module, tensors[0], added) else None
     return None
-
-
-def _both_ways(pair: tuple[fx.Node, fx.Node] | None) -> tuple[tuple[fx.Node, fx.Node], ...]:
-    return () if pair is None else (pair, (pair[1], pair[0]))
 
 
 def _only_reshapes(module: nn.Module, tensor: fx.Node, made: fx.Node) -> bool:
@@ -111,29 +105,3 @@ def _only_reshapes(module: nn.Module, tensor: fx.Node, made: fx.Node) -> bool:
         note(Refused("bias", f"{tensor.target} can not be followed", node=made), error)
         return False
     return isinstance(value, Tensor) and torch.equal(value.flatten(), numbers)
-
-
-def _own_bias(part: nn.Module) -> str:
-    """The name of the one tensor of a module that adds it to its input, and does nothing else; "" for others."""
-    if type(part).__module__.startswith("torch.nn.") or part._modules:
-        return ""
-    names = [name for name, tensor in (*part.named_parameters(), *part.named_buffers()) if tensor.is_floating_point()]
-    if len(names) != 1:
-        return ""
-    copied = light_copy(part)
-    tensor = getattr(copied, names[0])
-    numbers = torch.arange(1.0, tensor.numel() + 1)
-    holder: Any = copied._parameters if names[0] in copied._parameters else copied._buffers
-    made = numbers.reshape(tensor.shape)
-    holder[names[0]] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
-    for space in ((1, 1), ()):
-        z = torch.randn(2, len(numbers), *space, generator=torch.Generator().manual_seed(0))
-        try:
-            with torch.no_grad():
-                y = copied(z.clone())
-        except Exception as error:  # whatever somebody's code does with another number of axes
-            note(Refused("bias", f"a {type(part).__name__} does not take {z.dim()} axes"), error)
-            continue
-        if isinstance(y, Tensor) and y.shape == z.shape and torch.equal(y, z + numbers.reshape(-1, *space)):
-            return names[0]
-    return ""

@@ -1,7 +1,7 @@
 """What a match says: which parameters, activation, gate and axis, enough to call the op with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,9 +45,6 @@ class Path(tuple[str, ...]):
     def parent(self) -> "Path":
         return Path(self[:-1])
 
-    def __truediv__(self, other: "Path") -> "Path":
-        return Path((*self, *other))
-
 
 Get = Callable[[Path], Tensor]
 
@@ -78,39 +75,27 @@ class Norm:
 class Layer:
     """weight [out, in] or [out, in, 1, ...], or [in, out] if ``transposed``; a convolution over channels: [1, 1, k].
 
-    ``bias_apart``: it is added behind the layer, and may have other axes than [out].
+    ``bias_apart``: it is added behind the layer, and may have other axes than [out]. ``norm``: behind it.
     """
 
     weight: Path
     bias: Path | None
     transposed: bool = False
     bias_apart: bool = False
-    before: Norm | None = None
-    after: Norm | None = None
-
-    @property
-    def is_folded(self) -> bool:
-        return self.before is not None or self.after is not None
+    norm: Norm | None = None
 
     def tensors(self, get: Get) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) with the norms folded in."""
+        """(weight, bias) with the norm folded in."""
         weight = get(self.weight)
         bias = None if self.bias is None else get(self.bias)
         if bias is not None and self.bias_apart:
             bias = bias.flatten()
         if self.transposed:
             weight = weight.t()
-        if not self.is_folded:
+        if self.norm is None:
             return weight, bias
-        weight = weight.flatten(1)
-        if self.before is not None:
-            scale, shift = self.before.affine(get)
-            moved = (weight * shift).sum(1)  # the norm may be of another type
-            weight, bias = weight * scale, moved if bias is None else bias + moved
-        if self.after is not None:
-            scale, shift = self.after.affine(get)
-            weight, bias = weight * scale[:, None], shift if bias is None else bias * scale + shift
-        return weight, bias
+        scale, shift = self.norm.affine(get)  # which may be of another type
+        return weight.flatten(1) * scale[:, None], shift if bias is None else bias * scale + shift
 
 
 @dataclass(frozen=True)
@@ -130,7 +115,7 @@ class Excitation:
 
     @property
     def norms(self) -> list[Norm]:
-        return [norm for layer in self.layers for norm in (layer.before, layer.after) if norm is not None]
+        return [layer.norm for layer in self.layers if layer.norm is not None]
 
     @property
     def is_plain(self) -> bool:
@@ -149,7 +134,7 @@ class Excitation:
     def weights(self, get: Get) -> list[Tensor | None]:
         """[fc1_weight, fc1_bias, fc2_weight, fc2_bias], or the first two."""
         made = [layer.tensors(get) for layer in self.layers]
-        folded = [weight for layer, (weight, _) in zip(self.layers, made, strict=True) if layer.is_folded]
+        folded = [weight for layer, (weight, _) in zip(self.layers, made, strict=True) if layer.norm is not None]
         if folded and len(made) > 1:  # where norms are float32 beside half layers, one type for both
             kind = folded[0].dtype
             made = [(weight.to(kind), None if bias is None else bias.to(kind)) for weight, bias in made]
@@ -158,6 +143,3 @@ class Excitation:
     def __call__(self, x: Tensor, get: Get, **options: Any) -> Tensor:
         dim = dict(self.dims)[x.dim()]
         return squeeze_excite(x, *self.weights(get), **self.options(dim), **options)  # type: ignore[arg-type, misc]
-
-    def for_inference(self) -> "Excitation":
-        return replace(self, inference_only=True)

@@ -17,7 +17,7 @@ from senet_fast.fusion.graph.parts import is_pooling
 from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.recognise.arithmetic import operands
-from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm, Path
+from senet_fast.fusion.recognise.excitation import Excitation, Layer, Norm
 from senet_fast.fusion.recognise.layers import Stage, stage_of
 from senet_fast.fusion.recognise.probing import Probed, probe
 from senet_fast.fusion.recognise.site import Site
@@ -220,28 +220,20 @@ def _folded(stages: list[Stage], specs: list[str]) -> tuple[list[Layer], list[st
     """The layers with their norms, and what lies between layers. ``specs[i]``: between stages i and i + 1."""
     layers: list[Layer] = []
     activations: list[str] = []
-    pending: Norm | None = None  # a norm behind an activation, for the next layer
-    for i, stage in enumerate(stages):
-        spec = specs[i - 1] if i else "identity"
+    for stage, spec in zip(stages, ["identity", *specs], strict=True):
         if isinstance(stage.part, Layer):
-            layers.append(replace(stage.part, before=pending))
-            if i:
-                if stages[i - 1].kind == "norm" and len(activations) == len(layers) - 1:
-                    if spec != "identity":
-                        raise Refused("norms", "it has activations on both sides of a norm", near=True)
-                else:
-                    activations.append(spec)
-            pending = None
-        elif isinstance(stage.part, Path):
-            apart = layers[-1].bias is None and layers[-1].after is None and len(activations) < len(layers)
-            if spec != "identity" or not apart or stage.sizes[0] != stages[i - 1].sizes[1]:
-                raise Refused("bias", f"{stage.part} is added where no layer without a bias is in front", near=True)
-            layers[-1] = replace(layers[-1], bias=stage.part, bias_apart=True)
-        elif spec == "identity" and layers[-1].after is None and len(activations) < len(layers):
-            layers[-1] = replace(layers[-1], after=stage.part)
-        elif pending is None and len(activations) < len(layers) and i + 1 < len(stages):
-            activations.append(spec)
-            pending = stage.part
+            activations += [spec] if layers else []
+            layers.append(stage.part)
+            size = stage.sizes[1]
+            continue
+        behind = layers[-1]
+        free = spec == "identity" and behind.norm is None
+        if isinstance(stage.part, Norm):
+            if not free:
+                raise Refused("norms", "its norm is where none can be folded", near=True)
+            layers[-1] = replace(behind, norm=stage.part)
         else:
-            raise Refused("norms", "its norm is where none can be folded", near=True)
+            if not free or behind.bias is not None or stage.sizes[0] != size:
+                raise Refused("bias", f"{stage.part} is added where no layer without a bias is in front", near=True)
+            layers[-1] = replace(behind, bias=stage.part, bias_apart=True)
     return layers, activations

@@ -205,28 +205,18 @@ def _pointwise(module: nn.Module, node: fx.Node) -> tuple[Layer, fx.Node] | None
 
 
 def maker_of(module: nn.Module, node: fx.Node) -> list[str] | None:
-    """Paths of the modules that made ``node``, a tensor that has its memory to itself; None if it may share it."""
-    paths: list[str] = []
-    while True:
-        if node.op == "call_function" and kind_of(node) in NEW and not writes(node):
-            return paths
-        if node.op != "call_module":
-            return None
-        part = attribute(module, str(node.target))
-        paths.append(str(node.target))
-        if not type(part).__module__.startswith("torch.nn.modules."):
-            return None
-        if isinstance(part, (_ConvNd, _BatchNorm, nn.Linear)):
-            return paths
-        source = _only_tensor(node)
-        elementwise = type(part).__module__ == "torch.nn.modules.activation" or isinstance(part, nn.Identity)
-        if not elementwise or source is None:
-            return None
-        if not isinstance(part, nn.Identity) and not getattr(part, "inplace", False):
-            return paths
-        if len(readers(source)) != 1:
-            return None
-        node = source
+    """Path of the module, if it is one, that made ``node``, a tensor that has its memory to itself; None if it may
+    share it.
+    """
+    if node.op == "call_function" and kind_of(node) in NEW and not writes(node):
+        return []
+    if node.op != "call_module":
+        return None
+    part = attribute(module, str(node.target))
+    kind = type(part)
+    layer = isinstance(part, _ConvNd | _BatchNorm | nn.Linear) and kind.__module__.startswith("torch.nn.modules.")
+    activation = kind.__module__ == "torch.nn.modules.activation" and not getattr(part, "inplace", False)
+    return [str(node.target)] if layer or (activation and _only_tensor(node) is not None) else None
 
 
 def _only_tensor(node: fx.Node) -> fx.Node | None:

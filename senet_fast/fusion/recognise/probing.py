@@ -46,9 +46,10 @@ def probe(piece: Callable[[Tensor], Tensor], size: int) -> Probed | None:
 
 def identify(z: Tensor, value: Tensor) -> Probed | None:
     """The row of the table with this ``value`` at ``z``, or one more than it."""
+    named = [name for name, row in ACTIVATIONS.items() if not row.arguments]
     for add_one in (False, True):
         target = value - 1 if add_one else value
-        for spec in [*_parameterless(), _leaky_slope(z, target), _affine_clamp(z, target)]:
+        for spec in [*named, _leaky_slope(z, target), _affine_clamp(z, target)]:
             if spec is not None and _close(apply(spec, z), target):
                 return Probed(spec, add_one)
     return None
@@ -56,10 +57,6 @@ def identify(z: Tensor, value: Tensor) -> Probed | None:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
-
-
-def _parameterless() -> list[str]:
-    return [name for name, row in ACTIVATIONS.items() if not row.arguments]
 
 
 def _leaky_slope(z: Tensor, value: Tensor) -> str | None:

@@ -79,7 +79,7 @@ class Convolution:
 
     @functools.cached_property
     def _facts(self) -> Any:
-        assert not (self.layer.transposed or self.layer.bias_apart or self.layer.is_folded)
+        assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
         paths = names_of(self.layer.weight), names_of(self.layer.bias)
         return self.side, *paths, affine_of(self.norm), tuple(self.owner), self.op.excitation.kind
 

@@ -83,10 +83,6 @@ class Variant:
     steps: tuple[ModuleStep, ...]
     inlined: Parts  # children whose code is a part of this
 
-    def equals(self, other: "Variant") -> bool:
-        sources = [[v.code.source, *(step.source for step in v.steps), v.inlined.known] for v in (self, other)]
-        return sources[0] == sources[1]
-
 
 class HostForward(FusedForward):
     """The forward of a module with excitations in its middle."""

@@ -179,12 +179,3 @@ class ModuleStep(Step):
 
     def op(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
         return self.block(submodule_at(module, self.facts()[0]), x, **options)
-
-    @property
-    def source(self) -> tuple[object, ...]:
-        """What it says, to compare."""
-        codes = (self.before, self.own, self.after, None if self.conv is None else self.conv.code)
-        pieces = [None if piece is None else piece.code.source for piece in codes]
-        fresh = None if self.fresh is None else self.fresh.known
-        options = (self.norm, self.pre_activation, self.residual, self.post_activation)
-        return (*pieces, *options, fresh, self.owner, self.fused, self.block.excitation)

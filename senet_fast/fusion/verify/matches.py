@@ -1,9 +1,11 @@
 """What was recognised and does hold: excitations of which the op computes the values and gradients."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx, nn
 
-from senet_fast.fusion.graph.functions import quantized_operands
+from senet_fast.fusion.graph.functions import operands_of_function
 from senet_fast.fusion.graph.refusal import Refused, first_line, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, hint
@@ -19,7 +21,7 @@ def find(view: View) -> tuple[list[Site], list[Refused]]:
     """The excitations in it, and the near misses; what is none is noted."""
     module, found, refused = view.module, [], []
     for node in view.graph.nodes:
-        pair = operands(module, node, "multiply") or quantized_operands(node)  # the latter to say that it is left
+        pair = operands(module, node, "multiply") or operands_of_function(node, "quantized")  # to say that it is left
         if pair is None and (unknown := unknown_product(module, node)) is not None:
             note(unknown)
         for x, scale in (pair, pair[::-1]) if pair is not None else ():
@@ -47,7 +49,7 @@ def verified(module: nn.Module, site: Site, number: Number = hint) -> Excitation
     if differs:
         raise Refused("check", f"the op's {differs} differ from its own", near=True)
     trains = not site.excitation.norms and holds_in_training(module, site, number)
-    return site.excitation if trains else site.excitation.for_inference()
+    return site.excitation if trains else replace(site.excitation, inference_only=True)
 
 
 def holds_in_training(module: nn.Module, site: Site, number: Number = hint) -> bool:
