@@ -3,10 +3,11 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks interop demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
+	@echo "make check     the fast tests, and a few cases of those that have many: a minute, for each save"
 	@echo "make test      all tests"
 	@echo "make ecosystem install the libraries that IDs meet (Redis, SQLAlchemy, ...); make test skips them where they are not"
 	@echo "make networks  install the libraries whose networks are fused (timm, torchvision, ...); make test skips likewise"
@@ -22,9 +23,11 @@ help:
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
 	@echo "make gates     make cuda, then what its kernels must be: registers, spills, instructions; ARGS=--plant shows bugs noticed"
+	@echo "make docs      the documentation site in build/docs; a warning, or a link to a page that is not there, is an error"
+	@echo "make wheels    wheels in dist/: with the op for this torch, and the IDs alone; each is tried without a compiler"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem networks interop toolkit:
+demo check test docs wheels bench lint stubs format build ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:
@@ -122,3 +125,4 @@ clean:
 	rm -rf build demo-report senet_fast/ids/_snowflake.cpp .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find senet_fast tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 	find senet_fast -name '*.so' -delete
+	rm -f senet_fast/se/built_for_torch.txt
