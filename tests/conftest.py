@@ -16,8 +16,8 @@ from hypothesis import settings
 
 # The lock files of this process: the default folder is this user's, and is refused in containers.
 os.environ["SENET_FAST_LEASES"] = tempfile.mkdtemp(prefix="senet_fast_leases-")
-# And what Inductor compiles: its own default is one folder for all processes of this user, where another test run, or one
-# that was killed, may leave files that are not whole.
+# And what Inductor compiles: its own default is one folder for all processes of this user, where another test run,
+# or one that was killed, may leave files that are not whole.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="senet_fast_inductor-")
 for name in ("SENET_FAST_LEASES", "TORCHINDUCTOR_CACHE_DIR"):
     atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)

@@ -68,6 +68,7 @@ VERBS = {
     ),
     "docs": Verb("docs", True, (("{python}", "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "docs", "build/docs"),)),
     "wheels": Verb("wheels", False, (("{python}", "tools/wheels.py"),)),
+    "clang": Verb("test", False, (("make", "--no-print-directory", "clang-built", "PYTHON={python}"),)),
     "sanitize": Verb("test", False, (("make", "--no-print-directory", "sanitize-ids", "PYTHON={python}"),)),
     "lint": Verb(
         "lint",

@@ -4,8 +4,8 @@ import itertools
 import time
 from pathlib import Path
 
-import numpy as np
 import needs
+import numpy as np
 import pytest
 from ids_testing import Generator, in_child, wait_for
 from servers import RedisServer, running
