@@ -84,7 +84,8 @@ def test_bad_settings(load: Load, setting: str, value: str, message: str) -> Non
 def test_openmp_as_in_torch(load: Load, monkeypatch: pytest.MonkeyPatch, info: str, expected: bool) -> None:
     monkeypatch.setattr(torch.__config__, "parallel_info", lambda: info)
     op = named(load()[1])[LIBRARY]
-    assert ("-fopenmp" in op.extra_compile_args) == ("-fopenmp" in op.extra_link_args) == expected
+    assert (("SENET_FAST_OPENMP", None) in op.define_macros) == ("-lgomp" in op.extra_link_args) == expected
+    assert not any("openmp" in argument for argument in [*op.extra_compile_args, *op.extra_link_args])
 
 
 def test_sanitizers_reach_compiler_and_linker(load: Load) -> None:
