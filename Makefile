@@ -3,10 +3,11 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks interop demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clang clang-built clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
+	@echo "make check     the fast tests, and a few cases of those that have many: a minute, for each save"
 	@echo "make test      all tests"
 	@echo "make ecosystem install the libraries that IDs meet (Redis, SQLAlchemy, ...); make test skips them where they are not"
 	@echo "make networks  install the libraries whose networks are fused (timm, torchvision, ...); make test skips likewise"
@@ -19,12 +20,15 @@ help:
 	@echo "make emulate   the CUDA kernels on the host, also under the sanitizers; every=10 runs a tenth of the cases"
 	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
+	@echo "make clang     the package compiled by clang beside this build, its C++ test and the op's tests; CLANG=clang++-19"
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
 	@echo "make gates     make cuda, then what its kernels must be: registers, spills, instructions; ARGS=--plant shows bugs noticed"
+	@echo "make docs      the documentation site in build/docs; a warning, or a link to a page that is not there, is an error"
+	@echo "make wheels    wheels in dist/: with the op for this torch, and the IDs alone; each is tried without a compiler"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem networks interop toolkit:
+demo check test docs wheels clang bench lint stubs format build ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:
@@ -67,6 +71,20 @@ sanitize-ids:
 
 neon: build/neon/kernels_test
 	qemu-aarch64 $<
+
+# With clang, the package in a folder of its own: its objects are those of the C++ test, too. One OpenMP runtime is in the process.
+CLANG ?= $(firstword $(notdir $(wildcard $(foreach name,clang++ $(foreach n,22 21 20 19 18 17 16,clang++-$(n)),/usr/bin/$(name)))))
+CLANG_BUILT := build/clang
+ONE_OPENMP := import senet_fast.se as se; print(se.__file__, se._C.build_info()); \
+  assert len({line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.split("/")[-1]}) == 1
+
+clang-built:
+	@test -n "$(CLANG)" || { echo "error: no clang++ in /usr/bin; install one (Debian: apt install clang-16) or name it: CLANG=..." >&2; exit 1; }
+	CXX=$(CLANG) CC=$(subst ++,,$(CLANG)) $(PYTHON) setup.py -q build --build-base $(CLANG_BUILT) --build-lib $(CLANG_BUILT)/lib
+	$(CLANG) $(KERNEL_FLAGS) -O1 tests/csrc/kernels_test.cpp $(CLANG_BUILT)/temp.*/senet_fast.se.libsenet_fast/cpu-*.o -o $(CLANG_BUILT)/kernels_test
+	$(CLANG_BUILT)/kernels_test
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(CLANG_BUILT)/lib $(PYTHON) -c '$(ONE_OPENMP)'
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(CLANG_BUILT)/lib $(PYTHON) -m pytest --quick tests/se tests/ids $(ARGS)
 
 build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
 	@mkdir -p $(@D)
@@ -122,3 +140,4 @@ clean:
 	rm -rf build demo-report senet_fast/ids/_snowflake.cpp .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find senet_fast tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 	find senet_fast -name '*.so' -delete
+	rm -f senet_fast/se/built_for_torch.txt

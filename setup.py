@@ -27,6 +27,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "libsenet_fast"  # the op library, beside the Python module
@@ -209,12 +210,34 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc | None:
     return nvcc
 
 
+CARRIED = ("setup.py", "csrc/bindings", "csrc/se")  # what the op is compiled from
+
+
+class BuildPy(build_py):
+    """What is installed, unless from where it lies, has the op's sources, for `python -m senet_fast build`."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            to = Path(self.build_lib, "senet_fast/_sources")
+            shutil.rmtree(to, ignore_errors=True)
+            for name in CARRIED:
+                files = [ROOT / name] if name.endswith(".py") else [p for p in (ROOT / name).rglob("*") if p.is_file()]
+                for path in files:
+                    (to / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, to / path.relative_to(ROOT))
+
+
 def ids_extension() -> list[Extension]:
+    """Empty among the sources that an installed package carries: they are the op's."""
+    source = "senet_fast/ids/_snowflake.pyx"
+    if not (ROOT / source).exists():
+        return []
     from Cython.Build import cythonize
 
     extension = Extension(
         "senet_fast.ids._snowflake",
-        ["senet_fast/ids/_snowflake.pyx"],
+        [source],
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("csrc/ids", "*.*"),
         language="c++",
@@ -228,8 +251,8 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
     """The op library and the module that tells about it, and the command that builds them in this order."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    # Without -fopenmp at::parallel_for compiles to a serial loop and says nothing.
-    openmp = [] if "OpenMP not found" in torch.__config__.parallel_info() else ["-fopenmp"]
+    # libgomp, which csrc/bindings/team.h calls itself. Without -fopenmp at::parallel_for would be a serial loop.
+    openmp = [] if "OpenMP not found" in torch.__config__.parallel_info() else ["-lgomp"]
 
     def extension(name: str, sources: list[str], libraries: list[str], *link_args: str) -> Extension:
         made = CppExtension(
@@ -240,12 +263,15 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
             # No contraction: every ISA then rounds alike. No trapping maths: comparisons vectorise; NaN and Inf stay.
             extra_compile_args=[
                 *["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"],
-                *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *openmp, *sanitizer_flags()],
+                # clang says of each loop that SENET_NO_OVERLAP did not vectorise; some activations call functions.
+                *["-Wno-pass-failed", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *sanitizer_flags()],
             ],
             extra_link_args=[*openmp, *sanitizer_flags(), *link_args],
         )
         made.libraries = libraries  # in the place of torch's, among them torch_python
         made.define_macros.append(("SENET_FAST_TORCH", f'"{torch.__version__}"'))
+        if openmp:
+            made.define_macros.append(("SENET_FAST_OPENMP", None))
         return made
 
     folders = ("csrc/bindings", "csrc/se", "csrc/se/cpu", "csrc/se/cuda")
@@ -275,8 +301,10 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
             for made in (library, told):
                 made.include_dirs.append(str(folder))
             compile_all(self, self.extensions, folder)
-            told.extra_objects.append(self.get_ext_fullpath(library.name))
+            op = Path(self.get_ext_fullpath(library.name))
+            told.extra_objects.append(str(op))
             super().build_extensions()
+            write_if_changed(op.with_name("built_for_torch.txt"), f"{torch.__version__}\n")
 
     return [library, told], Build
 
@@ -285,7 +313,7 @@ def main() -> None:
     if not NO_BUILD.isdisjoint(sys.argv) or switch("SENET_FAST_BUILT", {"0", "1"}, "0") == "1":
         return setup()
     if switch("SENET_FAST_SE", {"0", "1"}, "1") == "0":
-        return setup(ext_modules=ids_extension())
+        return setup(ext_modules=ids_extension(), cmdclass={"build_py": BuildPy})
     try:
         import torch
     except ModuleNotFoundError:
@@ -297,7 +325,7 @@ def main() -> None:
             "For the ID generator alone, without torch, set SENET_FAST_SE=0."
         ) from None
     extensions, build = se_extensions(torch)
-    setup(ext_modules=[*extensions, *ids_extension()], cmdclass={"build_ext": build})
+    setup(ext_modules=[*extensions, *ids_extension()], cmdclass={"build_ext": build, "build_py": BuildPy})
 
 
 main()

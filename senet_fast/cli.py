@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from senet_fast._version import __version__
 from senet_fast.commands import (
     UsageError,
+    build,
     complain,
     decode,
     demo,
@@ -22,7 +23,7 @@ from senet_fast.commands import (
     word,
 )
 
-COMMANDS = (demo, fuse, ids, decode, range, sql, leases, word, info)
+COMMANDS = (demo, fuse, ids, decode, range, sql, leases, word, build, info)
 
 
 def parser() -> argparse.ArgumentParser:

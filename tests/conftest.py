@@ -11,6 +11,7 @@ from pathlib import Path
 
 import needs
 import pytest
+import tiers
 from hypothesis import settings
 
 # The lock files of this process: the default folder is this user's, and is refused in containers.
@@ -35,11 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--installed", default="", metavar="NAMES", help="what is installed, so that no test is skipped for it"
     )
+    parser.addoption(
+        "--quick", action="store_true", help="leave out what is marked slow, and all but a few cases of each test"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, which need not be installed")
+    config.addinivalue_line("markers", "slow: takes seconds; make check leaves it out (tiers.py)")
     config.addinivalue_line("markers", "benchmark: of pytest-benchmark, likewise; some benchmarks are imported here")
     needs.installed = needs.parse(config.option.installed)
     if config.option.hypothesis_seed is None:  # in the first process alone: pytest-xdist hands its options on
@@ -47,8 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What shares a server, something built or a GPU runs in one process, if there are several (--dist loadgroup)."""
+    if config.option.quick:
+        left = tiers.left_out(items, config.option.hypothesis_seed)
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = [item for item in items if item not in left]
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
         shared = fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values() if made)
@@ -61,6 +70,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         reporter.write_line(
             f"--hypothesis-seed={session.config.option.hypothesis_seed} repeats the random tests of this run"
         )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.option.quick:
+        reports = [report for kind in ("passed", "failed", "") for report in terminalreporter.stats.get(kind, [])]
+        for line in tiers.unexpectedly_slow(reports):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ def test_composite_has_every_activation(root: Path) -> None:
     assert cases == [name for name, _, _ in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_wide_objects_share_no_functions(root: Path, tmp_path: Path, isa: str) -> None:
     """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O1

@@ -19,7 +19,7 @@ def test_no_command_prints_help() -> None:
     assert done.stderr == ""
     assert all(
         f"\n    {command} " in done.stdout
-        for command in ("demo", "fuse", "ids", "decode", "range", "sql", "leases", "word", "info")
+        for command in ("demo", "fuse", "ids", "decode", "range", "sql", "leases", "word", "build", "info")
     )
 
 
@@ -177,6 +177,7 @@ def near():
 """
 
 
+@pytest.mark.slow
 def test_fuse_reports_and_times(tmp_path: Path, root: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     environment = {**os.environ, "PYTHONPATH": str(root)}  # the package may not be installed
@@ -203,6 +204,7 @@ def test_fuse_reports_and_times(tmp_path: Path, root: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_fuse_takes_a_saved_program(tmp_path: Path) -> None:
     torch = needs.library("torch")
     from senet_fast import SEBlock

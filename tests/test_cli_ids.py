@@ -217,6 +217,7 @@ def test_without_a_worker_id_processes_draw_different_ids(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
+@pytest.mark.slow
 def test_ten_million_are_streamed() -> None:
     """In bounded memory: the limit lies below what their numbers alone would take."""
     limited = f"ulimit -v 250000; {shlex.join(COMMAND)} ids -n 10000000 --layout local --format hex | tail -c 17"

@@ -20,6 +20,7 @@ from senet_fast.models import se_resnet50, se_resnet_digits
 from senet_fast.se import SEBlock
 
 
+@pytest.mark.slow
 def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "senet_fast", "demo", "--quick", "--out", str(tmp_path / "report")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -47,6 +47,7 @@ def checkpoint(out: Path) -> dict[str, Any]:
     return saved
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(root: Path, train: Callable[..., Any], tmp_path: Path) -> None:
     arguments = ("--se", "--epochs", 2, "--checkpoint-every", 3)
     with (tmp_path / "log").open("w") as log:
@@ -75,6 +76,7 @@ def test_a_killed_run_ends_with_the_same_weights(root: Path, train: Callable[...
     assert json.loads((tmp_path / "killed" / "log.json").read_text())["losses"] == whole["losses"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_are_as_one(root: Path, train: Callable[..., Any], tmp_path: Path, parallel: str) -> None:
     """And one process goes on from what two have written."""
@@ -104,6 +106,7 @@ def test_fused_and_reference_learn_the_same(train: Callable[..., Any], tmp_path:
     assert plain.losses != pytest.approx(fused.losses, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_se_converges_like_plain_over_five_seeds(train: Callable[..., Any], tmp_path: Path) -> None:
     """After three epochs, on the held out digits; the losses as well."""
     accuracies: dict[str, list[float]] = {"plain": [], "se": []}

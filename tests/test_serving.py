@@ -64,6 +64,7 @@ print("senet_fast" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("line", LINES)
 def test_one_line_is_enough(saved: Path, loader: str, line: str) -> None:
@@ -164,6 +165,7 @@ def serve(example: SimpleNamespace, *words: object) -> subprocess.CompletedProce
     return subprocess.run([example.program, *map(str, words)], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_cpp_computes_the_same(example: SimpleNamespace, tmp_path: Path) -> None:
     network = torch._inductor.aoti_load_package(str(example.package))
     torch.save(torch.randn(5, 1, 8, 8), tmp_path / "five.pt")

@@ -84,7 +84,8 @@ def test_bad_settings(load: Load, setting: str, value: str, message: str) -> Non
 def test_openmp_as_in_torch(load: Load, monkeypatch: pytest.MonkeyPatch, info: str, expected: bool) -> None:
     monkeypatch.setattr(torch.__config__, "parallel_info", lambda: info)
     op = named(load()[1])[LIBRARY]
-    assert ("-fopenmp" in op.extra_compile_args) == ("-fopenmp" in op.extra_link_args) == expected
+    assert (("SENET_FAST_OPENMP", None) in op.define_macros) == ("-lgomp" in op.extra_link_args) == expected
+    assert not any("openmp" in argument for argument in [*op.extra_compile_args, *op.extra_link_args])
 
 
 def test_sanitizers_reach_compiler_and_linker(load: Load) -> None:
@@ -315,10 +316,10 @@ def test_cuda_files_join_the_op(
     build.compiler = SimpleNamespace(compiler_so_cxx=["c++", "-fPIC"])
     build.include_dirs = []
     build.build_temp = str(tmp_path)
-    build.build_lib = "lib"
+    build.build_lib = str(tmp_path / "lib")
     build.build_extensions()
     op, told = named(keywords)[LIBRARY], named(keywords)["senet_fast.se._C"]
-    linked = [f"{tmp_path}/senet_fast.se._C/bindings-module.o", "lib/senet_fast/se/libsenet_fast.so"]
+    linked = [f"{tmp_path}/senet_fast.se._C/bindings-module.o", f"{tmp_path}/lib/senet_fast/se/libsenet_fast.so"]
     assert told.extra_objects == told.depends == linked
     files = sorted(path.stem for path in (root / "csrc/se/cuda").glob("*.cu"))
     assert {"backward", "forward"} <= set(files)
@@ -328,4 +329,23 @@ def test_cuda_files_join_the_op(
     assert (tmp_path / "senet_fast_build.h").read_text() == settings
     assert str(tmp_path) in op.include_dirs
     assert str(tmp_path) in told.include_dirs
+    assert (tmp_path / "lib/senet_fast/se/built_for_torch.txt").read_text() == f"{torch.__version__}\n"
     assert ("cudart_static" in op.libraries) == with_cuda
+
+
+def test_what_is_installed_carries_the_op_sources(load: Load, tmp_path: Path) -> None:
+    """And they build the op alone; what is only linked to the checkout (editable) carries nothing."""
+    module, keywords = load()
+    command = keywords["cmdclass"]["build_py"]
+    assert load(SENET_FAST_SE="0")[1]["cmdclass"]["build_py"].__name__ == command.__name__
+    for editable in (True, False):
+        build = command(Distribution({"packages": []}))
+        build.build_lib, build.editable_mode = str(tmp_path / str(editable)), editable
+        build.finalize_options()
+        build.run()
+    assert not (tmp_path / "True/senet_fast").exists()
+    carried = tmp_path / "False/senet_fast/_sources"
+    assert {path.name for path in carried.iterdir()} == {"csrc", "setup.py"}
+    assert (carried / "csrc/se/cpu/kernels.inl").exists()
+    module.ROOT = carried
+    assert module.ids_extension() == []

@@ -51,6 +51,7 @@ class Verb(NamedTuple):
     alone: str = ""  # another extra, installed without what it depends on
 
 
+IN_PARALLEL = ("-n", "{workers}", "--dist", "loadgroup")
 VERBS = {
     "build": Verb("ids", True, ()),
     "toolkit": Verb("nvcc gates", False, ()),
@@ -60,10 +61,14 @@ VERBS = {
     "networks": Verb("networks-base", False, (), alone="networks"),
     "interop": Verb("interop", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
-    "test": Verb("test", True, (("{python}", "-m", "pytest", "-n", "{workers}", "--dist", "loadgroup"),)),
+    "test": Verb("test", True, (("{python}", "-m", "pytest", *IN_PARALLEL),)),
+    "check": Verb("test", True, (("{python}", "-m", "pytest", *IN_PARALLEL, "--quick"),)),
     "bench": Verb(
         "bench", True, (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),)
     ),
+    "docs": Verb("docs", True, (("{python}", "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "docs", "build/docs"),)),
+    "wheels": Verb("wheels", False, (("{python}", "tools/wheels.py"),)),
+    "clang": Verb("test", False, (("make", "--no-print-directory", "clang-built", "PYTHON={python}"),)),
     "sanitize": Verb("test", False, (("make", "--no-print-directory", "sanitize-ids", "PYTHON={python}"),)),
     "lint": Verb(
         "lint",
@@ -159,7 +164,11 @@ def fingerprint(root: Path, torch_version: "str | None", environment: "Mapping[s
 def modules(root: Path, environment: "Mapping[str, str]") -> "list[Path]":
     """The compiled modules, and the op library, that a build leaves in the tree."""
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
-    op = [] if environment.get("SENET_FAST_SE") == "0" else ["se/libsenet_fast.so", f"se/_C{suffix}"]
+    op = (
+        []
+        if environment.get("SENET_FAST_SE") == "0"
+        else ["se/libsenet_fast.so", f"se/_C{suffix}", "se/built_for_torch.txt"]
+    )
     return [root / "senet_fast" / name for name in (f"ids/_snowflake{suffix}", *op)]
 
 

@@ -98,7 +98,7 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& saved, Mask mask, SEN
 }  // namespace
 
 Machine machine() {
-#if defined(_OPENMP)
+#if defined(SENET_FAST_OPENMP)
   return machine_of(at::get_num_threads());
 #else
   return machine_of(1);

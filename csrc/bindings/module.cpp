@@ -22,7 +22,7 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = SENET_FAST_TORCH;
   info["compiler"] = __VERSION__;
-#if defined(_OPENMP)
+#if defined(SENET_FAST_OPENMP)
   info["openmp"] = true;
 #else
   info["openmp"] = false;

@@ -3,9 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <sys/mman.h>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,20 +10,34 @@
 
 #include "se/cpu/team.h"
 
+#if defined(SENET_FAST_OPENMP)
+// What gcc makes of OpenMP's pragmas. clang makes calls into its own runtime of them, and that would be a second one in the
+// process, with threads of its own beside those of torch.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+void GOMP_barrier();
+int omp_get_thread_num();
+int omp_get_num_threads();
+}
+#endif
+
 namespace senet::bindings {
 
 // One parallel region a call: its threads meet at barriers, which at::parallel_for has not. Always of all threads, of which
 // the last may have nothing to do: libgomp ends and starts threads where the number changes from region to region.
 inline constexpr auto run_team = [](std::int64_t threads, const auto& body) {
-#if defined(_OPENMP)
+#if defined(SENET_FAST_OPENMP)
   if (threads > 1 && !at::in_parallel_region()) {
-#pragma omp parallel
-    {
-      const auto barrier = [](void*) {
-#pragma omp barrier
-      };
-      body(Member{omp_get_thread_num(), std::min<std::int64_t>(threads, omp_get_num_threads()), barrier, nullptr});
-    }
+    struct Shared {
+      std::int64_t threads;
+      decltype(body) run;
+    } shared{threads, body};
+    const auto member = [](void* data) noexcept {
+      const Shared& given = *static_cast<Shared*>(data);
+      const std::int64_t count = std::min<std::int64_t>(given.threads, omp_get_num_threads());
+      given.run(Member{omp_get_thread_num(), count, [](void*) { GOMP_barrier(); }, nullptr});
+    };
+    GOMP_parallel(member, &shared, 0, 0);  // 0: as many as torch has set
     return;
   }
 #endif

@@ -4,14 +4,18 @@ Importing this package imports torch and registers the ops: the module ``senet_f
 ``libsenet_fast.so`` beside it, which other programs may load without Python.
 """
 
-import torch  # noqa: F401  (its libraries must be loaded before ours)
+import torch  # its libraries must be loaded before ours
 
+from senet_fast.se import built
+
+if another := built.another(torch.__version__):
+    raise ImportError(another)
 try:
     import senet_fast.se._C as _C
 except ImportError as error:
     raise ImportError(
-        f"the compiled op senet_fast.se._C could not be loaded ({error}); build it against this torch with "
-        "`pip install --no-build-isolation .`, or in a checkout with `make build`"
+        f"the compiled op senet_fast.se._C could not be loaded ({error}); compile it for this torch and Python with "
+        f"`{built.COMMAND}`, or in a checkout with `make build`"
     ) from error
 
 from senet_fast.se import reference

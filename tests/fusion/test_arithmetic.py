@@ -119,6 +119,7 @@ class Drawn(nn.Module):
         return self.mul(z, x) if self.gate_first else self.mul(x, z)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.data(), st.booleans())
 def test_random_styles(data: st.DataObject, graph: bool) -> None:
@@ -131,6 +132,7 @@ def test_random_styles(data: st.DataObject, graph: bool) -> None:
     assert counts_calls(lambda: fused(inputs())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apart", "operation", "products"])
 def test_in_exports_and_compiled(name: str) -> None:
     """Other people's tools see the op in the place of what is found, and the pass of the compiler what it may take."""

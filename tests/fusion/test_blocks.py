@@ -76,6 +76,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.sampled_from(ACTIVATIONS), st.floats(0.1, 2), st.floats(-1, 1), st.integers(0, 2**16))
 def test_random_blocks_are_found(activation: nn.Module, slope: float, shift: float, seed: int) -> None:

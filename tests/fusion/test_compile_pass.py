@@ -24,6 +24,7 @@ def network() -> nn.Module:
     return nn.Sequential(MBConv(), nn.Conv2d(3, C, 1), LinearExpand(), ECA(), nn.ReLU(), Effective(), Helper())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dynamic", "training"), [(False, False), (False, True), (True, True)])
 def test_values_and_gradients(dynamic: bool, training: bool) -> None:
     plain = randomize(network()).train(training)
@@ -83,6 +84,7 @@ def test_other_graphs_stay_as_they_are(kind: type[nn.Module]) -> None:
     assert not passed.changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_mean_of_square_maps_alone(dynamic: bool) -> None:
     """Replaced where the graph is guarded to be square; then traced anew for a map that is not."""
@@ -106,6 +108,7 @@ def test_types_that_the_op_does_not_take() -> None:
     assert passed.calls == 1
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("inductor")
 def test_with_inductor() -> None:
     """The option of torch.compile: generated code calls the op, forward and backward."""
@@ -129,6 +132,7 @@ def test_with_inductor() -> None:
         assert relative(gradient, actual[name if name == "x" else f"_orig_mod.{name}"]) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_identity_for_caches() -> None:
     """The same in every process for the same sources; Inductor's caches are not bypassed."""
     uuid = senet_fast.compile_pass.uuid()
@@ -138,6 +142,7 @@ def test_identity_for_caches() -> None:
     assert done.stdout.strip() == uuid.hex()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training"),
     [("mobilenetv3_small_050", True), ("lcnet_035", False), ("ecaresnet26t", True)],

@@ -30,6 +30,7 @@ def traced(model: nn.Module) -> tuple[Callable[[Tensor], Any], list[str]]:
     return torch.compile(model, fullgraph=True, backend=backend), names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", {host.prologue: name for name, host in HOSTS.items() if host.prologue}.values())
 def test_prologue(name: str) -> None:
     plain = randomize(HOSTS[name].make()).eval()
@@ -47,6 +48,7 @@ def test_prologue(name: str) -> None:
     assert names.count("squeeze_excite") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("inductor")
 def test_inductor() -> None:
     plain = randomize(nn.Sequential(Bottleneck(), Bottleneck())).eval()

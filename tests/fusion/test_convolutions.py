@@ -170,6 +170,7 @@ def test_copies(name: str, how: Callable[[Any], Any]) -> None:
         assert relative(plain(x), copied(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_what_is_kept_leaves_with_the_module() -> None:
     _, fused = pair("bottleneck")
     fused.conv3.weight.register_hook(lambda grad, model=fused: grad)  # leads back to the module
@@ -298,6 +299,7 @@ def test_what_it_does_not_take(host: type[nn.Module]) -> None:
     assert_same_at_inference(plain, fused, x)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["projected", "bottleneck"])

@@ -144,6 +144,7 @@ def test_copies(how: str) -> None:
         same(plain, copied, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["traced", "exported"])
 def test_compile_and_export(how: str) -> None:
     plain, fused, x = pair(how=how)

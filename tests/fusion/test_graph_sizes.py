@@ -63,6 +63,7 @@ def test_symbols_that_matter(kind: type[nn.Module], axis: Dim) -> None:
     assert len(fuse(export(plain, (x,)).module()).fused) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes", [{0: 2 * B, 2: H}, {0: B, 2: 4 * H + 1}, {0: B, 2: 4 * H + 1, 3: 4 * H + 1}, {2: 4 * H + 1}]
 )

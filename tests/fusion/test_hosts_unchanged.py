@@ -215,6 +215,7 @@ def test_parts_in_another_mode(kind: Callable[[], nn.Module], part: str, x: Tens
     assert not torch.allclose(results[0], plain.eval()(x))
 
 
+@pytest.mark.slow
 def test_changes_behind_the_back(x: Tensor) -> None:
     """Children and attributes that become others, by assignment, in a container or as other classes."""
     plain, fused = pair(Bottleneck)
@@ -292,6 +293,7 @@ def test_training_with_autocast(x: Tensor) -> None:
     assert (fused - exact).norm() < 0.1 * exact.norm()
 
 
+@pytest.mark.slow
 def test_export_of_a_network(x: Tensor) -> None:
     """With any batch and map: an op a block, what is behind it included, and no call of the op's Python."""
     plain = randomize(nn.Sequential(*(kind() for kind in KINDS), LinearExpand())).eval()
@@ -310,6 +312,7 @@ def test_export_of_a_network(x: Tensor) -> None:
             assert relative(plain(given), program.module()(given)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compile_and_export(kind: type[nn.Module], x: Tensor) -> None:
     plain, fused = pair(kind)
@@ -326,6 +329,7 @@ def test_compile_and_export(kind: type[nn.Module], x: Tensor) -> None:
     torch.testing.assert_close(program.module()(x), plain.eval()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_transforms_of_torch_func(x: Tensor) -> None:
     plain, fused = pair(Bottleneck)
     for grad in (True, False):

@@ -98,6 +98,7 @@ def images(pixels: int = 64) -> Tensor:
     return torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
     blocks, pixels = TIMM[name]
@@ -107,6 +108,7 @@ def test_timm(name: str) -> None:
 GRAPHS = {"seresnet18": {("batch_norm", "residual, relu, in place")}, "regnety_002": {("batch_norm, relu", "in place")}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["traced", "exported"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_of_timm(name: str, how: str) -> None:
@@ -121,6 +123,7 @@ def test_graphs_of_timm(name: str, how: str) -> None:
         assert relative(plain(images()), graph(images())) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     models = needs.library("torchvision").models
@@ -140,6 +143,7 @@ def test_torchvision(name: str) -> None:
     check(model, images(), TORCHVISION[name])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_torchvision_prepared_for_quantization() -> None:
     model = quantizable_network()
@@ -150,6 +154,7 @@ def test_torchvision_prepared_for_quantization() -> None:
     assert not report.fused
 
 
+@pytest.mark.slow
 def test_transformers_regnet() -> None:
     regnet = needs.library("transformers.models.regnet.modeling_regnet")
     config = regnet.RegNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], groups_width=8, layer_type="y")
@@ -157,6 +162,7 @@ def test_transformers_regnet() -> None:
     assert {entry.cls for entry in report.fused} == {"RegNetSELayer"}
 
 
+@pytest.mark.slow
 def test_transformers_efficientnet() -> None:
     efficientnet = needs.library("transformers.models.efficientnet.modeling_efficientnet")
     config = efficientnet.EfficientNetConfig(
@@ -168,12 +174,14 @@ def test_transformers_efficientnet() -> None:
     assert {entry.cls for entry in report.fused} == {"EfficientNetSqueezeExciteLayer"}
 
 
+@pytest.mark.slow
 def test_efficientnet_pytorch() -> None:
     package = needs.library("efficientnet_pytorch")
     blocks, options = package.utils.get_model_params("efficientnet-b0", {})
     check(package.EfficientNet(blocks[:3], options), images(), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "blocks"), [("timm-mobilenetv3_small_075", 4), ("se_resnet50", 5)])
 def test_segmentation_models(encoder: str, blocks: int) -> None:
     models = needs.library("segmentation_models_pytorch")
@@ -181,6 +189,7 @@ def test_segmentation_models(encoder: str, blocks: int) -> None:
     check(shortened(model, encoder), images(), blocks)
 
 
+@pytest.mark.slow
 def test_the_channel_half_of_scse() -> None:
     """The decoder's six blocks, x * cSE(x) + x * sSE(x), one of them for a skip that there is not."""
     models = needs.library("segmentation_models_pytorch")
@@ -205,6 +214,7 @@ def ecapa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., nn.Module]]
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_ecapa_tdnn(ecapa: Callable[..., nn.Module]) -> None:
     channels = [32, 32, 32, 32, 96]
     model = ecapa(20, lin_neurons=16, channels=channels, attention_channels=8, se_channels=8, res2net_scale=4)
@@ -212,6 +222,7 @@ def test_ecapa_tdnn(ecapa: Callable[..., nn.Module]) -> None:
     assert [(entry.cls, entry.channels, entry.hidden) for entry in report.fused] == [("SEBlock", 32, 8)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_ecapa_tdnn_with_lengths(ecapa: Callable[..., nn.Module], training: bool) -> None:
     """The op has no masked squeeze: blocks that are given lengths run their own code, and those without the op."""
@@ -251,6 +262,7 @@ def test_timm_modules_that_resemble_excitations(name: str) -> None:
     unchanged(module, torch.randn(2, 32, 12, 14))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnest14d", "skresnet18", "gcresnet33ts", "resnet18", "focalnet_tiny_srf", "davit_tiny"]
 )
@@ -269,6 +281,7 @@ def unchanged(module: nn.Module, x: Tensor) -> None:
     assert torch.equal(module(x.clone()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:lcnet_035", "torchvision:mobilenet_v3_small"])
 def test_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, where torchvision can be imported."""

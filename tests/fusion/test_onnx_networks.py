@@ -52,6 +52,7 @@ def same(plain: nn.Module, fused: nn.Module, x: Tensor, export: Export, free: bo
     return Counter(node.op_type for node in nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", [by_dynamo, by_torchscript])
 @pytest.mark.parametrize("grad", [False, True])
 def test_hosts(export: Export, grad: bool) -> None:
@@ -65,6 +66,7 @@ def test_hosts(export: Export, grad: bool) -> None:
     assert found["ReduceMean"] + found["GlobalAveragePool"] == len(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [fx.symbolic_trace, lambda model: torch.export.export(model, (X,)).module()])
 def test_graph_modules(how: Callable[[nn.Module], nn.Module]) -> None:
     plain = randomize(HOSTS["bottleneck"].make()).eval()
@@ -74,6 +76,7 @@ def test_graph_modules(how: Callable[[nn.Module], nn.Module]) -> None:
         assert same(plain, fused, X, by_dynamo, free=False)["ReduceMean"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", [by_dynamo, by_torchscript])
 @pytest.mark.parametrize("grad", [False, True])
 def test_networks_of_the_paper(export: Export, grad: bool) -> None:
@@ -87,6 +90,7 @@ def test_networks_of_the_paper(export: Export, grad: bool) -> None:
     assert found["ReduceMean"] == blocks + 1  # the head's
 
 
+@pytest.mark.slow
 def test_timm() -> None:
     plain = randomize(timm_network("lcnet_035")).eval()
     fused = copy.deepcopy(plain)

@@ -43,6 +43,7 @@ def dynamic(model: nn.Module, dtype: torch.dtype = torch.qint8) -> nn.Module:
     return quantization.quantize_dynamic(randomize(model).eval(), {nn.Linear}, dtype=dtype)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
 def test_linear_layers_quantized_dynamically(dtype: torch.dtype, x: Tensor) -> None:
     left(dynamic(LinearExpand(), dtype), x, "", "fc.0 is quantized")

@@ -110,6 +110,7 @@ def test_blocks_in_any_style_are_found(
     assert_same(plain, fused, torch.randn(3, size[0], 4, 7))
 
 
+@pytest.mark.slow
 @few
 @given(sizes, pairs, pairs, keys(SQUEEZES), keys(ACTIVATIONS), keys(GATES), keys(ACTIVATIONS), st.booleans())
 def test_blocks_in_the_middle_are_found(

@@ -117,6 +117,7 @@ def test_what_was_found_is_enough(caplog: pytest.LogCaptureFixture) -> None:
     assert fuse(model).missed == []
 
 
+@pytest.mark.slow
 def test_the_pass_of_the_compiler_logs(caplog: pytest.LogCaptureFixture) -> None:
     torch.compiler.reset()
     plain = randomize(LayerNormed())

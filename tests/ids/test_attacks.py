@@ -50,6 +50,7 @@ def test_a_folder_that_another_user_has_prepared(how: str, own_layout: Layout) -
     isolated(attack)
 
 
+@pytest.mark.slow
 def test_folders_exchanged_while_they_are_opened(own_layout: Layout) -> None:
     """200 races: root either gets its own folder, or an error, and nothing is made or changed elsewhere."""
 

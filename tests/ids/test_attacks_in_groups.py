@@ -52,6 +52,7 @@ def test_a_group_shares_worker_ids(umask: int, own_layout: Layout) -> None:
     isolated(attack)
 
 
+@pytest.mark.slow
 def test_what_a_member_of_the_group_can_spoil(own_layout: Layout) -> None:
     """Availability, but no process ends by SIGBUS, no ID repeats, and root writes nowhere else."""
     spoilers: list[Callable[[Path], object]] = [

@@ -4,10 +4,12 @@ import subprocess
 from pathlib import Path
 
 import needs
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_claims_are_unique_under_native_threads(tmp_path: Path) -> None:
     compiler = needs.program("g++")
     program = tmp_path / "snowflake_test"

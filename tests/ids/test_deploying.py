@@ -40,6 +40,7 @@ def here(server: Server, block: str) -> str:
     return block.replace("zookeeper:2181", f"127.0.0.1:{server.port}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: (re.findall(r"leases\.\w+|def \w+", block) or ["?"])[-1])
 def test_the_recipes_run(block: str, tmp_path: Path) -> None:
     compile(block, "docs/deploying-ids.md", "exec")

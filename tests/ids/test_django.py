@@ -216,6 +216,7 @@ def test_alter_field(tmp_path: Path, rows: int) -> None:
     run_project(tmp_path, ORDER, program, {"0001_initial": FIRST, "0002_number": second, "0003_number": third})
 
 
+@pytest.mark.slow
 def test_auto_field(tmp_path: Path) -> None:
     """DEFAULT_AUTO_FIELD: every way to save a row, with as many queries as Django's own auto fields take."""
     models = """

@@ -140,6 +140,7 @@ def test_lost_renewals(generator_class: Generator, worker_id: int, fake_clock: F
     generator.close()
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_forgotten_is_closed(generator_class: Generator, worker_id: int) -> None:
     lease = Table(Grant(worker_id, 0, time.time_ns() // 1_000_000 + 60_000))
     generator = generator_class(lease=lease)
@@ -149,6 +150,7 @@ def test_a_generator_that_is_forgotten_is_closed(generator_class: Generator, wor
     assert len(lease.released) == 1
 
 
+@pytest.mark.slow
 def test_a_generator_that_its_own_lease_forgets(generator_class: Generator, worker_id: int) -> None:
     """The thread that renews may be the one that collects it."""
     generators: list[object] = []

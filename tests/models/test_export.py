@@ -43,6 +43,7 @@ IDS = [f"{name}-{getattr(se, '__name__', se)}" for name, se in CASES]
 WITHOUT_GRADIENTS = [case for case in CASES if case[0] in ("resnet_digits", "shufflenet_v1")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "se", "grad"),
     [*((*case, True) for case in CASES), *((*case, False) for case in WITHOUT_GRADIENTS)],

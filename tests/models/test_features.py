@@ -37,6 +37,7 @@ def kept(name: str, options: dict[str, Any], x: Tensor, se: Any, pre: bool, mode
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("pre", [False, True], ids=["outputs", "inputs"])
 @pytest.mark.parametrize(("name", "options", "shape"), NETWORKS, ids=lambda value: str(value))

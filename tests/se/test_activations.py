@@ -82,6 +82,7 @@ def test_values_and_slopes(spec: str, place: str, kind: torch.dtype, isa: str) -
         assert good.all(), f"{name} at {z[~good][:8]} is {value[~good][:8]}; expected {right[~good][:8]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("place", PLACES)
 def test_composite_has_the_same_slopes(spec: str, place: str) -> None:

@@ -214,6 +214,7 @@ def test_what_is_plain_stays_one_op(called: list[None]) -> None:
     assert len(called) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("change", [None, pruned, parametrized, adapted, in_sequence, hooked])
 def test_compiles_whole(change: Change | None) -> None:

@@ -44,6 +44,7 @@ def test_compile(layout: str) -> None:
     assert_same(compiled(squeeze_excite), arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inductor(layout: str) -> None:
     """Between generated kernels, with the layouts that Inductor assumes."""
@@ -60,6 +61,7 @@ def test_inductor(layout: str) -> None:
     torch.testing.assert_close(results, value_and_grads(surrounded, arguments, grad_y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("before", [False, True])
 def test_inductor_keeps_the_layout_of_convolutions(layout: str, before: bool) -> None:
@@ -85,6 +87,7 @@ def test_inductor_keeps_the_layout_of_convolutions(layout: str, before: bool) ->
     assert strides[1] == "9216, 1, 576, 32"
 
 
+@pytest.mark.slow
 def test_inductor_training_step_of_a_module() -> None:
     """A compiled network with autocast: forward, backward and the optimizer's effect as without the compiler."""
 
@@ -176,6 +179,7 @@ def test_compile_under_autocast(half_x: bool) -> None:
     assert_same(compiled(cast), arguments)
 
 
+@pytest.mark.slow
 def test_compile_functional_gradient() -> None:
     arguments = make_arguments(BY_NAME["nchw"])
     weight = arguments["fc2_weight"]
@@ -187,6 +191,7 @@ def test_compile_functional_gradient() -> None:
     torch.testing.assert_close(result, grad_of(reference.squeeze_excite, weight))
 
 
+@pytest.mark.slow
 def test_compiled_autograd() -> None:
     """The backward pass itself, captured by Dynamo."""
     module, x = FusedSE(8, 2), torch.randn(2, 8, 3, 5, requires_grad=True)

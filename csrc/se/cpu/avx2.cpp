@@ -5,16 +5,14 @@
 #include <immintrin.h>
 
 #include "se/cpu/kernels.h"
+#include "se/cpu/machine.h"
+#include "se/cpu/target.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+SENET_TARGET_BEGIN("avx2,fma,f16c", 256)
 #include "se/cpu/kernels.inl"
-#pragma GCC pop_options
+SENET_TARGET_END
 
-static const senet::RegisterIsa registration({SENET_ISA_NAME, 1,
-                                              [] {
-                                                return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                                       __builtin_cpu_supports("f16c");
-                                              },
-                                              &senet::avx2::kernels});
+static const senet::RegisterIsa registration(
+    {SENET_ISA_NAME, 1, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && senet::has_f16c(); },
+     &senet::avx2::kernels});
 #endif

@@ -5,11 +5,12 @@
 #include <immintrin.h>
 
 #include "se/cpu/kernels.h"
+#include "se/cpu/machine.h"
+#include "se/cpu/target.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+SENET_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", 512)
 #include "se/cpu/kernels.inl"
-#pragma GCC pop_options
+SENET_TARGET_END
 
 static const senet::RegisterIsa registration({SENET_ISA_NAME, 2,
                                               [] {
@@ -17,7 +18,7 @@ static const senet::RegisterIsa registration({SENET_ISA_NAME, 2,
                                                        __builtin_cpu_supports("avx512bw") &&
                                                        __builtin_cpu_supports("avx512vl") &&
                                                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
-                                                       __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                                                       __builtin_cpu_supports("fma") && senet::has_f16c();
                                               },
                                               &senet::avx512::kernels});
 #endif

@@ -7,15 +7,16 @@
 #include <immintrin.h>
 
 #include "se/cpu/kernels.h"
+#include "se/cpu/machine.h"
+#include "se/cpu/target.h"
 
 namespace senet::avx512 {
 extern const Kernels kernels;
 }
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+SENET_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c", 512)
 #include "se/cpu/kernels.inl"
-#pragma GCC pop_options
+SENET_TARGET_END
 
 // Behind the target region: every machine runs this when it loads the library. AVX-512's table is there by then (constinit).
 static const senet::Kernels kernels = [] {
@@ -34,7 +35,7 @@ static const senet::RegisterIsa registration({SENET_ISA_NAME, 3,
                                                        __builtin_cpu_supports("avx512vl") &&
                                                        __builtin_cpu_supports("avx512dq") &&
                                                        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx2") &&
-                                                       __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                                                       __builtin_cpu_supports("fma") && senet::has_f16c();
                                               },
                                               &kernels});
 #endif

@@ -11,6 +11,7 @@
 #define SENET_ISA_NAME "baseline"
 #endif
 #include "se/cpu/kernels.h"
+#include "se/cpu/target.h"
 
 #include "se/cpu/kernels.inl"
 

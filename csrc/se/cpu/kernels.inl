@@ -11,7 +11,7 @@ namespace {
 using std::int64_t;
 
 // ---- activations over arrays; out may be z or grad ----
-// Without ivdep gcc tests whether they overlap, and takes a scalar loop where they are the same.
+// Else gcc tests whether they overlap, and takes a scalar loop where they are the same.
 
 template <class A>
 void activation_value(const Activation& activation, const A* z_, A* out, int64_t n) {
@@ -20,7 +20,7 @@ void activation_value(const Activation& activation, const A* z_, A* out, int64_t
   switch (activation.kind) {
 #define SENET_CASE(name, arguments, optional, value, gradient) \
   case ActivationKind::name:                                   \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {     \
+    SENET_NO_OVERLAP for (int64_t i = 0; i < n; ++i) {         \
       const A z = z_[i];                                       \
       out[i] = A(value);                                       \
     }                                                          \
@@ -37,7 +37,7 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
   switch (activation.kind) {
 #define SENET_CASE(name, arguments, optional, value, gradient) \
   case ActivationKind::name:                                   \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {     \
+    SENET_NO_OVERLAP for (int64_t i = 0; i < n; ++i) {         \
       [[maybe_unused]] const A z = z_[i];                      \
       const A g = grad[i];                                     \
       out[i] = A(gradient);                                    \

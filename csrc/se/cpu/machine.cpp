@@ -1,6 +1,9 @@
 #include "se/cpu/machine.h"
 
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <fstream>
@@ -53,6 +56,15 @@ Machine machine_of(std::int64_t threads) {
   m.stream_forward_bytes = std::max(m.near_bytes, std::min<std::int64_t>(shared, 64 << 20));
   m.stream_backward_bytes = std::max(m.near_bytes, m.shared_bytes);
   return m;
+}
+
+bool has_f16c() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace senet

@@ -15,4 +15,6 @@ struct Machine {
 
 Machine machine_of(std::int64_t threads);  // this machine, with so many threads of it
 
+bool has_f16c();  // whether an x86-64 converts half floats: clang's __builtin_cpu_supports knows it only from version 19 on
+
 }  // namespace senet

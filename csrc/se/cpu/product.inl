@@ -39,7 +39,11 @@ struct Pairs {
   static SENET_INLINE Vec<float> spread(const bf16* left) {
     int pair;
     __builtin_memcpy(&pair, left, sizeof pair);
-    return {{(Float)_mm512_set1_epi32(pair)}};
+    __m512i spread = _mm512_set1_epi32(pair);
+#if defined(__clang__)  // version 16 does not come to an end with a product of what it knows to be spread
+    __asm__("" : "+v"(spread));
+#endif
+    return {{(Float)spread}};
   }
   static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
     return {{(Float)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)left.part[0], (__m512bh)right.part[0])}};

@@ -1,0 +1,60 @@
+"""What `make check` runs of `make test`: not what is marked slow, and a few cases of each test, drawn by the seed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = """
+import time
+import pytest
+
+
+@pytest.mark.slow
+def test_marked():
+    pass
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_many(case):
+    pass
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_few(case):
+    pass
+
+
+def test_sleeps():
+    time.sleep(SECONDS)
+"""
+
+
+def chosen(root: Path, tmp_path: Path, *arguments: str, seconds: float = 0) -> tuple[list[str], str]:
+    """The tests of TESTS that ran, in a process of their own, and what pytest printed."""
+    (tmp_path / "test_parts.py").write_text(TESTS.replace("SECONDS", str(seconds)))
+    (tmp_path / "conftest.py").write_text((root / "tests/conftest.py").read_text())
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments, "test_parts.py"]
+    environment = {**os.environ, "PYTHONPATH": str(root / "tests")}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [line.split("::")[1].split()[0] for line in done.stdout.splitlines() if line.startswith("test_parts.py::")]
+    return names, done.stdout
+
+
+def test_a_quick_run_leaves_out_most(root: Path, tmp_path: Path) -> None:
+    everything, printed = chosen(root, tmp_path)
+    assert len(everything) == 13
+    assert "not marked slow" not in printed
+    draws = [chosen(root, tmp_path, "--quick", f"--hypothesis-seed={seed}")[0] for seed in (1, 1, 2)]
+    for names in draws:
+        assert [name.partition("[")[0] for name in names] == ["test_many"] * 3 + ["test_few"] * 2 + ["test_sleeps"]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_what_made_it_slow_is_named(root: Path, tmp_path: Path) -> None:
+    printed = chosen(root, tmp_path, "--quick", seconds=2.1)[1]
+    (line,) = [line for line in printed.splitlines() if "not marked slow" in line]
+    assert line.startswith("2.")
+    assert line.endswith("s, and not marked slow: test_parts.py::test_sleeps")
