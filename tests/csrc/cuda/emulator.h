@@ -45,6 +45,7 @@ void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const O
 // Kernels by their addresses, for who launches them so: what a launch copies, and how to run one of its threads.
 struct Kernel {
   std::size_t launch_bytes;
+  void (*clear_padding)(void* launch);  // what is left in it is the launch's own
   std::function<void(const void* launch)> run;
 };
 void know(const void* address, const Kernel& kernel);
@@ -116,7 +117,8 @@ inline constexpr Index<emulator::size_of_grid> gridDim{};
 template <class Launch>
 const void* address_of(void (*kernel)(Launch)) {
   const auto* address = reinterpret_cast<const void*>(kernel);
-  emulator::know(address, {sizeof(Launch), [kernel](const void* launch) { kernel(*static_cast<const Launch*>(launch)); }});
+  emulator::know(address, {sizeof(Launch), [](void* launch) { __builtin_clear_padding(static_cast<Launch*>(launch)); },
+                           [kernel](const void* launch) { kernel(*static_cast<const Launch*>(launch)); }});
   return address;
 }
 

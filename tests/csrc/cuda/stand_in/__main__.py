@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 BUILD = ROOT / "build/stand_in"
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
-TESTS = ("tests/se/test_cuda.py", "tests/se/test_stand_in.py", "tests/se/test_contract.py")
+TESTS = ("tests/se/test_cuda.py", "tests/csrc/cuda/stand_in/binding_tests.py")
 
 
 def write_if_changed(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned re
 
 struct dim3 {
   unsigned x, y = 1, z = 1;
-  explicit dim3(unsigned n = 1) : x(n) {}
+  dim3(unsigned n = 1) : x(n) {}
 };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
 struct cudaLaunchAttribute {

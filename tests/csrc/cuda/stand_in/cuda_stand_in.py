@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-BUILD = Path(__file__).resolve().parents[4] / "build/stand_in"
+ROOT = Path(__file__).resolve().parents[4]
+BUILD = ROOT / "build/stand_in"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 if "torch" in sys.modules:
@@ -46,6 +47,7 @@ spec.loader.exec_module(device)
 import torch  # noqa: E402
 
 settings = device.settings()
+sys.path.append(str(ROOT / "tests/se"))  # se_testing, for tests that are not there
 
 
 # ---- torch.cuda, as far as the tests ask ----
@@ -98,7 +100,7 @@ def graph(cuda_graph: CUDAGraph) -> Iterator[None]:
 
 
 class Pool:
-    """Memory that torch takes meanwhile, as during the warm-up of torch.compile(mode="reduce-overhead")."""
+    """Memory that torch takes for the current stream, as in the warm-up of torch.compile(mode="reduce-overhead")."""
 
     def __enter__(self) -> "Pool":
         self.number = device.begin_pool()
@@ -132,11 +134,12 @@ FUNCTIONS: dict[str, Any] = {
     "synchronize": synchronize,
     "Stream": lambda device=None: torch.Stream(device=device or "cuda"),
     "stream": stream,
+    "current_stream": lambda of=None: torch.accelerator.current_stream(),
     "CUDAGraph": CUDAGraph,
     "graph": graph,
     "_initialized": True,
     "_exchange_device": exchange_device,
-    "_maybe_exchange_device": exchange_device,
+    "_maybe_exchange_device": lambda index: exchange_device(index),  # Dynamo wants another function
     "default_generators": (torch.default_generator,) * device.devices,
 }
 for name, value in FUNCTIONS.items():
@@ -161,7 +164,7 @@ def stand_in_rules() -> Iterator[None]:
     device.take_faults()
     yield
     synchronize()
-    settings.fail_after, settings.half_done, settings.resident = -1, False, 3
+    settings.reset()
     device.set_device(0)
     if faults := device.take_faults():
         pytest.fail("\n".join(dict.fromkeys(faults)), pytrace=False)

@@ -29,6 +29,7 @@ struct Stream {
   std::deque<std::function<void()>> work;
   Seen seen;                 // of other streams: what is done before whatever comes next here
   Graph* capture = nullptr;  // records what is enqueued, instead of running it
+  std::vector<std::int64_t> pools;
 };
 struct Event {
   Stream* stream = nullptr;
@@ -66,7 +67,7 @@ struct Block {
   const Stream* user = nullptr;  // the owner, or the last that used cudaMalloc's: who comes next must wait for it
   Position used = 0;             // up to here
 };
-// Of torch: in the order of the current stream, in the thread's pool; NaNs from now on, and again when it is free.
+// Of torch: in the order of the current stream, in its pool if it has one; NaNs from now on, and again when it is free.
 void* allocate(int device, std::size_t bytes);
 void release(void* p);
 void also_used_on(const void* p, Stream& stream);
@@ -87,10 +88,10 @@ class Open {
   int device_;
 };
 
-// As during a graph's recording, and torch's warm-up for one: what this thread allocates until end_pool() belongs to the pool,
-// and is not used for anything else until the pool is dropped. live(): what of it was not released.
-std::int64_t begin_pool();
-void end_pool();
+// As during a graph's recording, and torch's warm-up for one: what is allocated for the stream until end_pool() belongs to the
+// pool, and is not used for anything else until the pool is dropped. live(): what of it was not released.
+std::int64_t begin_pool(Stream& stream);
+void end_pool(Stream& stream);
 std::vector<std::uintptr_t> live(std::int64_t pool);
 void drop_pool(std::int64_t pool);
 
@@ -127,10 +128,11 @@ void fault(const std::string& what);
 std::vector<std::string> take_faults();
 
 struct Settings {
-  int resident = 3;           // clusters, or blocks, that run at the same time
-  int fail_after = -1;        // calls of the runtime until one fails; -1: none
-  int failure = 0;            // with this error
-  bool half_done = false;     // a launch that fails has left memory that is cudaMalloc's as garbage
+  int resident = 3;        // clusters, or blocks, that run at the same time
+  int fail_after = -1;     // calls of the runtime until one fails; -1: none
+  int failure = 0;         // with this error
+  bool half_done = false;  // a launch that fails leaves garbage in memory of cudaMalloc's
+  bool garbage = false;    // and so does every memset there
   std::int64_t launches = 0, clusters = 0, probes = 0, mallocs = 0;  // counted
 };
 Settings& settings();

@@ -37,7 +37,6 @@ Arena& arena(int device) {
 }
 
 std::int64_t pools = 0;
-thread_local std::vector<std::int64_t> pool_of_thread;
 
 void* take(int device, std::size_t bytes, const Block& as) {
   Arena& a = arena(device);
@@ -132,7 +131,7 @@ void* allocate(int device, std::size_t bytes) {
   Block as;
   as.owner = current_stream(device);
   as.user = as.owner;
-  if (!pool_of_thread.empty()) as.pool = pool_of_thread.back();
+  if (!as.owner->pools.empty()) as.pool = as.owner->pools.back();
   return take(device, bytes, as);
 }
 
@@ -169,12 +168,12 @@ bool release_raw(void* p) {
   return true;
 }
 
-std::int64_t begin_pool() {
+std::int64_t begin_pool(Stream& stream) {
   const std::lock_guard guard(lock());
-  pool_of_thread.push_back(++pools);
+  stream.pools.push_back(++pools);
   return pools;
 }
-void end_pool() { pool_of_thread.pop_back(); }
+void end_pool(Stream& stream) { stream.pools.pop_back(); }
 
 std::vector<std::uintptr_t> live(std::int64_t pool) {
   const std::lock_guard guard(lock());

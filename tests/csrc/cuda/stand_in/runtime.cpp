@@ -187,9 +187,9 @@ cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t 
     if (!ordered(stream, block->user, block->used)) return fault("a memset of memory that another stream uses");
     block->user = &stream;
     block->used = stream.queued + 1;
-    enqueue(stream, [p, value, bytes, device] {
+    enqueue(stream, [p, byte = settings().garbage ? 0x55 : value, bytes, device] {
       const Open open(device);
-      std::memset(p, value, bytes);
+      std::memset(p, byte, bytes);
     });
   };
   Stream& stream = resolve(native);
@@ -306,6 +306,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
             cluster ? config->dynamicSmemBytes : kStaticShared,
             std::make_shared<std::vector<std::max_align_t>>(known->launch_bytes / sizeof(std::max_align_t) + 1)};
   std::memcpy(work.launch->data(), arguments[0], known->launch_bytes);
+  known->clear_padding(work.launch->data());
   if (failing) {
     if (!settings().half_done) return failing;
     work.for_memory([&](const Block& block, char* begin) {

@@ -110,7 +110,7 @@ Graph* begin_capture(Stream& stream) {
   static unsigned long long graphs = 0;
   auto* graph = new Graph;
   graph->id = ++graphs;
-  graph->pool = begin_pool();
+  graph->pool = begin_pool(stream);
   stream.capture = graph;
   recording().insert(graph);
   return graph;
@@ -118,7 +118,7 @@ Graph* begin_capture(Stream& stream) {
 void end_capture(Stream& stream) {
   const std::lock_guard guard(lock());
   const Graph* graph = std::exchange(stream.capture, nullptr);
-  end_pool();
+  end_pool(stream);
   recording().erase(const_cast<Graph*>(graph));
   if (graph->invalid) throw std::runtime_error("stand-in: the recording was made invalid by what may not be called meanwhile");
 }

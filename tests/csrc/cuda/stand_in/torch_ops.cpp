@@ -170,20 +170,28 @@ PYBIND11_MODULE(_stand_in, m) {
   m.def("set_device", [](int device) { current_device() = device; });
   m.def("synchronize", &synchronize);
   m.def("take_faults", &take_faults);
-  m.def("begin_pool", &begin_pool);
-  m.def("end_pool", &end_pool);
+  m.def("begin_pool", [] { return begin_pool(*current_stream(current_device())); });
+  m.def("end_pool", [] { end_pool(*current_stream(current_device())); });
   m.def("drop_pool", &drop_pool);
   m.def("live", &live);
 
   py::class_<Settings>(m, "Settings")
+      .def("reset",
+           [](Settings& all) {
+             const Settings counted = all;
+             all = Settings();
+             all.launches = counted.launches, all.clusters = counted.clusters;
+             all.probes = counted.probes, all.mallocs = counted.mallocs;
+           })
       .def_readwrite("resident", &Settings::resident)
       .def_readwrite("fail_after", &Settings::fail_after)
       .def_readwrite("failure", &Settings::failure)
       .def_readwrite("half_done", &Settings::half_done)
-      .def_readwrite("launches", &Settings::launches)
-      .def_readwrite("clusters", &Settings::clusters)
-      .def_readwrite("probes", &Settings::probes)
-      .def_readwrite("mallocs", &Settings::mallocs);
+      .def_readwrite("garbage", &Settings::garbage)
+      .def_readonly("launches", &Settings::launches)
+      .def_readonly("clusters", &Settings::clusters)
+      .def_readonly("probes", &Settings::probes)
+      .def_readonly("mallocs", &Settings::mallocs);
   m.def("settings", &settings, py::return_value_policy::reference);
 
   py::class_<Graph, std::unique_ptr<Graph, py::nodelete>>(m, "Graph")
