@@ -63,7 +63,6 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
 cudaError_t cudaStreamDestroy(cudaStream_t);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*);
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*);
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus*, unsigned long long* id, cudaGraph_t*);
 cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void*, cudaHostFn_t destroy, unsigned references, unsigned flags);
 cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned references = 1);

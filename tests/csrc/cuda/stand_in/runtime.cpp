@@ -229,11 +229,6 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t native, cudaStreamCaptureStatu
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamIsCapturing(cudaStream_t native, cudaStreamCaptureStatus* status) {
-  if (const cudaError_t error = begin()) return error;
-  *status = resolve(native).capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
 
 cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* p, cudaHostFn_t destroy, unsigned references, unsigned flags) {
   if (const cudaError_t error = begin()) return error;
