@@ -3,7 +3,7 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks interop demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clean
+.PHONY: help ecosystem networks interop demo test bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate stand-in mutate neon clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
@@ -17,6 +17,7 @@ help:
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
 	@echo "make emulate   the CUDA kernels on the host, also under the sanitizers; every=10 runs a tenth of the cases"
+	@echo "make stand-in  the GPU's binding and its tests on a device that stands in for one, without nvcc"
 	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make build     compile in place"
@@ -24,7 +25,7 @@ help:
 	@echo "make gates     make cuda, then what its kernels must be: registers, spills, instructions; ARGS=--plant shows bugs noticed"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo test bench lint stubs format build ecosystem networks interop toolkit:
+demo test bench lint stubs format build stand-in ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:

@@ -61,6 +61,9 @@ VERBS = {
     "interop": Verb("interop", False, ()),
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest", "-n", "{workers}", "--dist", "loadgroup"),)),
+    "stand-in": Verb(
+        "test", True, (("{python}", "tests/csrc/cuda/stand_in", "-n", "{workers}", "--dist", "loadgroup"),)
+    ),
     "bench": Verb(
         "bench", True, (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),)
     ),

@@ -1,4 +1,5 @@
 """Build the stand-in for a CUDA device and run tests on it: `python tests/csrc/cuda/stand_in [arguments of pytest]`.
+Without the name of a file among the arguments, all of its tests.
 
 The op library with CUDA: the binding as it is, csrc/se/cuda/*.cu compiled for the host by the C++ compiler, a CUDA
 runtime over the emulator (runtime.cpp), and the device type CUDA of a torch without it (torch_device.cpp). No nvcc. The
@@ -29,7 +30,7 @@ def objects_of_the_build() -> list[Path]:
     found = (ROOT / "build").glob(f"temp*{sys.implementation.cache_tag}/senet_fast.se.libsenet_fast/*.o")
     kernels = sorted(path for path in found if not path.name.endswith("bindings.o"))
     if not kernels:
-        raise SystemExit("no objects of the op library below build/: run make build first")
+        raise SystemExit("no objects of the op library below build/: run make clean build first")
     return kernels
 
 
@@ -42,7 +43,7 @@ def manifest() -> str:
     plain = f"-std=c++20 -fPIC -Wall -Wno-unknown-pragmas -I{HERE} -I{HERE.parent} -I{ROOT}/csrc -I{BUILD}"
     with_torch = (
         f"{plain} -O0 -Wno-psabi -ffp-contract=off -I{sysconfig.get_path('include')} "
-        f'-DTORCH_API_INCLUDE_EXTENSION_H \'-DSENET_FAST_TORCH="{torch.__version__}"\' '
+        f"-DTORCH_API_INCLUDE_EXTENSION_H '-DSENET_FAST_TORCH=\"{torch.__version__}\"' "
         + " ".join(f"-isystem {path}" for path in include_paths())
     )
     hidden = f"{with_torch} -fvisibility=hidden"
@@ -71,8 +72,14 @@ def manifest() -> str:
     write_if_changed(BUILD / "senet_fast_build.h", '#define SENET_FAST_CUDA "none: the stand-in"\n')
     # the longest first
     op = [compiled(bindings, f"{hidden} -fopenmp")]
-    op += [compiled(path, f"-x c++ {plain} -O1 -fvisibility=hidden") for path in sorted((ROOT / "csrc/se/cuda").glob("*.cu"))]
-    device = [compiled(HERE / f"torch_{name}.cpp", f"{with_torch} -DTORCH_EXTENSION_NAME=_stand_in") for name in ("ops", "device")]
+    op += [
+        compiled(path, f"-x c++ {plain} -O1 -fvisibility=hidden")
+        for path in sorted((ROOT / "csrc/se/cuda").glob("*.cu"))
+    ]
+    device = [
+        compiled(HERE / f"torch_{name}.cpp", f"{with_torch} -DTORCH_EXTENSION_NAME=_stand_in")
+        for name in ("ops", "device")
+    ]
     module = [compiled(ROOT / "csrc/bindings/module.cpp", f"{hidden} -DTORCH_EXTENSION_NAME=_C")]
     runtime = [compiled(HERE.parent / f"{name}.cpp", f"{plain} -O2") for name in ("emulator", "emulator_cluster")]
     runtime += [compiled(HERE / f"{name}.cpp", f"{plain} -O1") for name in ("memory", "runtime", "streams")]
@@ -95,7 +102,8 @@ def build() -> None:
 def main() -> int:
     build()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "pytest", "-p", "cuda_stand_in", *(sys.argv[1:] or TESTS)]
+    named = any(".py" in argument for argument in sys.argv[1:])
+    command = [sys.executable, "-m", "pytest", "-p", "cuda_stand_in", *sys.argv[1:], *(() if named else TESTS)]
     return subprocess.call(command, cwd=ROOT, env=environment)
 
 

@@ -1,8 +1,9 @@
 """What the GPU's binding must do beside computing: memory, streams, graphs, errors. Run by `make stand-in`.
 
-The stand-in's own rules hold in every test (cuda_stand_in.py); the last tests here show that it notices what breaks them.
+The stand-in's own rules hold in every test (cuda_stand_in.py); the last tests show that it notices what breaks them.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -186,7 +187,9 @@ def test_counters_grow_with_the_batch() -> None:
     large = {name: v.cuda() if isinstance(v, Tensor) else v for name, v in large.items()}
     before, y = squeeze_excite(**small), squeeze_excite(**large)
     assert_same_bits(squeeze_excite(**small), before)
-    torch.testing.assert_close(y.cpu(), squeeze_excite(**{n: getattr(v, "cpu", lambda v=v: v)() for n, v in large.items()}))
+    torch.testing.assert_close(
+        y.cpu(), squeeze_excite(**{n: getattr(v, "cpu", lambda v=v: v)() for n, v in large.items()})
+    )
 
 
 @pytest.mark.usefixtures("tickets")
@@ -219,7 +222,7 @@ os.environ["SENET_FAST_CUDA_KERNEL"] = "ticket"
 squeeze_excite(**arguments()).cpu()
 child = os.fork()
 if child == 0:
-    sys.exit(0)  # with all that is to be done at the end; the stand-in ends a process with 86 that calls CUDA after a fork
+    sys.exit(0)  # with all that is done at the end; the stand-in ends a process with 86 that calls CUDA after a fork
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 squeeze_excite(**arguments()).cpu()
 """
@@ -236,10 +239,8 @@ def test_a_question_without_an_answer_is_asked_again(monkeypatch: pytest.MonkeyP
         given = arguments(B=1, K=20 + calls)  # plans are kept by shape
         monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", "cluster")
         settings.fail_after = calls
-        try:
+        with contextlib.suppress(RuntimeError, ValueError):
             squeeze_excite(**given)
-        except (RuntimeError, ValueError):
-            pass
         settings.fail_after = -1
         clusters = settings.clusters
         squeeze_excite(**given)
@@ -260,7 +261,7 @@ def test_an_error_is_said_and_not_left_behind() -> None:
     given = arguments()
     expected = squeeze_excite(**given)
     settings.fail_after, settings.failure = 0, 719
-    with pytest.raises(RuntimeError, match="squeeze_excite: .* failed: unspecified launch failure"):
+    with pytest.raises(RuntimeError, match=r"squeeze_excite: .* failed: unspecified launch failure"):
         squeeze_excite(**given)
     assert_same_bits(squeeze_excite(**given), expected)
 

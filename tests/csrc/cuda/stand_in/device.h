@@ -121,7 +121,6 @@ void end_capture(Stream& stream);
 void replay(Graph& graph, Stream& stream);
 void destroy(Graph* graph);
 
-
 // ---- what tests ask and say ----
 
 void fault(const std::string& what);

@@ -126,12 +126,18 @@ using namespace stand_in;
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
-    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
-    default: return "unspecified launch failure";
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    default:
+      return "unspecified launch failure";
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
@@ -156,10 +162,18 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   if (const cudaError_t error = begin()) return error;
   if (device < 0 || device >= kDevices) return answer(cudaErrorInvalidDevice);
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = kProcessors; break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = kShared; break;
-    case cudaDevAttrClusterLaunch: *value = 1; break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = kProcessors;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = kShared;
+      break;
+    case cudaDevAttrClusterLaunch:
+      *value = 1;
+      break;
   }
   return cudaSuccess;
 }
@@ -222,13 +236,12 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t native, cudaStreamCaptureStatu
                                      cudaGraph_t* graph) {
   if (const cudaError_t error = begin()) return error;
   Graph* capture = resolve(native).capture;
-  *status = !capture            ? cudaStreamCaptureStatusNone
+  *status = !capture           ? cudaStreamCaptureStatusNone
             : capture->invalid ? cudaStreamCaptureStatusInvalidated
                                : cudaStreamCaptureStatusActive;
   if (capture) *id = capture->id, *graph = capture;
   return cudaSuccess;
 }
-
 
 cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* p, cudaHostFn_t destroy, unsigned references, unsigned flags) {
   if (const cudaError_t error = begin()) return error;
