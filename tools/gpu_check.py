@@ -1,10 +1,10 @@
 """One command on a machine with a GPU: `python tools/gpu_check.py`. Under 8 minutes, and nothing is downloaded.
 
-It builds with CUDA for the GPUs it sees, runs the GPU's tests, runs every kernel under compute-sanitizer where there is
-one, and measures: the table of `python -m benchmarks.gpu` in benchmarks/results grows with every case. A step that fails
-does not stop the others; the last lines say what became of each, and the exit status is 1 if one failed or did not begin
-for lack of time. `--resume` then leaves out what has passed, and the cases that are measured. docs/gpu-checklist.md says
-what to tick. Needs torch with CUDA, nvcc, and the packages of the build and of the tests.
+It builds with CUDA for the GPUs it sees, runs the GPU's tests, runs every kernel under compute-sanitizer where there
+is one, and measures: the table of `python -m benchmarks.gpu` in benchmarks/results grows with every case. A step that
+fails does not stop the others; the last lines say what became of each, and the exit status is 1 if one failed or did
+not begin for lack of time. `--resume` then leaves out what has passed, and the cases that are measured.
+docs/gpu-checklist.md says what to tick. Needs torch with CUDA, nvcc, and the packages of the build and of the tests.
 
 `--dry-run` is for machines without a GPU: it builds where nvcc is, collects the GPU's tests and rehearses the
 measurements on the CPU with tiny tensors. Only launches are missing.
