@@ -3,7 +3,7 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate mutate neon clang clang-built clean
+.PHONY: help ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate stand-in mutate neon clang clang-built clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
@@ -18,6 +18,7 @@ help:
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make sanitize  the C++ tests under the address, undefined and thread sanitizers, the ID tests under the first two"
 	@echo "make emulate   the CUDA kernels on the host, also under the sanitizers; every=10 runs a tenth of the cases"
+	@echo "make stand-in  the GPU's binding and its tests on a device that stands in for one, without nvcc"
 	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
 	@echo "make clang     the package compiled by clang beside this build, its C++ test and the op's tests; CLANG=clang++-19"
@@ -28,7 +29,7 @@ help:
 	@echo "make wheels    wheels in dist/: with the op for this torch, and the IDs alone; each is tried without a compiler"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo check test docs wheels clang bench lint stubs format build ecosystem networks interop toolkit:
+demo check test docs wheels clang bench lint stubs format build stand-in ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:

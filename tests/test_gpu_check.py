@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,11 @@ def test_dry_run(root: Path, tmp_path: Path) -> None:
     assert [row["kind"] for row in results["networks"]] == ["forward", "step"]
     text = written.with_suffix(".md").read_text()
     assert "A dry run: these times mean nothing" in text
+    before = results["op"][0] | {"seconds": {"ours": 1.0}}
+    written.write_text(json.dumps(results | {"op": [before, *results["op"][1:]]}))
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--resume", "--results", str(tmp_path)]
+    assert subprocess.run(command, cwd=root).returncode == 0
+    assert json.loads(written.read_text())["op"][0] == before  # not measured again
     assert "FusedSE, tails" in text
 
 
@@ -49,7 +55,8 @@ def test_steps(gpu_check: ModuleType) -> None:
     assert [step.name for step in steps] == ["build", "tests", "memcheck", "initcheck", "synccheck", "racecheck"]
     assert steps[0].environment["SENET_FAST_CUDA"] == "1"
     assert [step.beside for step in steps[2:]] == [False, True, True, True]
-    assert gpu_check.measurements(False, 200.0, None).command[-2:] == ("--seconds", "140")
+    assert not any("-x" in step.command for step in steps)  # what fails is listed to the end
+    assert gpu_check.measurements(False, 200.0, None, False).command[-2:] == ("--seconds", "140")
 
 
 def test_a_step_that_fails_or_hangs_is_said(gpu_check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +67,44 @@ def test_a_step_that_fails_or_hangs_is_said(gpu_check: ModuleType, capsys: pytes
     assert "bad            FAILED with status 3" in outcomes[0]
     assert "slow           ENDED after 0 s" in outcomes[1]
     assert "why" in capsys.readouterr().out
+
+
+def test_a_limit_holds_for_what_a_step_has_started(gpu_check: ModuleType) -> None:
+    """A grandchild that keeps the pipe open, as a compiler's or a test's may."""
+    child = "import subprocess; subprocess.Popen(['sleep', '60'])"
+    begin = time.monotonic()
+    both = [gpu_check.Step(name, (sys.executable, "-c", child), seconds=2.0) for name in ("one", "other")]
+    assert all("ENDED after 2 s" in outcome for outcome in gpu_check.run(both))
+    assert time.monotonic() - begin < 30
+
+
+def test_resume_does_what_is_left(
+    gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    steps = [gpu_check.Step("build", ()), gpu_check.Step("tests", ()), gpu_check.Step("memcheck", ())]
+    fails = {"tests"}
+
+    def run(group: list[Any], left: float = 0) -> list[str]:
+        ran.extend(step.name for step in group)
+        return [f"{step.name:14} {'FAILED' if step.name in fails else 'passed'}, 1 s" for step in group]
+
+    monkeypatch.setattr(gpu_check, "PASSED", tmp_path / "passed.json")
+    monkeypatch.setattr(gpu_check, "steps", lambda *given: steps)
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--no-build"])
+    assert gpu_check.main() == 1
+    assert ran == ["build", "tests", "memcheck", "measurements"]
+    ran.clear()
+    fails.clear()
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--no-build", "--resume"])
+    assert gpu_check.main() == 0
+    assert ran == ["tests", "measurements"]
+    monkeypatch.setattr(gpu_check, "SECONDS", 100.0)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--no-build"])
+    capsys.readouterr()
+    assert gpu_check.main() == 1
+    assert "NOT BEGUN for lack of time: --resume" in capsys.readouterr().out
 
 
 def row(kind: str, heat: str, batch: int, size: float, **seconds: float) -> dict[str, Any]:

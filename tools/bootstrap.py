@@ -63,6 +63,7 @@ VERBS = {
     "demo": Verb("demo", True, (("{python}", "-m", "senet_fast", "demo"),)),
     "test": Verb("test", True, (("{python}", "-m", "pytest", *IN_PARALLEL),)),
     "check": Verb("test", True, (("{python}", "-m", "pytest", *IN_PARALLEL, "--quick"),)),
+    "stand-in": Verb("test", True, (("{python}", "tests/csrc/cuda/stand_in", *IN_PARALLEL),)),
     "bench": Verb(
         "bench", True, (("{python}", "-m", "pytest", "benchmarks", "--benchmark-json=build/benchmarks.json"),)
     ),

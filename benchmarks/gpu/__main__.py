@@ -1,4 +1,5 @@
-"""The tables of a GPU: `python -m benchmarks.gpu`. Writes gpu-DATE-NAME.json and .md into benchmarks/results.
+"""The tables of a GPU: `python -m benchmarks.gpu`. Writes gpu-DATE-NAME.json and .md into benchmarks/results, again
+after every case; --resume goes on with those of the day.
 
 The op in CUDA graphs, cold (every tensor has left the L2 before it is used again) and hot, beside eager PyTorch,
 torch.compile, also in CUDA graphs, and a copy of the same size; then SE-ResNet-50 with and without SE. Contenders take
@@ -107,30 +108,43 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def run(clock: Clock, dry_run: bool, seconds: float) -> dict[str, Any]:
-    """The first case, the networks, then the other cases until the time is up."""
+def beginning(dry_run: bool) -> dict[str, Any]:
+    return {**surroundings(), "gpu": gpu(), "dry_run": dry_run, "op": [], "networks": [], "left_out": []}
+
+
+def path_of(results: dict[str, Any], folder: Path) -> Path:
+    name = "dry-run" if results["dry_run"] else results["gpu"]["name"]
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return folder / f"gpu-{results['date'][:10]}-{name}.json"
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.with_suffix(".md").write_text(markdown(results) + "\n")
+
+
+def run(clock: Clock, results: dict[str, Any], seconds: float, path: Path) -> None:
+    """The first case, the networks, then the other cases until the time is up; what there is, is written after each."""
     functorch_config.donated_buffer = False  # a compiled backward may then run more than once
-    results: dict[str, Any] = {
-        **surroundings(),
-        "gpu": gpu(),
-        "dry_run": dry_run,
-        "op": [],
-        "networks": [],
-        "left_out": [],
-    }
+    dry_run, done = results["dry_run"], {row["case"] for row in results["op"]}
     cases, end, longest = op.tiny_cases() if dry_run else op.cases(), time.monotonic() + seconds, 0.0
+    results["left_out"] = [case.id for case in cases if case.id not in done]
     for place, case in enumerate(cases):
         begin = time.monotonic()
-        if begin + longest > end:
-            results["left_out"].append(case.id)
-            continue
-        results["op"] += op.measure(case, clock, "eager" if dry_run else "inductor")
-        longest = max(longest, time.monotonic() - begin)
-        print(f"{case.id}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-        if place == 0:
+        if case.id not in done:
+            if begin + longest > end:
+                continue
+            results["op"] += op.measure(case, clock, "eager" if dry_run else "inductor")
+            results["left_out"].remove(case.id)
+            longest = max(longest, time.monotonic() - begin)
+            print(f"{case.id}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            write(results, path)
+        if place == 0 and not results["networks"]:
+            begin = time.monotonic()
             results["networks"] = networks.measure(clock, dry_run)
-            print(f"networks: {time.monotonic() - begin - longest:.0f} s", file=sys.stderr, flush=True)
-    return results
+            print(f"networks: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            write(results, path)
 
 
 def main() -> int:
@@ -140,18 +154,18 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
     parser.add_argument("--seconds", type=float, default=1200.0, help="no case begins that would end later")
     parser.add_argument("--results", type=Path, help="the folder; default: benchmarks/results, or build of a dry run")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that the table of the day has")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU; --dry-run rehearses on the CPU")
-    results = run(Rehearsal() if options.dry_run else GpuClock(), options.dry_run, options.seconds)
-    folder = options.results or (Path("build") if options.dry_run else RESULTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", ("dry-run" if options.dry_run else results["gpu"]["name"]).lower()).strip("-")
-    path = folder / f"gpu-{results['date'][:10]}-{name}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    text = markdown(results)
-    path.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    results = beginning(options.dry_run)
+    path = path_of(results, options.results or (Path("build") if options.dry_run else RESULTS))
+    if options.resume and path.exists():
+        before = json.loads(path.read_text())
+        results |= {name: before[name] for name in ("op", "networks")}
+    run(Rehearsal() if options.dry_run else GpuClock(), results, options.seconds, path)
+    write(results, path)
+    print(markdown(results))
     print(f"\n{path.with_suffix('.md')}")
     return 1 if any(row["problems"] for row in [*results["op"], *results["networks"]]) else 0
 

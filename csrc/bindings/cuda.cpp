@@ -2,14 +2,11 @@
 #include "senet_fast_build.h"  // made by setup.py
 #if defined(SENET_FAST_CUDA)
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
 #include <cstdlib>
-#include <map>
-#include <mutex>
 
 #include "bindings/ops.h"
 #include "bindings/run.h"
@@ -20,19 +17,6 @@ namespace {
 
 void check_cuda(const char* error, const char* what) {
   TORCH_CHECK(error == nullptr, "squeeze_excite: ", what, " failed: ", error);
-}
-
-// The kernels leave their counters zero, so each stream keeps a tensor of them, grown where a batch needs more. A graph gets
-// zeros of its own, recorded with it: it may be replayed on any stream.
-Tensor counters_for(const Tensor& x, void* stream, std::int64_t count) {
-  const auto zeros = [&](std::int64_t n) { return at::zeros({n}, x.options().dtype(at::kInt)); };
-  if (cuda::is_capturing(stream)) return zeros(count);
-  static std::mutex mutex;
-  static auto& kept = *new std::map<std::pair<c10::DeviceIndex, void*>, Tensor>;  // never freed: CUDA may end before us
-  const std::lock_guard lock(mutex);
-  Tensor& counters = kept[{x.device().index(), stream}];
-  if (!counters.defined() || counters.numel() < count) counters = zeros(std::max<std::int64_t>(count, 1024));
-  return counters;
 }
 
 // SENET_FAST_CUDA_KERNEL: auto, ticket or cluster. Read at every call, so that one process can compare them.
@@ -67,10 +51,7 @@ class RunOnGpu {
                       x_.sizes(), "; expected fewer than 2^30 tiles of 16 kB on a GPU");
     void* stream = c10::impl::VirtualGuardImpl(x_.device().type()).getStream(x_.device()).native_handle();
     const Tensor scratch = at::empty({plans.scratch_bytes}, x_.options().dtype(at::kByte));
-    const Tensor counters = plans.counters > 0 ? counters_for(x_, stream, plans.counters) : Tensor();
-    check_cuda(cuda::launch(p, plans, scratch.mutable_data_ptr(),
-                            counters.defined() ? static_cast<unsigned*>(counters.mutable_data_ptr()) : nullptr, stream),
-               "the launch");
+    check_cuda(cuda::launch(p, plans, scratch.mutable_data_ptr(), stream), "the launch");
   }
   static void made(const Tensor&) {}
 

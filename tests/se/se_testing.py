@@ -1,5 +1,6 @@
 """What the op's tests share: layouts, made-up arguments, and the comparison with the reference."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from senet_fast.se import reference, squeeze_excite
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 EXCITATIONS = ["two_fc", "one_fc", "channel_conv"]
 TENSORS = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual")
+
+STAND_IN = "cuda_stand_in" in sys.modules  # the GPU is none, and slow: tests/csrc/cuda/stand_in
 
 Arguments = dict[str, Any]  # keyword arguments of squeeze_excite
 Function = Callable[..., Tensor]

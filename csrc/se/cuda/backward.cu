@@ -6,8 +6,9 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral>
-__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_constant__ BackwardLaunch launch) {
-  __shared__ typename Backward<T, W, kGeneral>::template Shared<kThreads> shared;
+SENET_KERNEL(kThreads, 2)
+backward_kernel(SENET_LAUNCH BackwardLaunch launch) {
+  SENET_SHARED(shared, typename Backward<T, W, kGeneral>::template Shared<kThreads>);
   Backward<T, W, kGeneral>::run(launch, shared);
 }
 

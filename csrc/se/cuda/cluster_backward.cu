@@ -6,17 +6,19 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral, int kImages>
-__global__ void __launch_bounds__(kThreadsOfWide, 1)
-    cluster_backward_kernel(const __grid_constant__ ClusterBackwardLaunch launch) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) unsigned char shared[];
+SENET_KERNEL(kThreadsOfWide, 1)
+cluster_backward_kernel(SENET_LAUNCH ClusterBackwardLaunch launch) {
+#if SENET_HAS_CLUSTERS
+  SENET_DYNAMIC_SHARED(shared);
   ClusterBackward<T, W, kGeneral, kImages>::run(launch, shared);
 #endif
 }
 
 template <class T, class W>
-__global__ void __launch_bounds__(kThreads) weights_kernel(const __grid_constant__ ClusterBackwardLaunch launch) {
-  __shared__ double warps[kThreads / 32];
+SENET_KERNEL(kThreads)
+weights_kernel(SENET_LAUNCH ClusterBackwardLaunch launch) {
+  using Warps = double[kThreads / 32];
+  SENET_SHARED(warps, Warps);
   WeightGradients<T, W>{launch.call, launch.sums, launch.cut.images, warps}.run(blockIdx.x);
 }
 

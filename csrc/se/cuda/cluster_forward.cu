@@ -6,10 +6,10 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral, int kImages>
-__global__ void __launch_bounds__(kImages > 1 ? kThreadsOfWide : kClusterThreads, 1)
-    cluster_forward_kernel(const __grid_constant__ ClusterForwardLaunch launch) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) unsigned char shared[];
+SENET_KERNEL(kImages > 1 ? kThreadsOfWide : kClusterThreads, 1)
+cluster_forward_kernel(SENET_LAUNCH ClusterForwardLaunch launch) {
+#if SENET_HAS_CLUSTERS
+  SENET_DYNAMIC_SHARED(shared);
   ClusterForward<T, W, kGeneral, kImages>::run(launch, shared);
 #endif
 }

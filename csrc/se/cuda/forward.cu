@@ -10,9 +10,9 @@ template <class T, bool kGeneral>
 constexpr int kResident = kGeneral || sizeof(T) != 4 ? 2 : 3;
 
 template <class T, class W, bool kGeneral>
-__global__ void __launch_bounds__(kThreads, kResident<T, kGeneral>)
-    forward_kernel(const __grid_constant__ ForwardLaunch launch) {
-  __shared__ typename Forward<T, W, kGeneral>::template Shared<kThreads> shared;
+SENET_KERNEL(kThreads, kResident<T, kGeneral>)
+forward_kernel(SENET_LAUNCH ForwardLaunch launch) {
+  SENET_SHARED(shared, typename Forward<T, W, kGeneral>::template Shared<kThreads>);
   Forward<T, W, kGeneral>::run(launch, shared);
 }
 

@@ -15,11 +15,6 @@ constexpr int kThreadsOfWide = kClusterThreads / 2;
 constexpr int kThreadsOfWide = kClusterThreads;
 #endif
 
-template <class... Arguments>
-const void* address_of(void (*kernel)(Arguments...)) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 // Kernels::of<T, W>(variant...) for the types of p
 template <class Kernels, class... Variant>
 const void* kernel_of(const Params& p, Variant... variant) {

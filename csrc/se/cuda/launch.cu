@@ -11,6 +11,7 @@
 #include "se/cuda/backward.cuh"
 #include "se/cuda/cluster_backward.cuh"
 #include "se/cuda/cluster_forward.cuh"
+#include "se/cuda/counters.h"
 #include "se/cuda/forward.cuh"
 #include "se/cuda/kernels.h"
 
@@ -60,39 +61,62 @@ struct Grid : cudaLaunchConfig_t {
   Grid(const Grid&) = delete;
 };
 
+// Questions to the driver. An error may be the answer, that the GPU or the kernel cannot do it; any other says nothing of them,
+// and the next call asks again.
+class Questions {
+ public:
+  bool yes(cudaError_t said) {
+    if (said == cudaSuccess) return true;
+    cudaGetLastError();  // not an error to leave behind
+    switch (said) {
+      case cudaErrorInvalidValue:
+      case cudaErrorInvalidConfiguration:
+      case cudaErrorInvalidDeviceFunction:
+      case cudaErrorNoKernelImageForDevice:
+      case cudaErrorLaunchOutOfResources:
+      case cudaErrorNotSupported:
+      case cudaErrorInvalidClusterSize:
+        break;
+      default:
+        answered_ = false;
+    }
+    return false;
+  }
+  bool answered() const { return answered_; }
+
+ private:
+  bool answered_ = true;
+};
+
 // Clusters of the plan's that are resident at the same time; 0 where the GPU or the kernel has none.
 // What the kernel is allowed here, it is when it is launched.
-int active_clusters(const void* kernel, const ClusterPlan& plan, const Gpu& gpu) {
+int active_clusters(const void* kernel, const ClusterPlan& plan, const Gpu& gpu, Questions& ask) {
   int clusters = 0;
   cudaFuncAttributes attributes{};
   const Grid grid(plan, 1);
-  const bool known =
-      cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && plan.threads <= attributes.maxThreadsPerBlock &&
-      (plan.size <= 8 || cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess) &&
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&clusters, kernel, &grid) == cudaSuccess;
-  if (known) return clusters;
-  cudaGetLastError();  // an answer, not an error to leave behind
-  return 0;
+  const bool possible =
+      ask.yes(cudaFuncGetAttributes(&attributes, kernel)) && plan.threads <= attributes.maxThreadsPerBlock &&
+      (plan.size <= 8 || ask.yes(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))) &&
+      ask.yes(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes)) &&
+      ask.yes(cudaOccupancyMaxActiveClusters(&clusters, kernel, &grid));
+  return possible ? clusters : 0;
 }
 
-// Whether the current device has clusters, and the kernel was compiled for a GPU that has: for an older one it is empty.
-bool has_clusters(const void* kernel) {
-  int device = 0, clusters = 0;
+// Whether the device has clusters, and the kernel was compiled for a GPU that has: for an older one it is empty.
+bool has_clusters(const void* kernel, int device, Questions& ask) {
+  int clusters = 0;
   cudaFuncAttributes attributes{};
-  const bool known = kernel && cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess && clusters &&
-                     cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-  if (!known) cudaGetLastError();
-  return known && attributes.ptxVersion >= 90;
+  return kernel && ask.yes(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device)) && clusters &&
+         ask.yes(cudaFuncGetAttributes(&attributes, kernel)) && attributes.ptxVersion >= 90;
 }
 
-// choose() for the current device: asked of the driver once for each kind of call.
+// choose() for the current device: asked of the driver once for each kind of call, if it answers.
 template <class P>
 ClusterPlan choose_here(const P& p, const Gpu& gpu, Kernel wanted, const Plan& ticket) {
   const bool several_images = !is_general(p);
+  Questions ask;
   int device = 0;
-  cudaGetDevice(&device);
+  if (!ask.yes(cudaGetDevice(&device))) return {};
   using Key = std::array<std::int64_t, 14>;
   const auto& [B, O, K, I, R] = p.shape;
   const Key key{device,
@@ -115,11 +139,12 @@ ClusterPlan choose_here(const P& p, const Gpu& gpu, Kernel wanted, const Plan& t
   if (const auto found = known.find(key); found != known.end()) return found->second;
   if (known.size() > 10000) known.clear();  // of batches of every size
   ClusterPlan plan;
-  if (has_clusters(cluster_kernel(p, 1))) {
-    const auto active = [&](const ClusterPlan& one) { return active_clusters(cluster_kernel(p, one.images), one, gpu); };
+  if (has_clusters(cluster_kernel(p, 1), device, ask)) {
+    const auto active = [&](const ClusterPlan& one) { return active_clusters(cluster_kernel(p, one.images), one, gpu, ask); };
     plan = choose(p, kBackward<P>, gpu, wanted, several_images, active, ticket);
   }
-  return known[key] = plan;
+  if (ask.answered()) known[key] = plan;
+  return plan;
 }
 
 // enqueue(kernel, launch, grid) for each launch of the call, in order; what it returns, if that is not null, ends it.
@@ -143,7 +168,6 @@ const char* plan_call(const P& p, Kernel wanted, Plans& plans) {
   if (const char* error = gpu_of(ticket_kernel(p), gpu)) return error;
   plans.ticket = plan(p.shape, p.dtype, gpu);
   plans.cluster = choose_here(p, gpu, wanted, plans.ticket);
-  plans.counters = plans.cluster ? 0 : counters_of(p.shape.B);
   Scratch counted(nullptr, p.dtype);
   for_launches(p, plans, counted, nullptr, [](auto&&...) -> const char* { return nullptr; });
   plans.scratch_bytes = counted.bytes();
@@ -151,13 +175,20 @@ const char* plan_call(const P& p, Kernel wanted, Plans& plans) {
 }
 
 template <class P>
-const char* launch_call(const P& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
+const char* launch_call(const P& p, const Plans& plans, void* scratch, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  unsigned* counters = nullptr;
+  if (!plans.cluster) {
+    if (const cudaError_t error = counters_for(on, counters_of(p.shape.B), counters)) return text_of(error);
+  }
   Scratch taken(scratch, p.dtype);
-  return for_launches(p, plans, taken, counters, [&](const void* kernel, auto launch, Grid&& grid) {
-    grid.stream = static_cast<cudaStream_t>(stream);
+  const char* error = for_launches(p, plans, taken, counters, [&](const void* kernel, auto launch, Grid&& grid) {
+    grid.stream = on;
     void* arguments[] = {&launch};
     return text_of(cudaLaunchKernelExC(&grid, kernel, arguments));
   });
+  if (error && counters) distrust_counters(on);
+  return error;
 }
 
 }  // namespace
@@ -165,17 +196,11 @@ const char* launch_call(const P& p, const Plans& plans, void* scratch, unsigned*
 const char* make_plans(const ForwardParams& p, Kernel wanted, Plans& plans) { return plan_call(p, wanted, plans); }
 const char* make_plans(const BackwardParams& p, Kernel wanted, Plans& plans) { return plan_call(p, wanted, plans); }
 
-const char* launch(const ForwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
-  return launch_call(p, plans, scratch, counters, stream);
+const char* launch(const ForwardParams& p, const Plans& plans, void* scratch, void* stream) {
+  return launch_call(p, plans, scratch, stream);
 }
-const char* launch(const BackwardParams& p, const Plans& plans, void* scratch, unsigned* counters, void* stream) {
-  return launch_call(p, plans, scratch, counters, stream);
-}
-
-bool is_capturing(void* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
-  return status != cudaStreamCaptureStatusNone;
+const char* launch(const BackwardParams& p, const Plans& plans, void* scratch, void* stream) {
+  return launch_call(p, plans, scratch, stream);
 }
 
 }  // namespace senet::cuda

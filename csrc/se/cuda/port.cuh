@@ -12,8 +12,20 @@
 #define SENET_DEVICE __device__ __forceinline__
 #define SENET_DEVICE_CALL static __device__ __noinline__
 #define SENET_HOST_DEVICE __host__ __device__
+// SENET_KERNEL(bounds of a launch) name(SENET_LAUNCH Launch launch) { SENET_SHARED(name, Type); ... }
+#define SENET_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
+#define SENET_LAUNCH const __grid_constant__
+#define SENET_SHARED(name, ...) __shared__ __VA_ARGS__ name
+#define SENET_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define SENET_HAS_CLUSTERS (__CUDA_ARCH__ >= 900)
 
 namespace senet::cuda {
+
+// What cudaLaunchKernelExC() and others know a kernel by.
+template <class Launch>
+const void* address_of(void (*kernel)(Launch)) {
+  return reinterpret_cast<const void*>(kernel);
+}
 
 using f16 = __half;
 using bf16 = __nv_bfloat16;

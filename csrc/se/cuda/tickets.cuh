@@ -55,9 +55,10 @@ SENET_DEVICE void for_tickets(const Tickets& t, TicketWords& words, const Work& 
   for (unsigned* drawn = words.drawn;; drawn = words.drawn + (drawn == words.drawn)) {  // in two places by turns
     const unsigned ticket = *drawn;
     if (ticket >= total) break;
-    unsigned* next = words.drawn + (drawn == words.drawn);
-    if (threadIdx.x == 0) *next = add_relaxed(t.counters, 1);  // in advance: it takes as long as a small job
+    unsigned next = 0;
+    if (threadIdx.x == 0) next = add_relaxed(t.counters, 1);  // in advance: it takes as long as a small job
     work(job_of(ticket, t));
+    if (threadIdx.x == 0) words.drawn[drawn == words.drawn] = next;  // not sooner: it would be waited for
     __syncthreads();  // shared memory is free again, and the next ticket is in it
   }
   if (threadIdx.x == 0) words.last = add_acquire_release(t.counters + 1, 1) == gridDim.x - 1;

@@ -99,7 +99,7 @@ struct Tested {
       if (jobs == 0) return;
       emulator::launch(unsigned(jobs), kBlock, kBlock / 32 * sizeof(double), {schedule.seed, 3}, [&](void* shared) {
         cuda::WeightGradients<T, W>{launch.call, launch.sums, launch.cut.images, static_cast<double*>(shared)}.run(
-            int(blockIdx.x));
+            int(cuda::blockIdx.x));
       });
     });
     check(scratch.guarded(), "%s: wrote outside of the scratch", where.c_str());

@@ -214,6 +214,12 @@ void fail(const char* what) {
   _exit(86);
 }
 
+void* shared_memory(std::size_t bytes) {
+  const Block& block = *current->block_of;
+  if (bytes > block.shared_bytes) fail("the launch has less shared memory than the kernel");
+  return block.shared.get();
+}
+
 void block_barrier(const char* file, int line) {
   Block& block = *current->block_of;
   meet(block.barrier, block.live, file, line);

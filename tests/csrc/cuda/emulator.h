@@ -28,6 +28,10 @@ struct Thread {
 extern Thread* self;
 extern Dim3 block_size, grid_size;
 extern unsigned cluster_size;
+inline const Dim3& thread_index() { return self->thread; }
+inline const Dim3& block_index() { return self->block; }
+inline const Dim3& size_of_block() { return block_size; }
+inline const Dim3& size_of_grid() { return grid_size; }
 
 struct Options {
   unsigned seed = 1;
@@ -37,6 +41,17 @@ struct Options {
 // kernel(shared memory) on every thread. Ends the program, with a reason, where a rule is broken or nobody can go on.
 void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, const Options& options,
             const std::function<void(void*)>& kernel);
+
+// Kernels by their addresses, for who launches them so: what a launch copies, and how to run one of its threads.
+struct Kernel {
+  std::size_t launch_bytes;
+  void (*clear_padding)(void* launch);  // what is left in it is the launch's own
+  std::function<void(const void* launch)> run;
+};
+void know(const void* address, const Kernel& kernel);
+const Kernel* kernel_at(const void* address);  // null: there is none
+// The running block's shared memory, from its beginning; `bytes` of it are wanted.
+void* shared_memory(std::size_t bytes);
 
 [[noreturn]] void fail(const char* what);
 void block_barrier(const char* file, int line);
@@ -75,15 +90,37 @@ void check_aligned(const V* p) {
 #define SENET_DEVICE inline
 #define SENET_DEVICE_CALL inline
 #define SENET_HOST_DEVICE
-#define threadIdx (emulator::self->thread)
-#define blockIdx (emulator::self->block)
-#define blockDim (emulator::block_size)
-#define gridDim (emulator::grid_size)
+#define SENET_KERNEL(...) void
+#define SENET_LAUNCH const
+#define SENET_SHARED(name, ...) auto& name = *static_cast<__VA_ARGS__*>(emulator::shared_memory(sizeof(__VA_ARGS__)))
+#define SENET_DYNAMIC_SHARED(name) auto* name = static_cast<unsigned char*>(emulator::shared_memory(0))
+#define SENET_HAS_CLUSTERS 1
 #define __syncthreads() emulator::block_barrier(__FILE__, __LINE__)
 #define __shfl_xor_sync(mask, v, offset) emulator::shuffle(v, threadIdx.x % 32 ^ (offset), __FILE__, __LINE__)
 #define __umulhi(a, b) static_cast<unsigned>(std::uint64_t{a} * (b) >> 32)
 
 namespace senet::cuda {
+
+// CUDA's names. No macros: the host's code has members of these names.
+template <const emulator::Dim3& (*kOf)()>
+struct Index {
+  struct {
+    operator unsigned() const { return kOf().x; }
+  } x;
+};
+inline constexpr Index<emulator::thread_index> threadIdx{};
+inline constexpr Index<emulator::block_index> blockIdx{};
+inline constexpr Index<emulator::size_of_block> blockDim{};
+inline constexpr Index<emulator::size_of_grid> gridDim{};
+
+// What stands for a kernel's address on the host; launch() of the stand-in finds it again.
+template <class Launch>
+const void* address_of(void (*kernel)(Launch)) {
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  emulator::know(address, {sizeof(Launch), [](void* launch) { __builtin_clear_padding(static_cast<Launch*>(launch)); },
+                           [kernel](const void* launch) { kernel(*static_cast<const Launch*>(launch)); }});
+  return address;
+}
 
 struct f16 {
   _Float16 value;
