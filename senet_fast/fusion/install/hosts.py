@@ -78,7 +78,7 @@ class _Host:
         self.seen = seen.view
         self.copied = copied_or_refused(module)
         self.traced = copied_or_refused(module) if seen.view is None else seen.view.module  # which may keep proxies
-        self.cuts: dict[tuple[bool, str], Variant] = {}  # by the mode and the code of the graph
+        self.cuts: dict[tuple[bool, str], Variant] = {}  # by the mode and the code of the view
         self.found: dict[str, tuple[View, tuple[list[Site], list[Refused]]]] = {}
         if seen.view is not None:
             self.found[_code(seen.view)] = seen.view, (seen.sites, seen.reasons)
@@ -149,7 +149,8 @@ class _Host:
 
 
 def _code(view: View) -> str:
-    return view.graph.python_code("self").src
+    """What it computes, and whose code that is: views with the same can stand for each other."""
+    return "\n".join([view.graph.python_code("self").src, *(call.path for call in view.opened)])
 
 
 def _moved(site: Site, to: dict[fx.Node, fx.Node]) -> Site:
