@@ -49,7 +49,7 @@ def test_a_quick_run_leaves_out_most(root: Path, tmp_path: Path) -> None:
     assert "not marked slow" not in printed
     draws = [chosen(root, tmp_path, "--quick", f"--hypothesis-seed={seed}")[0] for seed in (1, 1, 2)]
     for names in draws:
-        assert [name.partition("[")[0] for name in names] == ["test_many"] * 3 + ["test_few"] * 2 + ["test_sleeps"]
+        assert [name.partition("[")[0] for name in names] == ["test_many"] * 2 + ["test_few"] * 2 + ["test_sleeps"]
     assert draws[0] == draws[1] != draws[2]
 
 

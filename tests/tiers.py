@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-CASES = 3  # of each test function
+CASES = 2  # of each test function
 SLOW_S = 2.0  # of the clock: what takes longer is named at the end, and is no error, for the machine may be busy
 
 

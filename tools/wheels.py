@@ -24,7 +24,7 @@ from senet_fast import Snowflake
 from senet_fast.ids import PythonSnowflake, TWITTER
 ids = Snowflake(7)
 drawn = [ids.next_id() for _ in range(10000)]
-assert drawn == sorted(set(drawn)) and ids.decode(drawn[0]).worker == 7
+assert drawn == sorted(set(drawn)) and ids.decode(drawn[0]).worker_id == 7
 assert "site-packages" in senet_fast.__file__, senet_fast.__file__
 print("IDs work:", drawn[-1])
 """
@@ -35,16 +35,11 @@ block, x = SEBlock(16), torch.randn(2, 16, 7, 7, requires_grad=True)
 fused = FusedSE.from_block(block)
 torch.testing.assert_close(fused(x), block(x))
 fused(x).sum().backward()
-assert len(fuse(torch.nn.Sequential(block), x).fused) == 1
+assert len(fuse(torch.nn.Sequential(block)).fused) == 1
 assert len([line for line in open("/proc/self/maps") if "libgomp" in line and " r-xp " in line]) == 1
 print("the op works, for torch", torch.__version__)
 """
-NO_OP = "import senet_fast.se"
-OF_ANOTHER = """
-from senet_fast.se import built
-built.FILE.write_text("1.13.0\\n")
-import senet_fast.se
-"""
+OP_ALONE = "import senet_fast.se"
 
 
 class Failure(Exception):
@@ -65,11 +60,11 @@ class Environment:
         venv.create(folder, with_pip=True)
         # not by `pip --python`: a new environment has to do with its own pip
         run([self.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel])
+        self.packages = next((folder / "lib").glob("python*/site-packages"))
         if with_torch:
-            installed = next((folder / "lib").glob("python*/site-packages"))
             import torch
 
-            (installed / "torch_of_the_builder.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+            (self.packages / "torch_of_the_builder.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
 
     def start(self, *words: object, path: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -105,6 +100,27 @@ def build(source: Path, to: Path, **settings: str) -> Path:
     return wheel
 
 
+def try_out(ids: Path, op: Path, release: str, rebuild: bool) -> None:
+    """Each where it is to work, and where it is to say what is missing."""
+    advice = "python -m senet_fast build"
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Environment(Path(folder, "ids"), ids, with_torch=False)
+        alone.works("-c", IDS)
+        alone.refuses("-c", OP_ALONE, saying=["No module named 'torch'"])
+        full = Environment(Path(folder, "op"), op, with_torch=True)
+        full.works("-c", IDS)
+        full.works("-c", OP)
+        (full.packages / "senet_fast/se/built_for_torch.txt").write_text("1.13.0\n")
+        full.refuses("-c", OP_ALONE, saying=["compiled for torch 1.13 ", f"this is torch {release}.", advice])
+        full.refuses("-m", "senet_fast", "build", saying=["no C++ compiler"])
+        beside = Environment(Path(folder, "ids-and-torch"), ids, with_torch=True)
+        beside.refuses("-c", OP_ALONE, saying=["senet_fast.se._C", advice])
+        if rebuild:
+            for environment in (full, beside):
+                environment.works("-m", "senet_fast", "build", path=os.environ["PATH"])
+                environment.works("-c", OP)
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
@@ -121,22 +137,7 @@ def main() -> int:
     (source,) = dist.glob("*.tar.gz")
     ids = build(source, dist / "ids", SENET_FAST_SE="0")
     op = build(source, dist / f"torch-{release}")
-    advice = "python -m senet_fast build"
-    with tempfile.TemporaryDirectory() as folder:
-        alone = Environment(Path(folder, "ids"), ids, with_torch=False)
-        alone.works("-c", IDS)
-        alone.refuses("-c", NO_OP, saying=["No module named 'torch'"])
-        full = Environment(Path(folder, "op"), op, with_torch=True)
-        full.works("-c", IDS)
-        full.works("-c", OP)
-        full.refuses("-c", OF_ANOTHER, saying=["compiled for torch 1.13 ", f"this is torch {release}.", advice])
-        full.refuses("-m", "senet_fast", "build", saying=["no C++ compiler"])
-        beside = Environment(Path(folder, "ids-and-torch"), ids, with_torch=True)
-        beside.refuses("-c", NO_OP, saying=["senet_fast.se._C", advice])
-        if rebuild:
-            for environment in (full, beside):
-                environment.works("-m", "senet_fast", "build", path=os.environ["PATH"])
-                environment.works("-c", OP)
+    try_out(ids, op, release, rebuild)
     for wheel in (source, ids, op):
         print(f"{wheel.stat().st_size / 1e6:6.2f} MB  {wheel.relative_to(ROOT)}")
     return 0

@@ -27,6 +27,7 @@ def positional(arguments: Arguments, track: bool) -> tuple[list[Tensor | None], 
     return [given.pop(name, None) for name in TENSORS], given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", SAMPLES)
 @pytest.mark.parametrize("track", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("kind", ["two_fc", "channel_conv", "all", "from_y"])
@@ -39,6 +40,7 @@ def test_opcheck(layout: str, track: bool, kind: str) -> None:
         torch.library.opcheck(OPS.squeeze_excite_forward.default, tensors, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", SAMPLES)
 @pytest.mark.parametrize("track", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("mask", [0b111111, 0b100010], ids=bin)

@@ -63,6 +63,7 @@ class Block(nn.Module):
         return squeeze_excite_conv(x, *first, self.fc2_weight, self.fc2_bias, side=self.side, prepared=made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("prepared", [True, False])
 def test_compile_and_export(side: str, prepared: bool) -> None:
@@ -79,6 +80,7 @@ def test_compile_and_export(side: str, prepared: bool) -> None:
     torch.testing.assert_close(torch.export.load(file).module()(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 def test_frozen_graph_holds_what_is_prepared(side: str) -> None:
     """Under freezing the weights are constants, and so is what follows from them: no call of prepare is left."""
@@ -95,6 +97,7 @@ def test_frozen_graph_holds_what_is_prepared(side: str) -> None:
     assert "squeeze_excite_conv_prepare" not in code[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -117,6 +117,7 @@ def test_module_arguments() -> None:
             se(torch.randn(1, 4, 2, 2), torch.eye(4), None, torch.eye(4), dim=-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "", "sse9"])
 def test_isa_from_the_environment(name: str) -> None:
     if name == "baseline" and "baseline" not in _C.isas():
@@ -163,18 +164,21 @@ def plan_in_environment(text: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_plan_forced_by_the_environment() -> None:
     done = plan_in_environment("images_per_tile=3,stream=1")
     assert "'images_per_tile': 3" in done.stdout
     assert "'stream': True" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["tiles=3", "threads=0", "stream", "stream=x"])
 def test_plan_in_the_environment_that_does_not_fit(text: str) -> None:
     done = plan_in_environment(text)
     assert f"SENET_FAST_PLAN has '{text}'; expected threads, images_per_tile (1 or more)" in done.stderr
 
 
+@pytest.mark.slow
 def test_huge_pages_change_no_number() -> None:
     code = (
         "import torch; from senet_fast.se import FusedSE; torch.manual_seed(0);"

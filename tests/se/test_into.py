@@ -128,6 +128,7 @@ def test_registration() -> None:
     torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_into.default, tensors, {**arguments, **pre, "out": out})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compile() -> None:
     block = FusedSE(8, 2, inplace=True).eval()

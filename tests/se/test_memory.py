@@ -130,6 +130,7 @@ def test_strided_weights(name: str) -> None:
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.slow
 def test_copy_is_said_once() -> None:
     """In a fresh process: one warning that names the shape and strides, for the first copy only."""
     program = """
