@@ -56,11 +56,16 @@ SENET_DEVICE void for_tickets(const Tickets& t, TicketWords& words, const Work& 
   for (unsigned* drawn = words.drawn;; drawn = words.drawn + (drawn == words.drawn)) {  // in two places by turns
     const unsigned ticket = *drawn;
     if (ticket >= total) break;
-    unsigned *place = words.drawn + (drawn == words.drawn), next = 0;
-    if (threadIdx.x == 0) next = add_relaxed(t.counters, 1);
-    if (!kRegister && threadIdx.x == 0) *place = next;
-    work(job_of(ticket, t));
-    if (kRegister && threadIdx.x == 0) *place = next;
+    if constexpr (kRegister) {
+      unsigned next = 0;
+      if (threadIdx.x == 0) next = add_relaxed(t.counters, 1);
+      work(job_of(ticket, t));
+      if (threadIdx.x == 0) words.drawn[drawn == words.drawn] = next;
+    } else {
+      unsigned* next = words.drawn + (drawn == words.drawn);
+      if (threadIdx.x == 0) *next = add_relaxed(t.counters, 1);
+      work(job_of(ticket, t));
+    }
     __syncthreads();  // shared memory is free again, and the next ticket is in it
   }
   if (threadIdx.x == 0) words.last = add_acquire_release(t.counters + 1, 1) == gridDim.x - 1;

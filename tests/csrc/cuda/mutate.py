@@ -45,8 +45,8 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("no barrier after a job", "tickets.cuh", "if (kRegister && threadIdx.x == 0) *place = next;\n    __syncthreads();", "if (kRegister && threadIdx.x == 0) *place = next;"),
-    Mutation("the next ticket in the place of this one", "tickets.cuh", "if (kRegister && threadIdx.x == 0) *place = next", "if (kRegister && threadIdx.x == 0) *drawn = next"),
+    Mutation("no barrier after a job", "tickets.cuh", "      work(job_of(ticket, t));\n    }\n    __syncthreads();", "      work(job_of(ticket, t));\n    }"),
+    Mutation("the next ticket in the place of this one", "tickets.cuh", "words.drawn[drawn == words.drawn] = next", "*drawn = next"),
     Mutation("no barrier before a tile arrives", "tickets.cuh", "int image) {\n  __syncthreads();\n  if (threadIdx.x == 0) words.last", "int image) {\n  if (threadIdx.x == 0) words.last"),
     Mutation("the last tile is known without a barrier", "tickets.cuh", "== t.tiles - 1;\n  __syncthreads();", "== t.tiles - 1;"),
     Mutation("tiles arrive without order", "tickets.cuh", "words.last = add_acquire_release(t.counters + kHeaderCounters + image, 1)", "words.last = add_relaxed(t.counters + kHeaderCounters + image, 1)"),
