@@ -50,7 +50,7 @@ struct Backward {
   template <int kBlock>
   SENET_DEVICE static void run(const BackwardLaunch& launch, Shared<kBlock>& shared) {
     const Backward backward{launch, {launch.call}, shared.gates, shared.channels, shared.scratch, shared.warps, shared.words};
-    for_tickets(launch.tickets, shared.words, [&](const Job& job) { backward.work(job); });
+    for_tickets<!kGeneral && sizeof(T) != 8>(launch.tickets, shared.words, [&](const Job& job) { backward.work(job); });
   }
 
  private:

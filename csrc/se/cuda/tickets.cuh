@@ -46,8 +46,9 @@ struct TicketWords {  // in shared memory
   unsigned last;
 };
 
-// work(job) for every job, each by one whole block.
-template <class Work>
+// work(job) for every job, each by one whole block. kRegister: a register can be spared in work() for the next ticket, which
+// takes as long as a small job; it is waited for where it is stored, or spilled.
+template <bool kRegister, class Work>
 SENET_DEVICE void for_tickets(const Tickets& t, TicketWords& words, const Work& work) {
   const unsigned total = 2u * t.images * t.tiles + t.last;
   if (threadIdx.x == 0) words.drawn[0] = add_relaxed(t.counters, 1);
@@ -55,10 +56,16 @@ SENET_DEVICE void for_tickets(const Tickets& t, TicketWords& words, const Work& 
   for (unsigned* drawn = words.drawn;; drawn = words.drawn + (drawn == words.drawn)) {  // in two places by turns
     const unsigned ticket = *drawn;
     if (ticket >= total) break;
-    unsigned next = 0;
-    if (threadIdx.x == 0) next = add_relaxed(t.counters, 1);  // in advance: it takes as long as a small job
-    work(job_of(ticket, t));
-    if (threadIdx.x == 0) words.drawn[drawn == words.drawn] = next;  // not sooner: it would be waited for
+    if constexpr (kRegister) {
+      unsigned next = 0;
+      if (threadIdx.x == 0) next = add_relaxed(t.counters, 1);
+      work(job_of(ticket, t));
+      if (threadIdx.x == 0) words.drawn[drawn == words.drawn] = next;
+    } else {
+      unsigned* next = words.drawn + (drawn == words.drawn);
+      if (threadIdx.x == 0) *next = add_relaxed(t.counters, 1);
+      work(job_of(ticket, t));
+    }
     __syncthreads();  // shared memory is free again, and the next ticket is in it
   }
   if (threadIdx.x == 0) words.last = add_acquire_release(t.counters + 1, 1) == gridDim.x - 1;

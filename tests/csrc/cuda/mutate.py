@@ -45,7 +45,7 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("no barrier after a job", "tickets.cuh", "= next;  // not sooner: it would be waited for\n    __syncthreads();", "= next;"),
+    Mutation("no barrier after a job", "tickets.cuh", "      work(job_of(ticket, t));\n    }\n    __syncthreads();", "      work(job_of(ticket, t));\n    }"),
     Mutation("the next ticket in the place of this one", "tickets.cuh", "words.drawn[drawn == words.drawn] = next", "*drawn = next"),
     Mutation("no barrier before a tile arrives", "tickets.cuh", "int image) {\n  __syncthreads();\n  if (threadIdx.x == 0) words.last", "int image) {\n  if (threadIdx.x == 0) words.last"),
     Mutation("the last tile is known without a barrier", "tickets.cuh", "== t.tiles - 1;\n  __syncthreads();", "== t.tiles - 1;"),
