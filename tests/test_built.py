@@ -16,6 +16,7 @@ from cli_testing import run
 from senet_fast.commands import build
 
 
+@pytest.mark.slow
 def test_another_torch_is_refused_before_anything_is_loaded(root: Path, tmp_path: Path) -> None:
     """In a copy of the package whose op was built for a torch of the past, whether it could be loaded or not."""
     torch = needs.library("torch")
