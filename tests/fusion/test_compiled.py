@@ -11,7 +11,7 @@ from hosts import HOSTS, Bottleneck
 from pointwise import Projected
 from torch import Tensor, fx, nn
 from torch._inductor import config
-from zoo import C
+from zoo import C, LinearExpand
 
 from senet_fast import fuse, unfuse
 
@@ -139,3 +139,37 @@ def test_changes_are_seen(change: str, freezing: bool) -> None:
         x = x.to(next(plain.parameters()).dtype)
         expected, actual = (f(x) for f in (copy.deepcopy(plain), run))
         assert relative(expected, actual) < 1e-5
+
+
+def test_a_forward_that_only_says_something_else() -> None:
+    """Fused again, with modules of the same types: nothing but what fuse() found is another thing."""
+    plain = randomize(LinearExpand()).eval()
+    plain.fc[1] = nn.LeakyReLU(0.1)  # type: ignore[operator]
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x = torch.randn(2, C, 7, 9)
+    run = torch.compile(fused, fullgraph=True, backend="eager")
+    assert relative(plain(x), run(x)) < 1e-5
+    unfuse(fused)
+    for model in (plain, fused):
+        model.get_submodule("fc.1").negative_slope = 0.7
+    fuse(fused)
+    assert relative(plain(x), run(x)) < 1e-5
+
+
+def test_blocks_that_are_alike_share_what_is_compiled() -> None:
+    compiled = 0
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    blocks = [randomize(LinearExpand(), seed) for seed in range(4)]
+    x = torch.randn(2, C, 7, 9)
+    expected = [block(x) for block in blocks]
+    for block in blocks:
+        fuse(block)
+        block.compile(fullgraph=True, backend=backend)
+    assert max(relative(y, block(x)) for y, block in zip(expected, blocks, strict=True)) < 1e-5
+    assert compiled == 1

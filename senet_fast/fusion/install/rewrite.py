@@ -24,7 +24,7 @@ def _fused_class(original: Any) -> Any:
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         fused = self.__dict__.get(FORWARD)
-        if fused is None:  # an instance that the class made of itself
+        if fused is None or fused.number < 0:  # an instance that the class made of itself
             return own_forward(self, *args, **kwargs)
         return fused.run(self, own_forward, args, kwargs)
 

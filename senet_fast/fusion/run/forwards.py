@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,18 @@ from senet_fast.se.guards import hooks_of_all_modules
 Forward = Callable[..., Any]
 
 
+_numbers = itertools.count()
+_of_blocks: dict[tuple[Any, ...], int] = {}
+
+
 class FusedForward:
-    """What is the same for every fused module. Never changed once it is made, so copies share it."""
+    """What is the same for every fused module. Never changed once it is made, so copies share it.
+
+    ``number``: by this Dynamo tells forwards apart, to which all else in here is constant.
+    """
 
     def __init__(self, module: nn.Module) -> None:
+        self.number = next(_numbers)
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
         self.names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -52,6 +61,8 @@ class BlockForward(FusedForward):
     def __init__(self, module: nn.Module, excitation: Excitation) -> None:
         super().__init__(module)
         self.op = Op(module, excitation, (path for path, _ in module.named_modules() if path))
+        # Blocks that are alike share what is compiled of them.
+        self.number = _of_blocks.setdefault((excitation, self.op.parts.known), self.number)
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
