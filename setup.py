@@ -179,7 +179,7 @@ def compile_all(command: build_ext, extensions: Sequence[Extension], folder: Pat
         made.depends = made.extra_objects  # of setuptools' question whether to link
         made.sources = []
     files.sort(key=lambda file: SLOWEST.index(file[0].stem) if file[0].stem in SLOWEST else len(SLOWEST))
-    # Before setuptools 72 there was one command for C and C++, and `python -m senet_fast build` meets what is installed.
+    # Before setuptools 72 there was one command for C and C++; `python -m senet_fast build` meets what is installed.
     made_by = command.compiler
     words = getattr(made_by, "compiler_so_cxx", None) or [*made_by.compiler_cxx[:1], *made_by.compiler_so[1:]]
     compiler = shlex.join(words).replace("$", "$$")
