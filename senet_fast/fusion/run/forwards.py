@@ -28,11 +28,18 @@ class FusedForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.number = next(_numbers)
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
         self.names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.watched = {*module.__dict__, *module._modules} - {*nn.Module().__dict__}
+        self.number = next(_numbers)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.number = self._number()
+
+    def _number(self) -> int:
+        return next(_numbers)
 
     @property
     def blocks(self) -> int:
@@ -61,8 +68,11 @@ class BlockForward(FusedForward):
     def __init__(self, module: nn.Module, excitation: Excitation) -> None:
         super().__init__(module)
         self.op = Op(module, excitation, (path for path, _ in module.named_modules() if path))
-        # Blocks that are alike share what is compiled of them.
-        self.number = _of_blocks.setdefault((excitation, self.op.parts.known), self.number)
+        self.number = self._number()
+
+    def _number(self) -> int:
+        """Blocks that are alike share what is compiled of them."""
+        return _of_blocks.setdefault((self.op.excitation, self.op.parts.known), next(_numbers))
 
     def run(self, module: nn.Module, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
