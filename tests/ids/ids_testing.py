@@ -20,7 +20,8 @@ from senet_fast.ids import Grant, Layout, LeaseError, PythonSnowflake, Snowflake
 
 Generator = type[Snowflake] | type[PythonSnowflake]
 
-ROOT = Path(senet_fast.__file__).parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROOT = Path(senet_fast.__file__).parents[1]  # of the package, which may be one that was built elsewhere
 LIMIT_S = 60  # for what takes a second or two when the machine is idle
 
 

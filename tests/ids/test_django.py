@@ -6,7 +6,7 @@ from pathlib import Path
 import needs
 import pytest
 from django_testing import AUTO, CONTRIB, run_project
-from ids_testing import ROOT
+from ids_testing import CHECKOUT
 
 needs.library("django")
 
@@ -123,7 +123,7 @@ def numbers():
 
 
 def recipe() -> str:
-    blocks = (ROOT / "docs/ids.md").read_text().split("```python\n")
+    blocks = (CHECKOUT / "docs/ids.md").read_text().split("```python\n")
     return next(block.split("```")[0] for block in blocks if "class Migration" in block)
 
 

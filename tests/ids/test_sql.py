@@ -13,7 +13,7 @@ from typing import Any
 
 import needs
 import pytest
-from ids_testing import ROOT, run_program
+from ids_testing import CHECKOUT, run_program
 from servers import MariaDBServer, PostgreSQLServer, Server, running
 
 from senet_fast import ids
@@ -105,7 +105,7 @@ def test_postgresql_partitions(postgresql: PostgreSQLServer) -> None:
     """The recipe of docs/ids.md: rows find the partition of their time, and a range of time reads only its own."""
     import psycopg
 
-    recipe = next(part for part in (ROOT / "docs/ids.md").read_text().split("```sql\n")[1:] if "PARTITION" in part)
+    recipe = next(part for part in (CHECKOUT / "docs/ids.md").read_text().split("```sql\n")[1:] if "PARTITION" in part)
     with psycopg.connect(postgresql.address, autocommit=True) as connection:
         connection.execute(functions("postgresql", TWITTER))
         connection.execute(recipe.split("```")[0])
