@@ -76,7 +76,7 @@ def measurements(dry_run: bool, left: float, results: str | None, resume: bool) 
 
 def end(process: "subprocess.Popen[str]") -> None:
     """With all that it has started: a grandchild would hold the pipe, and the GPU."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # all of it has ended already
         os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -1,6 +1,7 @@
 """torch.compile of a fused model: what stands in front of the op is its prologue there too, at inference."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -124,9 +125,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("freezing", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_are_seen(change: str, freezing: bool) -> None:
-    """As in a model that is not fused; weights of a frozen one excepted, which are constants."""
-    if freezing and change == "weights":
-        return
+    """As in a model that is not fused."""
     plain = randomize(nn.Sequential(Projected(out=C))).eval()
     fused = copy.deepcopy(plain)
     fuse(fused)
@@ -173,3 +172,14 @@ def test_blocks_that_are_alike_share_what_is_compiled() -> None:
         block.compile(fullgraph=True, backend=backend)
     assert max(relative(y, block(x)) for y, block in zip(expected, blocks, strict=True)) < 1e-5
     assert compiled == 1
+
+
+def test_a_pickle_brings_no_number_along() -> None:
+    """Another process has numbers of its own, which another forward may have here."""
+    host, block = randomize(Bottleneck()), randomize(LinearExpand())
+    for module in (host, block):
+        fuse(module)
+    forwards = [module.__dict__["_senet_fast_forward"] for module in (host, block)]
+    loaded = pickle.loads(pickle.dumps(forwards))
+    assert loaded[0].number != forwards[0].number
+    assert loaded[1].number == forwards[1].number  # of a block that is alike

@@ -55,8 +55,8 @@ def readers(node: fx.Node) -> list[fx.Node]:
     """The users of a tensor's values, without those that ask for its shape."""
 
     def asks(user: fx.Node) -> bool:
-        named = user.target is getattr and user.args[1:] in (("ndim",), ("shape",), ("dtype",), ("device",))
-        return named or (user.op == "call_method" and user.target in ("size", "dim"))
+        named = user.target is getattr and user.args[1:] in (("shape",), ("dtype",), ("device",))
+        return named or asks_for_rank(user) or (user.op, user.target) == ("call_method", "size")
 
     return [user for user in node.users if not asks(user)]
 
@@ -64,7 +64,8 @@ def readers(node: fx.Node) -> list[fx.Node]:
 def rank_checks(node: fx.Node) -> list[fx.Node]:
     """What asserts something about the number of axes of ``node``, as timm's norms do, and does nothing else."""
     asking = [user for user in node.users if asks_for_rank(user)]
-    found = [n for n in node.graph.nodes if any(n is user or n in descendants(user) for user in asking)]
+    made_of_it = {*asking}.union(*map(descendants, asking))
+    found = [n for n in node.graph.nodes if n in made_of_it]
     alone = {*found, node}
     checks = all(n.op != "call_module" and alone.issuperset(n.all_input_nodes) for n in found)
     ends = all(n.users or n.target is torch._assert or n in asking for n in found)
@@ -72,6 +73,7 @@ def rank_checks(node: fx.Node) -> list[fx.Node]:
 
 
 def asks_for_rank(node: fx.Node) -> bool:
+    """Whether it is the number of axes of a tensor."""
     return (node.target is getattr and node.args[1:] == ("ndim",)) or (node.op, node.target) == ("call_method", "dim")
 
 

@@ -24,7 +24,9 @@ def _fused_class(original: Any) -> Any:
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         fused = self.__dict__.get(FORWARD)
-        if fused is None or fused.number < 0:  # an instance that the class made of itself
+        # It is None in an instance that the class made of itself. No number is below 0, but Dynamo looks again in every
+        # call at what was read here, and so does not take what it compiled for another forward.
+        if fused is None or fused.number < 0:
             return own_forward(self, *args, **kwargs)
         return fused.run(self, own_forward, args, kwargs)
 
