@@ -100,6 +100,11 @@ def test_resume_does_what_is_left(
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--no-build", "--resume"])
     assert gpu_check.main() == 0
     assert ran == ["tests", "measurements"]
+    ran.clear()
+    monkeypatch.setattr(gpu_check, "sources", lambda: "others")
+    assert gpu_check.main() == 0
+    assert ran == ["build", "tests", "memcheck", "measurements"]
+    assert "the sources have changed" in capsys.readouterr().out
     monkeypatch.setattr(gpu_check, "SECONDS", 100.0)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--no-build"])
     capsys.readouterr()

@@ -12,6 +12,7 @@ measurements on the CPU with tiny tensors. Only launches are missing.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 460.0  # for all of it
 MEASURED = 120.0  # of them for the measurements, at least
+SOURCES = {".h", ".inl", ".cpp", ".cuh", ".cu", ".py"}
 PASSED = ROOT / "build/gpu_check.json"  # the steps that have passed, for --resume
 SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
 TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/se/test_cuda.py")
@@ -120,6 +122,25 @@ def run(together: Sequence[Step], left: float = SECONDS) -> list[str]:
     return outcomes
 
 
+def sources() -> str:
+    """A hash of what the steps build and run: what passed before counts for the same alone."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "senet_fast", "tests"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES)
+        for path in sorted(files):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def passed_before() -> list[str]:
+    """The names of the steps that the last command passed; none, and said so, if the sources are others by now."""
+    kept = json.loads(PASSED.read_text()) if PASSED.exists() else {"sources": sources(), "steps": []}
+    if kept["sources"] == sources():
+        return list(kept["steps"])
+    print("--resume: the sources have changed, so every step runs again", flush=True)
+    return []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="everything but launches, on a machine without a GPU")
@@ -132,7 +153,7 @@ def main() -> int:
     def left() -> float:
         return SECONDS - (time.monotonic() - begin)
 
-    passed: list[str] = json.loads(PASSED.read_text()) if given.resume and PASSED.exists() else []
+    passed = passed_before() if given.resume else []
     sanitizer, compiler = find("compute-sanitizer"), bool(find("nvcc") or os.environ.get("SENET_FAST_NVCC"))
     outcomes = [f"{name:14} passed before" for name in passed]
     groups: list[list[Step]] = []
@@ -148,7 +169,7 @@ def main() -> int:
         passed += [step.name for step, line in zip(group, said, strict=True) if line[15:].startswith("passed")]
         if not given.dry_run:  # whose steps do less
             PASSED.parent.mkdir(exist_ok=True)
-            PASSED.write_text(json.dumps(passed) + "\n")
+            PASSED.write_text(json.dumps({"sources": sources(), "steps": passed}) + "\n")
     outcomes += run([measurements(given.dry_run, left(), given.results, given.resume)])
     if not compiler and not given.no_build:
         outcomes.append("build          not done: no nvcc")
