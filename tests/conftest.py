@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import needs
 import pytest
@@ -47,8 +48,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds; make check leaves it out (tiers.py)")
     config.addinivalue_line("markers", "benchmark: of pytest-benchmark, likewise; some benchmarks are imported here")
     needs.installed = needs.parse(config.option.installed)
-    if config.option.hypothesis_seed is None:  # in the first process alone: pytest-xdist hands its options on
+    if hasattr(config, "workerinput"):  # one of several processes: they collect the same tests and draw alike
+        config.option.hypothesis_seed = config.workerinput["hypothesis_seed"]
+    elif config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, for each process that it starts."""
+    node.workerinput["hypothesis_seed"] = node.config.option.hypothesis_seed
 
 
 @pytest.hookimpl(tryfirst=True)

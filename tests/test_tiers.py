@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
+
 TESTS = """
 import time
 import pytest
@@ -51,6 +53,13 @@ def test_a_quick_run_leaves_out_most(root: Path, tmp_path: Path) -> None:
     for names in draws:
         assert [name.partition("[")[0] for name in names] == ["test_many"] * 2 + ["test_few"] * 2 + ["test_sleeps"]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_several_processes_draw_alike(root: Path, tmp_path: Path) -> None:
+    """With a seed that nobody gave: else pytest-xdist stops, for they would collect different tests."""
+    needs.library("xdist")
+    printed = chosen(root, tmp_path, "--quick", "-n", "2")[1]
+    assert "5 passed" in printed
 
 
 def test_what_made_it_slow_is_named(root: Path, tmp_path: Path) -> None:
