@@ -30,7 +30,7 @@ IMPORTED_AS = {
 }
 BUILD = "build"  # what compiles the op
 PROGRAMS = {
-    **dict.fromkeys(("g++", "nm", "c++filt"), BUILD),
+    **dict.fromkeys(("g++", "nm", "objdump", "c++filt"), BUILD),
     "cmake": "interop",
 }
 SERVERS = ("redis-server", "postgresql", "mariadb-server", "etcd-server", "zookeeper")  # Debian's packages

@@ -68,7 +68,12 @@ struct Product {
     for (int64_t k = 0; k < steps; ++k) {
       Vec<float> v[kN];
       for (int n = 0; n < kN; ++n) {
-        __builtin_memcpy(&v[n], reinterpret_cast<const char*>(right + (n * steps + k) * kVectorItems), sizeof v[n]);
+        const auto* from = reinterpret_cast<const char*>(right + (n * steps + k) * kVectorItems);
+        // Each native vector for itself: gcc copies a whole Vec by way of the stack, where the load waits for its stores.
+        for (auto& part : v[n].part) {
+          __builtin_memcpy(&part, from, sizeof part);
+          from += sizeof part;
+        }
       }
       for (int m = 0; m < kM; ++m) {
         const Vec<float> factor = U::spread(left + m * left_stride + k * U::kPerStep);
