@@ -91,7 +91,8 @@ Tensor composite(SENET_ARGUMENTS) {
   return activate(post_activation, "post_activation", y).to(x.scalar_type());
 }
 
-Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS) {
+Tensor prologued(const Tensor& x, OptionalDim dim, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                 std::string_view pre_activation) {
   check_pre(x, dim, pre_scale, pre_shift, pre_activation);
   const at::ScalarType type = accumulate_type(x);
   const auto along_axis = [&](const OptionalTensor& t) {
@@ -102,7 +103,11 @@ Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS) {
   Tensor u = x.to(type);
   if (or_undefined(pre_scale).defined()) u = u * along_axis(pre_scale);
   if (or_undefined(pre_shift).defined()) u = u + along_axis(pre_shift);
-  u = activate(pre_activation, "pre_activation", u).to(x.scalar_type());
+  return activate(pre_activation, "pre_activation", u).to(x.scalar_type());
+}
+
+Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS) {
+  const Tensor u = prologued(x, dim, pre_scale, pre_shift, pre_activation);
   return op(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, dim, add_one,
             post_activation);
 }

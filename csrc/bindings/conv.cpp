@@ -38,7 +38,8 @@ Tensor conv_meta(SENET_CONV_ARGUMENTS) {
 
 Tensor conv_autograd(SENET_CONV_ARGUMENTS) {
   for (const Tensor& t : {x, weight, or_undefined(bias), fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight),
-                          or_undefined(fc2_bias), or_undefined(residual), or_undefined(norm_scale), or_undefined(norm_shift)}) {
+                          or_undefined(fc2_bias), or_undefined(residual), or_undefined(norm_scale), or_undefined(norm_shift),
+                          or_undefined(pre_scale), or_undefined(pre_shift)}) {
     if (!t.defined()) continue;
     TORCH_CHECK(!at::GradMode::is_enabled() || !t.requires_grad(), SENET_CONV,
                 "has no derivative; expected torch.no_grad() or inputs that require no gradient");
@@ -68,7 +69,7 @@ Tensor conv_autocast(SENET_CONV_ARGUMENTS) {
   return call_conv(*cast(x, type), *beside(weight, weight), beside(weight, bias), *beside(fc1_weight, fc1_weight),
                    beside(fc1_weight, fc1_bias), beside(fc1_weight, fc2_weight), beside(fc1_weight, fc2_bias),
                    cast(residual, type), side, norm_scale, norm_shift, excitation, activation, gate, add_one, post_activation,
-                   prepared);
+                   pre_scale, pre_shift, pre_activation, prepared);
 }
 
 }  // namespace
@@ -101,6 +102,7 @@ void check_conv(const ConvArguments& a) {
   check_per_channel(a, a.bias, "bias");
   check_per_channel(a, a.norm_scale, "norm_scale");
   check_per_channel(a, a.norm_shift, "norm_shift");
+  check_pre(a.x, 1, a.pre_scale, a.pre_shift, a.pre_activation);
   check_excitation(a.beside(), gates_output(a.side) ? sizes[0] : channels);
   const Tensor residual = or_undefined(a.residual);
   if (!residual.defined()) return;
@@ -135,14 +137,14 @@ Tensor conv_composed(SENET_CONV_ARGUMENTS) {
   const OptionalTensor none;
   Tensor y;
   if (behind) {
-    const Tensor u = convolve(x);
+    const Tensor u = convolve(prologued(x, 1, pre_scale, pre_shift, pre_activation));
     y = normed ? call_prologue(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, 1,
                                add_one, post_activation, norm_scale, norm_shift, "identity")
                : call_op(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, excitation, activation, gate, 1, add_one,
                          post_activation);
   } else {
-    y = convolve(
-            call_op(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, none, excitation, activation, gate, 1, add_one, "identity"))
+    y = convolve(call_prologue(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, none, excitation, activation, gate, 1, add_one,
+                               "identity", pre_scale, pre_shift, pre_activation))
             .to(wide);
     if (or_undefined(norm_scale).defined()) y = y * per_channel(*norm_scale);
     if (or_undefined(norm_shift).defined()) y = y + per_channel(*norm_shift);
@@ -164,7 +166,8 @@ TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
   m.def(torch::schema("squeeze_excite_conv(Tensor x, Tensor weight, Tensor? bias, Tensor fc1_weight, Tensor? fc1_bias=None, "
                       "Tensor? fc2_weight=None, Tensor? fc2_bias=None, Tensor? residual=None, *, str side='input', "
                       "Tensor? norm_scale=None, Tensor? norm_shift=None, str excitation='two_fc', str activation='relu', "
-                      "str gate='sigmoid', bool add_one=False, str post_activation='identity', Tensor[] prepared) -> Tensor"),
+                      "str gate='sigmoid', bool add_one=False, str post_activation='identity', Tensor? pre_scale=None, "
+                      "Tensor? pre_shift=None, str pre_activation='identity', Tensor[] prepared) -> Tensor"),
         {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
 }
 

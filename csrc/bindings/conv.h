@@ -9,10 +9,11 @@
       const OptionalTensor &fc2_weight, const OptionalTensor &fc2_bias, const OptionalTensor &residual, c10::string_view side, \
       const OptionalTensor &norm_scale, const OptionalTensor &norm_shift, c10::string_view excitation,                         \
       c10::string_view activation, c10::string_view gate, bool add_one, c10::string_view post_activation,                      \
+      const OptionalTensor &pre_scale, const OptionalTensor &pre_shift, c10::string_view pre_activation,                       \
       at::TensorList prepared
 #define SENET_CONV_PASS                                                                                                        \
   x, weight, bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, side, norm_scale, norm_shift, excitation, activation, \
-      gate, add_one, post_activation, prepared
+      gate, add_one, post_activation, pre_scale, pre_shift, pre_activation, prepared
 
 namespace senet::bindings {
 
@@ -27,6 +28,8 @@ struct ConvArguments {
   std::string_view excitation, activation, gate;
   bool add_one;
   std::string_view post_activation;
+  const OptionalTensor &pre_scale, &pre_shift;
+  std::string_view pre_activation;
   at::TensorList prepared;
 
   Arguments beside() const {  // those of Squeeze-and-Excitation, but for the residual, which has the shape of y

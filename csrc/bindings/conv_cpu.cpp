@@ -177,6 +177,8 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
     p.epilogue.residual = added.const_data_ptr();
     p.epilogue.residual_batch_stride = added.stride(0);
   }
+  const PrologueTensors pre(x, pre_scale, pre_shift, pre_activation);
+  p.prologue = pre.prologue;
   p.x = in.const_data_ptr();
   p.x_batch_stride = in.stride(0);
   p.weight = packed.const_data_ptr();

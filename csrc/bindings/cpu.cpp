@@ -72,7 +72,7 @@ Tensor op_cpu(SENET_ARGUMENTS) {
 Tensor prologue_cpu(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
-  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(x, pre_scale, pre_shift, pre_activation);
   return forward_new(a, pre.prologue, nullptr, RunOnCpu());
 }
 
@@ -80,7 +80,7 @@ void into_cpu(SENET_INTO_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
-  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(x, pre_scale, pre_shift, pre_activation);
   forward_given(a, pre.prologue, out, RunOnCpu());
 }
 

@@ -69,7 +69,7 @@ Tensor op_cuda(SENET_ARGUMENTS) {
 Tensor prologue_cuda(SENET_PROLOGUE_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
-  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(x, pre_scale, pre_shift, pre_activation);
   return forward_new(a, pre.prologue, nullptr, RunOnGpu(x));
 }
 
@@ -77,7 +77,7 @@ void into_cuda(SENET_INTO_ARGUMENTS) {
   const Arguments a{SENET_PASS};
   check_prologue(a, pre_scale, pre_shift, pre_activation);
   check_out(a, out);
-  const PrologueTensors pre(a, pre_scale, pre_shift, pre_activation);
+  const PrologueTensors pre(x, pre_scale, pre_shift, pre_activation);
   forward_given(a, pre.prologue, out, RunOnGpu(x));
 }
 

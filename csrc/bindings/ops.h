@@ -45,8 +45,10 @@ Gradients call_backward(const Tensor& grad_y, const Tensor& saved, Mask mask, SE
 Tensor composite(SENET_ARGUMENTS);
 // The activation of this spec in ATen ops; `argument` is named in errors.
 Tensor activate(std::string_view spec, const char* argument, const Tensor& z);
-// op(u, ...) with u = pre_activation(x * pre_scale + pre_shift) in plain ATen ops, for what the fused prologue does not do:
-// every derivative, torch.func and a residual of another type.
+// u = pre_activation(x * pre_scale + pre_shift) in plain ATen ops, rounded to the type of x.
+Tensor prologued(const Tensor& x, OptionalDim dim, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+                 std::string_view pre_activation);
+// op(u, ...) for what the fused prologue does not do: every derivative, torch.func and a residual of another type.
 Tensor behind_prologue(Op& op, SENET_PROLOGUE_ARGUMENTS);
 
 // Uninitialised gradients of the right shapes, on any device.

@@ -27,15 +27,15 @@ struct PrologueTensors {
   Tensor scale, shift;
   Prologue prologue;
 
-  PrologueTensors(const Arguments& a, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
+  PrologueTensors(const Tensor& x, const OptionalTensor& pre_scale, const OptionalTensor& pre_shift,
                   c10::string_view pre_activation)
-      : scale(numbers(a, pre_scale)),
-        shift(numbers(a, pre_shift)),
+      : scale(numbers(x, pre_scale)),
+        shift(numbers(x, pre_shift)),
         prologue{pointer_of(scale), pointer_of(shift), parse_activation(pre_activation, "pre_activation")} {}
 
  private:
-  static Tensor numbers(const Arguments& a, const OptionalTensor& t) {
-    return t.has_value() && t->defined() ? t->to(accumulate_type(a.x)).contiguous() : Tensor();
+  static Tensor numbers(const Tensor& x, const OptionalTensor& t) {
+    return t.has_value() && t->defined() ? t->to(accumulate_type(x)).contiguous() : Tensor();
   }
 };
 

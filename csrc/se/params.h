@@ -67,9 +67,11 @@ struct ForwardParams : Params {
 // gate (1 + gate), per image:
 //   input:  y = activation((W (x s)) * scale + shift + residual)
 //   output: y = activation((W x * scale + shift) * s + residual)
-// The squeeze is that of x in both: behind the convolution its mean is W mean(x) * scale + shift, and the first layer of the
-// excitation has taken that in. x is [B, O, K, I] with K = C_in and O or I = 1; `saved` is not used.
+// x is what the prologue makes of the x given. The squeeze is that of x in both: behind the convolution its mean is W mean(x) *
+// scale + shift, and the first layer of the excitation has taken that in. x is [B, O, K, I] with K = C_in and O or I = 1;
+// `saved` is not used.
 struct ConvParams : Params {
+  Prologue prologue;
   std::int64_t C_out = 0;
   bool gates_output = false;
   bool by_pixels = true;                           // the channels of a pixel lie side by side: I = 1, else O = 1

@@ -136,6 +136,6 @@ def _left(path: str, cls: str, refused: Refused, alone: bool) -> Skipped:
 def _beside(site: Site) -> tuple[str, str]:
     """Prologue and epilogue for the report."""
     conv = {} if site.conv is None else {site.conv.side: str(site.conv)}
-    front = (conv.get("output"), str(site.prologue or ""))
+    front = (str(site.front or ""), conv.get("output"), str(site.prologue or ""))
     behind = (str(site.epilogue or ""), conv.get("input"), site.place)
     return ", ".join(filter(None, front)), ", ".join(filter(None, behind))

@@ -70,15 +70,19 @@ def squeeze_excite_conv(
     gate: str = "sigmoid",
     add_one: bool = False,
     post_activation: str = "identity",
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "identity",
     prepared: Prepared | None = None,
 ) -> Tensor:
     """A 1x1 convolution with Squeeze-and-Excitation beside it, in one fused op, for inference.
 
     With conv(u) = weight u + bias at every pixel, norm(v) = v * norm_scale + norm_shift per output channel (a folded
-    BatchNorm) and SE(u) = u * scale as in :func:`senet_fast.squeeze_excite`::
+    BatchNorm), SE(u) = u * scale as in :func:`senet_fast.squeeze_excite`, and
+    u = pre_activation(x * pre_scale + pre_shift)::
 
-        side "input":   y = post_activation(norm(conv(SE(x))) + residual)
-        side "output":  y = post_activation(SE(norm(conv(x))) + residual)
+        side "input":   y = post_activation(norm(conv(SE(u))) + residual)
+        side "output":  y = post_activation(SE(norm(conv(u))) + residual)
 
     Args:
         x: [B, C_in, ...], 3-D to 5-D, float32, float64, bfloat16 or float16.
@@ -89,6 +93,7 @@ def squeeze_excite_conv(
         residual: [B, C_out, ...], dtype of ``x``.
         side: which side of the convolution is gated.
         norm_scale, norm_shift: [C_out] or None, any floating-point dtype.
+        pre_scale, pre_shift, pre_activation: as in :func:`senet_fast.squeeze_excite`, for the C_in channels of ``x``.
         prepared: what :func:`prepare` made of the same weights. Without it that is done at every call. It is not
             compared with the weights.
 
@@ -122,5 +127,11 @@ def squeeze_excite_conv(
         options["add_one"] = True
     if post_activation != "identity":
         options["post_activation"] = post_activation
+    if pre_scale is not None:
+        options["pre_scale"] = pre_scale
+    if pre_shift is not None:
+        options["pre_shift"] = pre_shift
+    if pre_activation != "identity":
+        options["pre_activation"] = pre_activation
     op = plain_squeeze_excite_conv if onnx_by_torchscript() else _conv
     return op(*tensors, **options, prepared=prepared or ())

@@ -32,7 +32,7 @@ def squeeze_excite(
 
 
 def squeeze_excite_conv(*tensors: Tensor | None, prepared: Any = (), **options: Any) -> Tensor:
-    """The op of this name: its tensors by position, but for norm_scale and norm_shift, up to the residual."""
+    """The op of this name: its tensors by position up to the residual, norm_* and pre_* by name."""
     x = tensors[0]
     assert x is not None
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -109,8 +109,12 @@ def squeeze_excite_conv(
     gate: str = "sigmoid",
     add_one: bool = False,
     post_activation: str = "identity",
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "identity",
 ) -> Tensor:
     """What :func:`senet_fast.se.conv.squeeze_excite_conv` computes."""
+    x = prologue(x, pre_scale, pre_shift, pre_activation, 1)
 
     def convolve(u: Tensor) -> Tensor:
         conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[u.dim()]

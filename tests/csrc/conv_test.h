@@ -11,17 +11,18 @@ struct ConvCase {
   Excitation excitation = Excitation::two_fc;
   Dtype dtype = Dtype::f32, weight_dtype = Dtype::f32;
   Activation activation, gate, post;
-  bool add_one = false, residual = false, biases = true;
+  bool add_one = false, residual = false, biases = true, prologue = false;
   int64_t gap = 0;  // elements between two images of x and of the residual
 
   int64_t gated() const { return gates_output ? C_out : C_in; }
   int64_t first() const { return excitation == Excitation::two_fc ? R : gated(); }  // outputs of the first layer
   std::string name() const {
     char line[200];
-    std::snprintf(line, sizeof line, "conv [B %d P %d %d->%d R %d] %s %s excitation %d dtype %d weights %d post %s residual %d",
+    std::snprintf(line, sizeof line,
+                  "conv [B %d P %d %d->%d R %d] %s %s excitation %d dtype %d weights %d post %s residual %d prologue %d",
                   int(B), int(P), int(C_in), int(C_out), int(R), by_pixels ? "by pixels" : "by channels",
                   gates_output ? "output" : "input", int(excitation), int(dtype), int(weight_dtype), kRows[int(post.kind)].name,
-                  residual);
+                  residual, prologue);
     return line;
   }
 };
@@ -31,6 +32,7 @@ struct ConvInputs {
   Doubles weight;        // [C_out][C_in]
   Doubles scale, shift;  // [C_out]
   Doubles w1, b1, w2, b2;
+  Doubles pre_scale, pre_shift;  // [C_in], such that x * pre_scale is exact and the sum rounds once
 };
 
 ConvInputs conv_inputs(const ConvCase& c, unsigned seed) {
@@ -40,6 +42,11 @@ ConvInputs conv_inputs(const ConvCase& c, unsigned seed) {
     for (double& v : values) v = rounded(size * (random() / 2147483648.0 - 0.9), dtype);
     return values;
   };
+  Doubles pre_scale, pre_shift;
+  for (int64_t k = 0; k < c.C_in; ++k) {
+    pre_scale.push_back(0.5 * (1 + random() % 2));
+    pre_shift.push_back((int(random() % 5) - 2) / 8.0);
+  }
   const bool taps = c.excitation == Excitation::channel_conv;
   const double w1 = 3 / std::sqrt(taps ? c.R : c.C_in), w2 = 3 / std::sqrt(c.R + 1);
   const Dtype first = c.gates_output ? Dtype::f32 : c.weight_dtype;
@@ -51,7 +58,9 @@ ConvInputs conv_inputs(const ConvCase& c, unsigned seed) {
           fill(taps ? c.R : c.first() * c.C_in, w1, first),
           fill(taps ? 1 : c.first(), 0.5, first),
           fill(c.excitation == Excitation::two_fc ? c.gated() * c.R : 0, w2, c.weight_dtype),
-          fill(c.excitation == Excitation::two_fc ? c.gated() : 0, 0.5, c.weight_dtype)};
+          fill(c.excitation == Excitation::two_fc ? c.gated() : 0, 0.5, c.weight_dtype),
+          pre_scale,
+          pre_shift};
 }
 
 // multiplied: the type to which the gated x is rounded where it is not float32's.
@@ -60,10 +69,14 @@ Doubles naive_conv(const ConvCase& c, const ConvInputs& in, Dtype multiplied) {
   const auto at = [&](int64_t b, int64_t p, int64_t k, int64_t K) {
     return b * c.P * K + (c.by_pixels ? p * K + k : k * c.P + p);
   };
+  const auto u = [&](int64_t b, int64_t p, int64_t k) {
+    const double x = in.x[at(b, p, k, c.C_in)];
+    return c.prologue ? rounded(std::max(0.0, x * in.pre_scale[k] + in.pre_shift[k]), c.dtype) : x;
+  };
   for (int64_t b = 0; b < c.B; ++b) {
     Doubles squeezed(c.C_in), h(c.first()), s(c.gated());
     for (int64_t k = 0; k < c.C_in; ++k)
-      for (int64_t p = 0; p < c.P; ++p) squeezed[k] += in.x[at(b, p, k, c.C_in)] / double(c.P);
+      for (int64_t p = 0; p < c.P; ++p) squeezed[k] += u(b, p, k) / double(c.P);
     for (int64_t n = 0; n < c.first(); ++n) {
       const bool taps = c.excitation == Excitation::channel_conv;
       h[n] = c.biases ? in.b1[taps ? 0 : n] : 0;
@@ -83,8 +96,7 @@ Doubles naive_conv(const ConvCase& c, const ConvInputs& in, Dtype multiplied) {
       for (int64_t n = 0; n < c.C_out; ++n) {
         double sum = 0;
         for (int64_t k = 0; k < c.C_in; ++k) {
-          const double x = in.x[at(b, p, k, c.C_in)] * (c.gates_output ? 1 : s[k]);
-          sum += in.weight[n * c.C_in + k] * rounded(x, multiplied);
+          sum += in.weight[n * c.C_in + k] * rounded(u(b, p, k) * (c.gates_output ? 1 : s[k]), multiplied);
         }
         const double v = (sum * in.scale[n] + in.shift[n]) * (c.gates_output ? s[n] : 1);
         const int64_t to = at(b, p, n, c.C_out);
@@ -127,7 +139,8 @@ Output run_conv(const ConvCase& c, const ConvInputs& in, const Kernels& kernels,
   const Dtype first = c.gates_output ? Dtype::f32 : c.weight_dtype;
   const Input x(spread(in.x), c.dtype), residual(spread(in.residual), c.dtype);
   const Input weight(packed(c, in.weight, product.per_step()), product.multiplied), scale(in.scale, Dtype::f32),
-      shift(in.shift, Dtype::f32), w1(in.w1, first), b1(in.b1, first), w2(in.w2, c.weight_dtype), b2(in.b2, c.weight_dtype);
+      shift(in.shift, Dtype::f32), w1(in.w1, first), b1(in.b1, first), w2(in.w2, c.weight_dtype), b2(in.b2, c.weight_dtype),
+      pre_scale(in.pre_scale, Dtype::f32), pre_shift(in.pre_shift, Dtype::f32);
   Output y(in.residual.size(), c.dtype, 1);
   ConvParams p;
   p.shape = {c.B, c.by_pixels ? c.P : 1, c.C_in, c.by_pixels ? 1 : c.P, c.excitation == Excitation::one_fc ? 0 : c.R};
@@ -136,6 +149,7 @@ Output run_conv(const ConvCase& c, const ConvInputs& in, const Kernels& kernels,
   p.activation = c.activation, p.gate = c.gate;
   p.epilogue = {c.add_one, c.residual ? residual.data : nullptr, c.P * c.C_out + c.gap, c.post};
   p.x = x.data, p.x_batch_stride = c.P * c.C_in + c.gap;
+  if (c.prologue) p.prologue = {pre_scale.data, pre_shift.data, row(int(ActivationKind::relu))};
   p.C_out = c.C_out, p.gates_output = c.gates_output, p.by_pixels = c.by_pixels;
   p.weight = weight.data;
   p.scale = reinterpret_cast<const float*>(scale.data), p.shift = reinterpret_cast<const float*>(shift.data);
@@ -169,7 +183,7 @@ void test_conv() {
       c.activation = row(int(random() % kRowCount));
       c.gate = row(kind % 5 ? int(ActivationKind::sigmoid) : int(random() % kRowCount));
       c.post = row(kind % 3 ? int(ActivationKind::relu) : int(random() % kRowCount));
-      c.add_one = random() % 2, c.residual = random() % 2, c.biases = random() % 3 != 0;
+      c.add_one = random() % 2, c.residual = random() % 2, c.biases = random() % 3 != 0, c.prologue = random() % 2;
       c.gap = random() % 2 ? 0 : 1 + random() % 9;
       const ConvInputs in = conv_inputs(c, ++seed);
       std::vector<Output> first[3];  // those with the same bits: all with fused multiply-adds, but pairs of bfloat16

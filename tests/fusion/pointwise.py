@@ -82,15 +82,15 @@ class Bottleneck(nn.Module):
     def __init__(self, se: Callable[[], nn.Module] = LinearExpand, bias: bool = False, norm: bool = True) -> None:
         super().__init__()
         self.conv2, self.conv3 = nn.Conv2d(C, 8, 3, padding=1, bias=False), nn.Conv2d(8, C, 1, bias=bias)
-        self.bn3 = nn.BatchNorm2d(C) if norm else None
+        self.bn2, self.bn3 = (nn.BatchNorm2d(8), nn.BatchNorm2d(C)) if norm else (nn.Identity(), None)
         self.se = se()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv3(F.relu(self.conv2(x)))
+        y = self.conv3(F.relu(self.bn2(self.conv2(x))))
         return F.relu(self.se(y if self.bn3 is None else self.bn3(y)) + x)
 
 
-NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "conv, batch_norm"
+NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "batch_norm, relu, conv, batch_norm"
 CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "projected": (Projected, NORM_FRONT, "conv, batch_norm"),
     "projected_checked": (lambda: checked(Projected()), NORM_FRONT, "conv, batch_norm"),
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "functional": (Functional, "relu", "conv, relu"),
     "bottleneck": (Bottleneck, NORM_BEHIND, "residual, relu"),
     "bottleneck_bias": (lambda: Bottleneck(bias=True), NORM_BEHIND, "residual, relu"),
-    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "conv", "residual, relu"),
+    "bottleneck_without_norm": (lambda: Bottleneck(norm=False), "relu, conv", "residual, relu"),
     "bottleneck_eca": (lambda: Bottleneck(ECA), NORM_BEHIND, "residual, relu"),
     "bottleneck_effective": (lambda: Bottleneck(Effective), NORM_BEHIND, "residual, relu"),
 }

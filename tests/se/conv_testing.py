@@ -33,6 +33,7 @@ def conv_arguments(
     weight_dtype: torch.dtype | None = None,
     bias: bool = True,
     norm: bool = False,
+    pre: bool = False,
     residual: bool = False,
     **options: Any,
 ) -> Arguments:
@@ -46,6 +47,8 @@ def conv_arguments(
     made |= weights(excitation, C_in if side == "input" else C_out, R, kind, bias=bias)
     if norm:
         made |= {"norm_scale": torch.rand(C_out) + 0.5, "norm_shift": torch.randn(C_out)}
+    if pre:
+        made |= {"pre_scale": torch.rand(C_in) + 0.5, "pre_shift": torch.randn(C_in), "pre_activation": "silu"}
     if residual:
         made["residual"] = lay_out(torch.randn(B, C_out, *sizes, dtype=dtype), channels_last)
     return made | {"side": side, "excitation": excitation} | options

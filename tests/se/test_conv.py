@@ -13,11 +13,12 @@ from senet_fast.se.activations import ACTIVATIONS
 from senet_fast.se.conv import prepare, squeeze_excite_conv
 
 SIDES = ["input", "output"]
-ALL = {"norm": True, "residual": True, "add_one": True, "post_activation": "leaky_relu(0.25)"}
+ALL = {"norm": True, "pre": True, "residual": True, "add_one": True, "post_activation": "leaky_relu(0.25)"}
 KINDS = {
     "plain": {},
     "tail": {"norm": True, "residual": True, "post_activation": "relu"},
     "all": ALL,
+    "pre_activation": {"pre_activation": "relu"},
     "no_bias": {"bias": False, "post_activation": "silu"},
     **{excitation: {"excitation": excitation, "residual": True} for excitation in EXCITATIONS[1:]},
     **{f"{excitation}_all": {"excitation": excitation, **ALL} for excitation in EXCITATIONS[1:]},

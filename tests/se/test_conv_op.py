@@ -28,7 +28,7 @@ def split(arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("with_weights_prepared", [True, False])
 def test_opcheck(dtype: torch.dtype, side: str, channels_last: bool, with_weights_prepared: bool) -> None:
-    arguments = conv_arguments(dtype, side=side, channels_last=channels_last, residual=True, norm=True)
+    arguments = conv_arguments(dtype, side=side, channels_last=channels_last, residual=True, norm=True, pre=True)
     if with_weights_prepared:
         arguments = with_prepared(arguments)
     args, kwargs = split(arguments)
@@ -125,7 +125,7 @@ def test_onnx(side: str, dynamo: bool) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_autocast(side: str) -> None:
     """As the convolution: x and the residual become half, the weights stay."""
-    arguments = conv_arguments(side=side, residual=True)
+    arguments = conv_arguments(side=side, residual=True, pre_activation="relu")
     with torch.autocast("cpu", torch.bfloat16):
         y = squeeze_excite_conv(**arguments)
     assert y.dtype == torch.bfloat16
@@ -135,7 +135,8 @@ def test_autocast(side: str) -> None:
 
 def test_without_derivative() -> None:
     arguments = conv_arguments()
-    for name in ("x", "weight", "fc2_bias"):
+    arguments |= {"pre_scale": torch.ones(19)}
+    for name in ("x", "weight", "fc2_bias", "pre_scale"):
         wanted = {name: arguments[name].clone().requires_grad_()}
         with pytest.raises(RuntimeError, match=r"squeeze_excite_conv: has no derivative; expected torch\.no_grad"):
             squeeze_excite_conv(**arguments | wanted)
@@ -159,6 +160,9 @@ BAD = [
     ({"bias": t(37, dtype=torch.int64)}, "bias is Long; expected a floating-point tensor"),
     ({"norm_scale": t(19)}, "norm_scale has shape [19]; expected [37]"),
     ({"norm_shift": t(1, 37)}, "norm_shift has shape [1, 37]; expected [37]"),
+    ({"pre_scale": t(37)}, "pre_scale has shape [37]; expected [19]"),
+    ({"pre_shift": t(19, dtype=torch.int64)}, "pre_shift is Long; expected a floating-point tensor"),
+    ({"pre_activation": "silo"}, "pre_activation is 'silo'; expected one of identity"),
     ({"side": "both"}, "side is 'both'; expected input or output"),
     ({"residual": t(2, 19, 5, 13)}, "residual has shape [2, 19, 5, 13]; expected [2, 37, 5, 13]"),
     ({"residual": t(2, 37, 5, 13).half()}, "residual is Half; expected the dtype of x (Float)"),

@@ -277,7 +277,8 @@ def test_fold_norm_where_something_watches() -> None:
         torch.testing.assert_close(changed, torch.rsqrt(norm.running_var))  # type: ignore[arg-type]
         compiled = torch.compile(lambda: folded(norm), fullgraph=True, backend="eager")()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # without a rule of its own it would be run once for each
+            # Without a rule of its own it would be run once for each, and say so.
+            warnings.simplefilter("error", UserWarning)
             batched = torch.vmap(lambda mean: FOLD(mean, *tensors[1:], norm.eps))(torch.stack([tensors[0]] * 3))  # type: ignore[list-item]
         negative = FOLD(torch._neg_view(-tensors[0]), *tensors[1:], norm.eps)  # type: ignore[operator]
         zero = FOLD(torch._efficientzerotensor(5), *tensors[1:], norm.eps)

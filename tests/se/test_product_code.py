@@ -1,5 +1,5 @@
-"""The machine code of the matrix products, whose faults no result shows: on AVX2 a copy by way of the stack, where each load
-waited for stores of half its size, once made them four times slower.
+"""The machine code of the matrix products, whose faults no result shows: on AVX2 a copy by way of the stack, where each
+load waited for stores of half its size, once made them four times slower.
 """
 
 import re

@@ -43,8 +43,35 @@ class Call {
   const DataKernels<A>* data_;
   const WeightKernels<A>* weights_;
   const ActivationKernels<A>* activations_;
-  Buffer partial_;  // [images of a tile, blocks, K]
-  Buffer taps_;     // of the channel convolution
+  Buffer partial_;                // [images of a tile, blocks, K]
+  Buffer taps_;                   // of the channel convolution
+  Buffer pre_scale_, pre_shift_;  // of the prologue; null without one
+
+  void set_prologue(const Prologue& prologue) {
+    if (prologue.is_identity()) return;
+    const auto numbers = [&](const void* given, A otherwise) {
+      Buffer made = buffer(shape_.K);
+      if (given) {
+        std::copy_n(static_cast<const A*>(given), shape_.K, made.get());
+      } else {
+        std::fill_n(made.get(), shape_.K, otherwise);
+      }
+      return made;
+    };
+    pre_scale_ = numbers(prologue.scale, 1);
+    pre_shift_ = numbers(prologue.shift, 0);
+  }
+  // The sums of units of an image x, or of what the prologue makes of them in u.
+  void squeeze(const Prologue& prologue, const void* x, void* u, std::int64_t begin, std::int64_t end, A* sums) const {
+    if (!pre_scale_) return data_->squeeze(image_, x, begin, end, sums);
+    // by channels a few at a time, so that u is still close; by rows the range is small, and the sums are of all of it
+    const std::int64_t step = image_.by_rows() ? std::max<std::int64_t>(1, end - begin) : kGrain;
+    for (std::int64_t from = begin; from < end || from == begin; from += step) {
+      const std::int64_t to = std::min(from + step, end);
+      data_->prologue(image_, x, pre_scale_.get(), pre_shift_.get(), prologue.activation, u, from, to);
+      data_->squeeze(image_, u, from, to, sums);
+    }
+  }
 
   static Buffer buffer(std::int64_t n) { return Buffer(new A[static_cast<std::size_t>(n)]); }
 

@@ -11,6 +11,8 @@ class ConvForward : Call<float> {
   ConvForward(const ConvParams& p, const Kernels& kernels, const ConvPlan& plan)
       : Call(p, kernels, plan), p_(p), plan_(plan), product_(kernels.product(p.dtype)) {
     const std::int64_t images = plan.images_per_tile;
+    set_prologue(p.prologue);
+    if (pre_scale_) u_ = buffer(images * elements() * item_bytes(p.dtype) / 4 + 17);
     steps_ = (shape_.K + product_.per_step() - 1) / product_.per_step();
     squeezed_ = buffer(images * shape_.K);
     hidden_ = buffer(images * p.hidden());
@@ -37,10 +39,11 @@ class ConvForward : Call<float> {
 
   void operator()(const Member& member) const {
     for_tiles([&](std::int64_t b, std::int64_t B) {
+      if (u_ && b > 0) member.wait();  // until no other thread multiplies what was there
       sums(
           member, B, squeezed_.get(), shape_.K,
           [&](std::int64_t i, std::int64_t begin, std::int64_t end, float* to) {
-            data_->squeeze(image_, x(b + i), begin, end, to);
+            squeeze(p_.prologue, x(b + i), u_ ? u(i) : nullptr, begin, end, to);
           },
           [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
             for (std::int64_t k = begin; k < end; ++k) squeezed_[i * shape_.K + k] /= count();
@@ -64,6 +67,7 @@ class ConvForward : Call<float> {
   const ProductKernels& product_;
   const WeightKernels<float>* fc1_;
   Buffer squeezed_, hidden_, scale_;  // of a group of images
+  Buffer u_;                          // what the prologue makes of their x; null without one
   Buffer factor_, offset_;            // what sums are multiplied with and what is added, where that depends on the image
   Buffer weights_scaled_;             // of each image
   Buffer own_;                        // of each thread: tiles of x, then sums
@@ -75,6 +79,9 @@ class ConvForward : Call<float> {
   static char* aligned(const Buffer& buffer) {  // to a line
     return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(buffer.get()) + 63) / 64 * 64);
   }
+  char* u(std::int64_t i) const { return aligned(u_) + i * elements() * item_bytes(p_.dtype); }
+  // What is multiplied of the group's image i, which is the image b + i.
+  const void* in(std::int64_t b, std::int64_t i) const { return u_ ? u(i) : x(b + i); }
   char* scaled(std::int64_t i) const { return aligned(weights_scaled_) + i * panels() * panel_bytes_; }
 
   // The gate of B images; behind the convolution also what it makes of scale and shift.
@@ -143,14 +150,14 @@ class ConvForward : Call<float> {
       for (std::int64_t t = pass; t < last && !direct_; ++t) {
         const auto [i, first, count] = tile(t);
         const float* scale = p_.gates_output ? nullptr : scale_.get() + i * K;
-        const void* from = at(x(b + i), p_.by_pixels ? first * K : first);
+        const void* from = at(in(b, i), p_.by_pixels ? first * K : first);
         (p_.by_pixels ? product_.rows : product_.pack)(from, stride, count, K, scale, own + (t - pass) * tile_bytes_);
       }
       for (std::int64_t n = channels.begin; n < channels.end; n += plan_.channels) {
         for (std::int64_t t = pass; t < last; ++t) {
           const Tile of = tile(t);
-          const void* in = direct_ ? at(x(b + of.i), of.first * K) : own + (t - pass) * tile_bytes_;
-          block(b, of, in, n, std::min(n + plan_.channels, channels.end), sums);
+          const void* left = direct_ ? at(in(b, of.i), of.first * K) : own + (t - pass) * tile_bytes_;
+          block(b, of, left, n, std::min(n + plan_.channels, channels.end), sums);
         }
       }
     }

@@ -7,25 +7,13 @@ template <class A>
 class Forward : Call<A> {
   using Base = Call<A>;
   using Base::activations_, Base::at, Base::count, Base::data_, Base::gate, Base::gate_input, Base::hidden_input, Base::image_,
-      Base::plan_, Base::residual, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
+      Base::plan_, Base::pre_scale_, Base::residual, Base::saved, Base::saved_stride, Base::shape_, Base::weights_;
 
  public:
   Forward(const ForwardParams& p, const Kernels& kernels, const Plan& plan) : Base(p, kernels, plan), p_(p) {
     hidden_ = Base::buffer(plan.images_per_tile * p.hidden());
     scale_ = Base::buffer(plan.images_per_tile * shape_.K);
-    if (!p.prologue.is_identity()) {
-      const auto numbers = [&](const void* given, A otherwise) {
-        auto buffer = Base::buffer(shape_.K);
-        if (given) {
-          std::copy_n(static_cast<const A*>(given), shape_.K, buffer.get());
-        } else {
-          std::fill_n(buffer.get(), shape_.K, otherwise);
-        }
-        return buffer;
-      };
-      pre_scale_ = numbers(p.prologue.scale, 1);
-      pre_shift_ = numbers(p.prologue.shift, 0);
-    }
+    Base::set_prologue(p.prologue);
     if (p.excitation == Excitation::channel_conv && p.fc1_bias) weights_->read(p.fc1_bias, &conv_bias_, 1);
   }
 
@@ -34,8 +22,9 @@ class Forward : Call<A> {
     Base::for_tiles([&](std::int64_t b, std::int64_t B) {
       const std::int64_t next = b + B, ahead = overlap ? std::min(B, shape_.B - next) : 0;
       if (b == 0 || !overlap) {
-        squeeze_tile(member, b, B,
-                     [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) { squeeze(b + i, begin, end, sums); });
+        squeeze_tile(member, b, B, [&](std::int64_t i, std::int64_t begin, std::int64_t end, A* sums) {
+          Base::squeeze(p_.prologue, Base::x(b + i), y(b + i), begin, end, sums);
+        });
       }
       excite(member, b, B);
       member.wait();
@@ -58,8 +47,7 @@ class Forward : Call<A> {
 
  private:
   const ForwardParams& p_;
-  typename Base::Buffer hidden_, scale_;         // of a tile
-  typename Base::Buffer pre_scale_, pre_shift_;  // null without a prologue
+  typename Base::Buffer hidden_, scale_;  // of a tile
   A conv_bias_ = 0;
 
   void* y(std::int64_t image) const { return at(p_.y, image * p_.y_batch_stride); }
@@ -74,17 +62,6 @@ class Forward : Call<A> {
     Base::sums(member, B, saved(b), saved_stride(), kernel, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
       for (std::int64_t k = begin; k < end; ++k) saved(b + i)[k] /= count();
     });
-  }
-
-  void squeeze(std::int64_t image, std::int64_t begin, std::int64_t end, A* sums) const {
-    if (!pre_scale_) return data_->squeeze(image_, Base::x(image), begin, end, sums);
-    // by channels a few at a time, so that u is still close; by rows the range is small, and the sums are of all of it
-    const std::int64_t step = image_.by_rows() ? std::max<std::int64_t>(1, end - begin) : kGrain;
-    for (std::int64_t from = begin; from < end || from == begin; from += step) {
-      const std::int64_t to = std::min(from + step, end);
-      data_->prologue(image_, Base::x(image), pre_scale_.get(), pre_shift_.get(), p_.prologue.activation, y(image), from, to);
-      data_->squeeze(image_, y(image), from, to, sums);
-    }
   }
 
   // scale_ from the squeezed of B images

@@ -124,17 +124,25 @@ def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep
     op = forward.op if forward is not None else Op(module, site.excitation, site.children)
     owner = site.owner or Path()
     norm = before.norm if before is not None else None
+    front_of = piece(before.source, None, before.nodes, site.x) if before is not None else None
     convolution = None
     if conv is not None:
         code = piece(conv.source, conv.residual, conv.nodes, conv.last)
-        behind = conv.norm if conv.side == "input" else norm
-        adds = conv.residual is not None
-        convolution = Convolution(conv.side, conv.layer, behind, op, owner, conv.activation, code, adds)
+        front, made, behind = before, front_of, conv.norm
+        if conv.side == "output":
+            front, behind = site.front, norm
+            made = piece(front.source, None, front.nodes, conv.source) if front is not None else None
+        convolution = Convolution(
+            *(conv.side, conv.layer, behind, op, owner, conv.activation, code, conv.residual is not None),
+            front=made,
+            pre_norm=front.norm if front is not None else None,
+            pre_activation=front.activation if front is not None else "identity",
+        )
     step = ModuleStep(
         block=op,
         owner=owner,
         fused=forward,
-        before=piece(before.source, None, before.nodes, site.x) if before is not None else None,
+        before=front_of,
         norm=norm,
         pre_activation=before.activation if before is not None else "identity",
         own=own,

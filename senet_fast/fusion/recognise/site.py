@@ -33,14 +33,15 @@ class Site:
     prologue: Prologue | None = None
     epilogue: Epilogue | None = None
     conv: Pointwise | None = None
+    front: Prologue | None = None  # of a convolution in front
     maker: list[str] | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
         """What the op takes the place of, in its order."""
-        before, after = (part.nodes if part is not None else () for part in (self.prologue, self.epilogue))
-        first, last = (part.nodes if part is not None else () for part in (self._conv_in_front, self._conv_behind))
-        return [*first, *before, *self.block, *after, *last]
+        parts = (self.front, self._conv_in_front, self.prologue, self.epilogue, self._conv_behind)
+        front, first, before, after, last = (part.nodes if part is not None else () for part in parts)
+        return [*front, *first, *before, *self.block, *after, *last]
 
     @property
     def _conv_in_front(self) -> Pointwise | None:
@@ -57,7 +58,7 @@ class Site:
 
     @property
     def source(self) -> fx.Node:
-        part = self._conv_in_front or self.prologue
+        part = self.front or self._conv_in_front or self.prologue
         return part.source if part is not None else self.x
 
     @property
@@ -109,6 +110,8 @@ def add_neighbours(module: nn.Module, site: Site, training: bool, inference: boo
     if inference and not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
         conv = pointwise_behind(module, site.y, rank) or _pointwise_before(module, site)
         site.conv = conv if conv is not None and free(conv.nodes) else None
+        front = prologue_of(module, site.source, rank) if site.conv is not None and site.conv.side == "output" else None
+        site.front = front if front is not None and free(front.nodes) else None
 
 
 def _pointwise_before(module: nn.Module, site: Site) -> Pointwise | None:

@@ -65,7 +65,8 @@ class Convolution:
 
     ``owner``: path of the module that the excitation's paths start at; those of the others start at the host.
     ``code``: the original's piece; for "output" the convolution, for "input" all that is behind the excitation.
-    ``adds``: whether ``code`` takes the residual.
+    ``adds``: whether ``code`` takes the residual. ``front``: the piece in front of all that, from v to what is gated or
+    multiplied, with its norm and activation; for "input" the step has it as well.
     """
 
     side: str
@@ -76,16 +77,22 @@ class Convolution:
     activation: str
     code: Any
     adds: bool
+    front: Any = None
+    pre_norm: Norm | None = None
+    pre_activation: str = "identity"
 
     @functools.cached_property
     def _facts(self) -> Any:
         assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
         paths = names_of(self.layer.weight), names_of(self.layer.bias)
-        return self.side, *paths, affine_of(self.norm), tuple(self.owner), self.op.excitation.kind
+        norms = affine_of(self.norm), affine_of(self.pre_norm)
+        return self.side, *paths, norms, tuple(self.owner), self.op.excitation.kind
 
     @constant
     def facts(self) -> Any:
-        """The side, where weight and bias are, the norm, where the owner is, and the kind of the excitation."""
+        """The side, where weight and bias are, the norms behind and in front, where the owner is, and the excitation's
+        kind.
+        """
         return self._facts
 
     def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
@@ -105,8 +112,6 @@ class Convolution:
             return False
         if torch.compiler.is_compiling():
             return bool(_pays_compiled(side, v.dtype))
-        if side == "input" and v.shape[0] != 1:  # norm and activation in front, taken over without it, save more
-            return False
         if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
             return False
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
@@ -114,8 +119,17 @@ class Convolution:
             return False
         return _is_fused(*sizes, side=side, dtype=v.dtype, channels_last=_is_channels_last(v))
 
-    def __call__(self, module: nn.Module, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        if torch.compiler.is_compiling():
+    def __call__(self, module: nn.Module, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        options = {name: value for name, value in self.op.options(v.dim()) if name != "dim"}
+        compiling = torch.compiler.is_compiling()  # where norm and activation belong to the convolution in front
+        x = v
+        if self.front is not None and (compiling or not self.front.plain(module)):
+            x = self.front(module, v)
+        elif self.front is not None:
+            options["pre_activation"] = self.pre_activation
+            if self.pre_norm is not None:
+                options["pre_scale"], options["pre_shift"] = fold(module, self.facts()[3][1])
+        if compiling:
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)
@@ -123,7 +137,6 @@ class Convolution:
         else:
             tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
         weight, bias, scale, shift, excitation = tensors
-        options = {name: value for name, value in self.op.options(x.dim()) if name != "dim"}
         return squeeze_excite_conv(
             *(x, weight, bias, *excitation),
             residual=residual,
@@ -136,7 +149,7 @@ class Convolution:
         )
 
     def _tensors(self, module: nn.Module) -> tuple[Any, ...]:
-        _, weight_at, bias_at, norm, owner, _ = self.facts()
+        _, weight_at, bias_at, (norm, _), owner, _ = self.facts()
         weight, bias = tensor_at(module, weight_at), None if bias_at is None else tensor_at(module, bias_at)
         # Folded in float32, or it would be rounded once more than in the module.
         scale, shift = (None, None) if norm is None else fold(module, norm, torch.float32)

@@ -144,12 +144,12 @@ class ModuleStep(Step):
             return super().run(module, v, residual, *others)
         gates_input = conv.side == "input"
         if only_inference()[0] and self._convolves(conv, module, v, residual):
-            x = self.before(module, v) if gates_input and self.before is not None else v
-            return conv(module, x, residual, conv.activation if gates_input else self.post_activation)
+            return conv(module, v, residual, conv.activation if gates_input else self.post_activation)
         if gates_input:
             y = super().run(module, v, None, *others)
             return conv.code(module, y, residual) if conv.adds else conv.code(module, y)
-        return super().run(module, conv.code(module, v), residual, *others)
+        u = v if conv.front is None else conv.front(module, v)
+        return super().run(module, conv.code(module, u), residual, *others)
 
     def _convolves(self, conv: Convolution, module: nn.Module, v: Any, residual: Any) -> bool:
         """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
