@@ -2,6 +2,7 @@
 
 dist/torch-2.13 gets the wheel with the op, for the torch that runs this; dist/ids the one of the ID generators alone,
 which compiles the op where it is wanted. Both are built from the source distribution, dist/*.tar.gz, and so try that.
+`repair WHEEL FOLDER` and `smoke ids|op` are two steps of that by themselves, for what builds wheels elsewhere (cibuildwheel).
 """
 
 import argparse
@@ -94,10 +95,14 @@ def build(source: Path, to: Path, **settings: str) -> Path:
             **settings,
         )
         (raw,) = Path(folder).glob("*.whl")
-        excluded = [word for name in NOT_BUNDLED for word in ("--exclude", name)]
-        run([sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded, "-w", to, raw])
+        repair(raw, to)
     (wheel,) = to.glob("*.whl")
     return wheel
+
+
+def repair(raw: Path, to: Path) -> None:
+    excluded = [word for name in NOT_BUNDLED for word in ("--exclude", name)]
+    run([sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded, "-w", to, raw])
 
 
 def try_out(ids: Path, op: Path, release: str, rebuild: bool) -> None:
@@ -121,11 +126,26 @@ def try_out(ids: Path, op: Path, release: str, rebuild: bool) -> None:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
         "--rebuild", action="store_true", help="also compile the op from an installed wheel's own sources"
     )
-    rebuild = options.parse_args().rebuild
+    steps = parser.add_subparsers(dest="step")
+    step = steps.add_parser("repair", help="put a wheel that was built into a folder, with the tag of its platform")
+    step.add_argument("wheel", type=Path)
+    step.add_argument("folder", type=Path)
+    step = steps.add_parser("smoke", help="use what is installed for the interpreter that runs this")
+    step.add_argument("part", choices=("ids", "op"))
+    options = parser.parse_args()
+    if options.step == "repair":
+        repair(options.wheel.resolve(), options.folder.resolve())
+        return 0
+    if options.step == "smoke":
+        exec(IDS, {})
+        if options.part == "op":
+            exec(OP, {})
+        return 0
+    rebuild = options.rebuild
     import torch
 
     release = ".".join(torch.__version__.split(".")[:2])
