@@ -148,14 +148,15 @@ def test_help_for_a_full_disk_is_one_message(arguments: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_info() -> None:
-    done = run("info", "--json")
-    facts = json.loads(done.stdout)
-    assert done.returncode == 0
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has torch, or gets it for all that follows."""
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
     assert facts["isa"] in facts["isas"]
     assert isinstance(facts["cuda"], bool)
     assert facts["threads"] >= 1
-    text = run("info").stdout
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
     assert facts["senet_fast"] in text
     assert facts["torch"] in text
 
