@@ -1,6 +1,7 @@
 """What fuse() leaves as it was in modules that enclose excitations: everything but what they compute with."""
 
 import copy
+import functools
 import io
 import itertools
 import pickle
@@ -24,12 +25,19 @@ def x() -> Tensor:
     return torch.randn(2, C, 7, 9)
 
 
-def pair(kind: Callable[[], nn.Module], training: bool = False) -> tuple[nn.Module, nn.Module]:
-    """(plain, fused)"""
-    plain = randomize(kind()).train(training)
+@functools.cache
+def fused_once(kind: Callable[[], nn.Module], training: bool) -> tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng():  # what a test draws is the same whoever asked first
+        plain = randomize(kind()).train(training)
     fused = copy.deepcopy(plain)
     assert len(fuse(fused).fused) == 1
     return plain, fused
+
+
+def pair(kind: Callable[[], nn.Module], training: bool = False) -> tuple[nn.Module, nn.Module]:
+    """Copies of (plain, fused)."""
+    plain, fused = fused_once(kind, training)
+    return copy.deepcopy(plain), copy.deepcopy(fused)
 
 
 def same(plain: nn.Module, fused: nn.Module, x: Tensor, calls: int = 1) -> None:
