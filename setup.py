@@ -307,6 +307,14 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
             op = Path(self.get_ext_fullpath(library.name))
             told.extra_objects.append(str(op))
             super().build_extensions()
+            self.tell_torch()
+
+        def copy_extensions_to_source(self) -> None:  # with --inplace, when self.inplace is set again
+            super().copy_extensions_to_source()
+            self.tell_torch()
+
+        def tell_torch(self) -> None:
+            op = Path(self.get_ext_fullpath(library.name))
             write_if_changed(op.with_name("built_for_torch.txt"), f"{torch.__version__}\n")
 
     return [library, told], Build

@@ -1,9 +1,11 @@
 """The command line: `python -m senet_fast COMMAND`. Each command is a module of senet_fast.commands."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from senet_fast._version import __version__
 from senet_fast.commands import (
@@ -26,8 +28,17 @@ from senet_fast.commands import (
 COMMANDS = (demo, fuse, ids, decode, range, sql, leases, word, build, info)
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad arguments are exit code 2 also where their message cannot be written, where the argparse of 3.11.2 raises."""
+
+    def error(self, message: str) -> NoReturn:
+        with contextlib.suppress(OSError):
+            super().error(message)
+        raise SystemExit(2)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m senet_fast", description="Fused Squeeze-and-Excitation for PyTorch, and Snowflake IDs."
     )
     top.add_argument("--version", action="version", version=f"senet_fast {__version__}")

@@ -90,6 +90,7 @@ def test_versions(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(network[1], SEBlock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["compiled", "frozen"])
 def test_compiled_versions(network: nn.Module, make: str) -> None:
     x = torch.randn(2, 3, 4, 4)

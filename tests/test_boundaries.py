@@ -25,7 +25,7 @@ def sources(root: Path, *folders: str, suffixes: set[str] = SUFFIXES) -> list[Pa
     [
         ("senet_fast", ("torch", "numpy", "senet_fast.se", "senet_fast.ids")),
         ("senet_fast.ids", ("torch", "numpy", "senet_fast.se")),
-        ("senet_fast.fusion", ("torch._dynamo", "torch._inductor.config")),
+        pytest.param("senet_fast.fusion", ("torch._dynamo", "torch._inductor.config"), marks=pytest.mark.slow),
         ("senet_fast.cli", ("torch", "numpy", "matplotlib", "sklearn")),
     ],
 )
@@ -35,6 +35,7 @@ def test_import_stays_light(module: str, absent: tuple[str, ...]) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_halves_are_attributes() -> None:
     program = """
 import sys, senet_fast

@@ -1,5 +1,6 @@
 """The command line, run as users run it: help, streams that are closed or full, bad arguments, networks."""
 
+import argparse
 import json
 import os
 import re
@@ -7,20 +8,22 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import needs
 import pytest
 from cli_testing import COMMAND, lock_files, run  # noqa: F401 - the fixture is for every test here
+
+from senet_fast import cli, commands
+
+EVERY_COMMAND = ("demo", "fuse", "ids", "decode", "range", "sql", "leases", "word", "build", "info")
 
 
 def test_no_command_prints_help() -> None:
     done = run()
     assert done.returncode == 0
     assert done.stderr == ""
-    assert all(
-        f"\n    {command} " in done.stdout
-        for command in ("demo", "fuse", "ids", "decode", "range", "sql", "leases", "word", "build", "info")
-    )
+    assert all(f"\n    {command} " in done.stdout for command in EVERY_COMMAND)
 
 
 def test_a_reader_that_stops_is_no_error() -> None:
@@ -92,7 +95,11 @@ def test_bad_arguments_are_named(arguments: list[str], named: str) -> None:
         ("range 1 2", 2),
         ("decode x", 1),
         ("decode --layout nobody 1", 2),
+        ("decode --tz nowhere 1", 2),
+        ("sql --dialect db2", 2),
         ("fuse plain", 2),
+        ("fuse --seconds x torch.nn:Identity", 2),
+        ("no-such-command", 2),
     ],
 )
 def test_messages_to_a_closed_stderr_go_nowhere(arguments: str, code: int) -> None:
@@ -102,6 +109,28 @@ def test_messages_to_a_closed_stderr_go_nowhere(arguments: str, code: int) -> No
             ["bash", "-c", f"{shlex.join(COMMAND)} {arguments} {stderr}"], capture_output=True, timeout=120
         )
         assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+def test_bad_arguments_are_exit_code_2_where_argparse_raises_for_their_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of Python 3.11.2 does; later ones lose the message."""
+
+    def print_message(parser: argparse.ArgumentParser, message: str, file: TextIO) -> None:
+        file.write(message)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_print_message", print_message)
+    of_each_command = ([name, "--no-such-option"] for name in EVERY_COMMAND)
+    for arguments in (["no-such-command"], ["range", "1", "2"], *of_each_command):
+        with open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", full)
+            with pytest.raises(SystemExit) as raised:
+                cli.main(arguments)
+            assert raised.value.code == 2
+
+
+def test_commands_complain_through_one_function() -> None:
+    """Their messages are lost where nobody can read them, and nothing else is."""
+    folder = Path(commands.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "sys.stderr" in path.read_text()] == ["__init__.py"]
 
 
 @pytest.mark.parametrize("arguments", ["--help", "decode --help", "--version", ""])
@@ -119,14 +148,15 @@ def test_help_for_a_full_disk_is_one_message(arguments: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_info() -> None:
-    done = run("info", "--json")
-    facts = json.loads(done.stdout)
-    assert done.returncode == 0
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has torch, or gets it for all that follows."""
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
     assert facts["isa"] in facts["isas"]
     assert isinstance(facts["cuda"], bool)
     assert facts["threads"] >= 1
-    text = run("info").stdout
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
     assert facts["senet_fast"] in text
     assert facts["torch"] in text
 

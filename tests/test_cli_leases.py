@@ -201,8 +201,8 @@ def test_a_folder_that_a_group_shares(tmp_path: Path, folder: Path) -> None:
     folder.parent.mkdir()
     folder.parent.chmod(0o2770)
     with Snowflake.acquire(LockFile(workers=[2]), MINE) as generator:
-        generator.next_id()
-        (row,) = rows()
+        listed = (rows() for _ in range(20) if generator.next_id())
+        row = next(row for (row,) in listed if row[4] != "-")  # a busy machine may look a second late
         assert row[1:3] == ["held", str(os.getpid())]
         assert 0 < float(row[4]) < 1  # the next second is promised to the holder
         assert free("2").returncode == 1

@@ -104,6 +104,7 @@ def test_speed_says_what_is_noise(ratios: list[float], low: float, high: float, 
     assert words in report.speed_words(Setting("float32", {}, speed, {}, True))
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_at_once(tmp_path: Path) -> None:
     program = f"""
 import sys

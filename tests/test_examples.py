@@ -97,6 +97,7 @@ def test_two_processes_are_as_one(root: Path, train: Callable[..., Any], tmp_pat
             torch.testing.assert_close(checkpoint(out)[kind][name], value, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_fused_and_reference_learn_the_same(train: Callable[..., Any], tmp_path: Path) -> None:
     arguments = ("--epochs", 1, "--float64", "--stop-after", 12)
     fused = train("--se", *arguments, "--out", tmp_path / "fused")
@@ -121,6 +122,7 @@ def test_se_converges_like_plain_over_five_seeds(train: Callable[..., Any], tmp_
     assert mean["se"] > mean["plain"] - 0.02, accuracies
 
 
+@pytest.mark.slow
 def test_image_folder(train: Callable[..., Any], tmp_path: Path) -> None:
     """Two classes, red and blue, with AMP and channels_last."""
     image = needs.library("PIL.Image")
@@ -139,6 +141,7 @@ def test_image_folder(train: Callable[..., Any], tmp_path: Path) -> None:
         train("--data", tmp_path / "out", "--out", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_another_command_does_not_go_on(train: Callable[..., Any], tmp_path: Path) -> None:
     train("--epochs", 1, "--stop-after", 1, "--out", tmp_path)
     with pytest.raises(SystemExit, match=r"was written with rate = 0\.05, not 0\.1; use another --out"):

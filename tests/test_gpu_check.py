@@ -29,6 +29,7 @@ def gpu_check(root: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_dry_run(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "tools/gpu_check.py", "--dry-run", "--no-build", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)

@@ -264,6 +264,7 @@ print("alike")
 """
 
 
+@pytest.mark.slow
 def test_sharded_by_layer() -> None:
     """FSDP2 on each layer of the block: the weights are DTensors outside of the layers' own calls."""
     import socket

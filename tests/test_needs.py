@@ -51,6 +51,7 @@ def test_more():
 TESTS = {"test_module.py", "test_library", "test_program", "test_server", "test_nobody_brings_it"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "failed"),
     [

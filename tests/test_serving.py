@@ -73,6 +73,7 @@ def test_one_line_is_enough(saved: Path, loader: str, line: str) -> None:
     assert done.stdout.split() == [str(line == "import")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 def test_without_it_torch_names_the_op(saved: Path, loader: str) -> None:
     done = python(LOAD_AND_COMPARE.format(line="import senet_fast", loader=LOADERS[loader]), saved)
@@ -80,6 +81,7 @@ def test_without_it_torch_names_the_op(saved: Path, loader: str) -> None:
     assert re.search(r"senet_fast(::|\.)squeeze_excite", done.stderr), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("import", "library"), ("library", "import"), ("library", "library")])
 def test_the_library_is_loaded_once(tmp_path: Path, order: tuple[str, str]) -> None:
     program = f"""
@@ -95,6 +97,7 @@ print(*{{line.split()[-1] for line in open("/proc/self/maps") if "libsenet_fast"
     assert done.stdout.split() == [LIBRARY]
 
 
+@pytest.mark.slow
 def test_the_library_may_be_preloaded(saved: Path) -> None:
     """As servers are told to; torch's libraries must be where the linker looks."""
     program = LOAD_AND_COMPARE.format(line="", loader=LOADERS["inductor"])
@@ -102,6 +105,7 @@ def test_the_library_may_be_preloaded(saved: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_higher_derivatives_with_the_library_alone(tmp_path: Path) -> None:
     """Torch's engine refuses to run under Python's lock, which tracing holds; the library knows no Python."""
     program = f"""
@@ -177,6 +181,7 @@ def test_cpp_computes_the_same(example: SimpleNamespace, tmp_path: Path) -> None
         torch.testing.assert_close(found, network(torch.load(path)))
 
 
+@pytest.mark.slow
 def test_cpp_says_what_is_wrong(example: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     cases = [

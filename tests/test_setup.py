@@ -329,7 +329,13 @@ def test_cuda_files_join_the_op(
     assert (tmp_path / "senet_fast_build.h").read_text() == settings
     assert str(tmp_path) in op.include_dirs
     assert str(tmp_path) in told.include_dirs
-    assert (tmp_path / "lib/senet_fast/se/built_for_torch.txt").read_text() == f"{torch.__version__}\n"
+    monkeypatch.setattr(command.__base__, "copy_extensions_to_source", lambda self: None)
+    monkeypatch.chdir(tmp_path)
+    build.inplace = True
+    (tmp_path / "senet_fast/se").mkdir(parents=True)
+    build.copy_extensions_to_source()
+    for told_in in ("lib/senet_fast/se", "senet_fast/se"):
+        assert (tmp_path / told_in / "built_for_torch.txt").read_text() == f"{torch.__version__}\n"
     assert ("cudart_static" in op.libraries) == with_cuda
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import needs
+import pytest
 
 TESTS = """
 import time
@@ -45,6 +46,7 @@ def chosen(root: Path, tmp_path: Path, *arguments: str, seconds: float = 0) -> t
     return names, done.stdout
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_out_most(root: Path, tmp_path: Path) -> None:
     everything, printed = chosen(root, tmp_path)
     assert len(everything) == 13
@@ -55,6 +57,7 @@ def test_a_quick_run_leaves_out_most(root: Path, tmp_path: Path) -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+@pytest.mark.slow
 def test_several_processes_draw_alike(root: Path, tmp_path: Path) -> None:
     """With a seed that nobody gave: else pytest-xdist stops, for they would collect different tests."""
     needs.library("xdist")
@@ -62,6 +65,7 @@ def test_several_processes_draw_alike(root: Path, tmp_path: Path) -> None:
     assert "5 passed" in printed
 
 
+@pytest.mark.slow
 def test_what_made_it_slow_is_named(root: Path, tmp_path: Path) -> None:
     printed = chosen(root, tmp_path, "--quick", seconds=2.1)[1]
     (line,) = [line for line in printed.splitlines() if "not marked slow" in line]

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="senet_fast-") as folder:
         tree, made = Path(folder, "sources"), Path(folder, "lib", "senet_fast", "se")
         shutil.copytree(SOURCES, tree)
-        print("compiling the op; this takes a minute or two", file=sys.stderr, flush=True)
+        complain("build", "compiling the op; this takes a minute or two")
         command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(made.parents[1])]
         if subprocess.call(command, cwd=tree, env={**os.environ, "SENET_FAST_SE": "1", "SENET_FAST_BUILT": "0"}) != 0:
             complain("build", "the compiler failed; its message is above")

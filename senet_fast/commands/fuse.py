@@ -95,8 +95,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             print(f"\n{report.explain(options.explain)}")
         except ValueError as error:
-            print(f"fuse: --explain: {error}", file=sys.stderr)
-            return 2
+            raise UsageError(f"--explain: {error}") from None
     if not report.fused or not options.seconds:
         return 0
     x = torch.randn(options.input)

@@ -1,7 +1,6 @@
 """Print SQL that decodes and bounds the IDs of a layout inside a database: times, workers, sequences, smallest IDs."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from senet_fast.commands import UsageError, layout
@@ -21,8 +20,8 @@ def run(options: argparse.Namespace) -> int:
     from senet_fast.ids.sql import functions
 
     try:
-        print(functions(options.dialect, layout(options.layout)), end="")
-    except (ValueError, UsageError) as error:
-        print(f"sql: {error}", file=sys.stderr)
-        return 2
+        text = functions(options.dialect, layout(options.layout))
+    except ValueError as error:
+        raise UsageError(error) from None
+    print(text, end="")
     return 0

@@ -81,12 +81,13 @@ def ops(run: Callable[[], object]) -> list[str]:
 
 
 class Passed:
-    """A backend that shows what the pass makes of Dynamo's graph, and runs it through autograd, without Inductor.
+    """A backend that shows what the pass makes of Dynamo's graph, and runs that: as it is, or ``traced`` for autograd.
 
     Inductor takes seconds, and ten for the first thing that a process compiles: tests that need it are in one process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traced: bool = False) -> None:
+        self.traced = traced
         self.calls = 0
         self.changed = False
 
@@ -100,6 +101,8 @@ class Passed:
         module.recompile()
         self.changed = str(module.graph) != before
         self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
+        if not self.traced:
+            return module.forward
         return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]
 
 

@@ -41,10 +41,11 @@ TIMM = {
     "lcnetv2_small": (3, 64),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ecaresnet26t": {"layers": (1, 1, 1, 1)},
+    "seresnet18": {"channels": (16, 32, 64, 128)},
+    "ecaresnet26t": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "nf_seresnet26": {"depths": (1, 1, 1, 1), "width_factor": 0.5},
     "eca_nfnet_l0": {"depths": (1, 1, 1, 1)},
-    "rexnet_100": {"depth_mult": 0.5},
+    "rexnet_100": {"depth_mult": 0.5, "width_mult": 0.5},
     "rdnet_tiny": {"num_blocks_list": (1,) * 7},
     "tresnet_m": {"layers": [1, 1, 1, 1], "width_factor": 0.5},
     "gcvit_xxtiny": {"img_size": 64},
@@ -58,6 +59,7 @@ KEPT: dict[str, dict[str, tuple[int, ...]]] = {
     "legacy_seresnet18": {"layer2": (0,), "layer3": (0,), "layer4": (0,)},
     "regnety_002": {"s3": (0,), "s4": (0, 1)},
     "mobileone_s4": {"stages.0": (0, 1), "stages.1": (0, 1), "stages.2": (0, 1, 10, 11), "stages.3": (0, 1)},
+    "gcvit_xxtiny": {"stages.2.blocks": (0, 1)},
     "fastvit_t8": {f"stages.{i}.blocks": (0,) for i in range(4)},
     "ghostnet_050": {"blocks.6": (0, 3, 4), "blocks.8": (0, 1)},
     "repghostnet_050": {"blocks.6": (0, 3, 4), "blocks.8": (0, 1)},
@@ -83,7 +85,7 @@ def shortened(model: nn.Module, name: str) -> nn.Module:
 def timm_network(name: str) -> nn.Module:
     timm = needs.library("timm")
     torch.manual_seed(0)
-    return shortened(timm.create_model(name, **OPTIONS.get(name, {})), name)
+    return shortened(timm.create_model(name, num_classes=10, **OPTIONS.get(name, {})), name)
 
 
 def quantizable_network() -> nn.Module:

@@ -12,7 +12,6 @@ from lookalikes import CBAMChannel, LayerNormed, MaxPooled, OfAnother, SquareOnl
 from networks import TIMM, timm_network
 from test_graphs import MBConv
 from torch import Tensor, nn
-from torch._inductor.utils import run_and_get_code
 from zoo import BTC, ECA, ZOO, C, Effective, Helper, LinearExpand
 
 import senet_fast
@@ -28,7 +27,7 @@ def network() -> nn.Module:
 @pytest.mark.parametrize(("dynamic", "training"), [(False, False), (False, True), (True, True)])
 def test_values_and_gradients(dynamic: bool, training: bool) -> None:
     plain = randomize(network()).train(training)
-    compiled, passed = copy.deepcopy(plain), Passed()
+    compiled, passed = copy.deepcopy(plain), Passed(traced=True)
     run = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend=passed)
     for shape in [(2, 3, 9, 11), (3, 3, 14, 8)]:
         x = torch.randn(shape)
@@ -112,6 +111,8 @@ def test_types_that_the_op_does_not_take() -> None:
 @pytest.mark.xdist_group("inductor")
 def test_with_inductor() -> None:
     """The option of torch.compile: generated code calls the op, forward and backward."""
+    from torch._inductor.utils import run_and_get_code
+
     plain = randomize(nn.Sequential(nn.Conv2d(3, C, 3), BTC(), LinearExpand(), nn.ReLU()))
     plain[1] = nn.Identity()
     options = {"pre_grad_custom_pass": senet_fast.compile_pass}
@@ -145,7 +146,7 @@ def test_identity_for_caches() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training"),
-    [("mobilenetv3_small_050", True), ("lcnet_035", False), ("ecaresnet26t", True)],
+    [("mobilenetv3_small_050", True), ("lcnet_035", False)],
 )
 def test_networks(name: str, training: bool) -> None:
     """Of timm, where it is installed: every block of the network."""

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -379,9 +380,9 @@ class Losses(RuleBasedStateMachine):
             generator.close()
 
 
-TestLives = Lives.TestCase
+TestLives = pytest.mark.slow(Lives.TestCase)
 TestLives.settings = settings(max_examples=150, stateful_step_count=25)
-TestHolders = Holders.TestCase
+TestHolders = pytest.mark.slow(Holders.TestCase)
 TestHolders.settings = settings(max_examples=150, stateful_step_count=40)
-TestLosses = Losses.TestCase
+TestLosses = pytest.mark.slow(Losses.TestCase)
 TestLosses.settings = settings(max_examples=100, stateful_step_count=40)

@@ -142,6 +142,7 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_interleaving_repeats_an_id(name: str) -> None:
     assert explore(lambda: SCENARIOS[name]("")) > 500

@@ -259,6 +259,7 @@ def issue_into(Snowflake generator, int64_t[::1] out):
 """
 
 
+@pytest.mark.slow
 def test_cimport(tmp_path: Path, worker_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another Cython module calls the generator without Python, in plain C and without any header."""
     cython = needs.library("Cython.Compiler.Main")

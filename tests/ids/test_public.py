@@ -72,6 +72,7 @@ def test_round_trip(key: bytes, bits: int, number: int, form: str) -> None:
     assert public.from_string(public.to_string(number, form), form) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 17])
 def test_every_number_is_hit_once(bits: int) -> None:
     public = PublicID(KEY, bits=bits)

@@ -71,6 +71,7 @@ def test_a_claim_within_a_claim(kind: str, worker_id: int, tmp_path: Path) -> No
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_a_generator_made_while_one_is_made(generator_class: Generator, own_layout: Layout) -> None:
     """Of a new worker, and of one that was given back: both issue from one state."""
     clock = FakeClock(1_800_000_000_000)

@@ -58,6 +58,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["shared", "leased"])
 def test_fifty_million(how: str, tmp_path: Path) -> None:
     each = IDS // PROCESSES // THREADS

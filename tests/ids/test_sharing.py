@@ -88,6 +88,7 @@ def test_a_child_of_libc_fork_is_refused() -> None:
     run_program(REFUSE, "libc fork")
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_fills(worker_id: int) -> None:
     generator, shared = Snowflake(worker_id), Snowflake(worker_id % 64, WIDE, on_fork="share")
     stop = threading.Event()
@@ -201,6 +202,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["shared", "leased"])
 def test_a_storm_of_kills(how: str, tmp_path: Path) -> None:
     """Processes that are killed at any instruction lose IDs at most. A killed holder's worker is the next one's."""

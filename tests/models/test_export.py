@@ -66,6 +66,7 @@ def test_exports_with_free_sizes(name: str, se: Any, grad: bool) -> None:
         torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(("name", "se"), CASES, ids=IDS)
 def test_symbolic_trace(name: str, se: Any, grad: bool) -> None:

@@ -257,6 +257,7 @@ def test_export_decomposes_on_request() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, -1])
 def test_ahead_of_time_inductor(tmp_path: Path, dim: int) -> None:
     model, x = Model().eval(), torch.randn(2, 8, 3, 8)

@@ -148,6 +148,7 @@ def test_a_chosen_isa_is_used(layout: str, dtype: torch.dtype) -> None:
         assert torch.equal(one, other) == (name in ("mean", "grads", "grad_residual")), name  # which multiply nothing
 
 
+@pytest.mark.slow
 def test_the_variable_chooses_the_isa() -> None:
     if len(_C.isas()) < 2:
         pytest.skip(f"needs a second instruction set; has {_C.isas()}")

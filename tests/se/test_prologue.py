@@ -127,7 +127,7 @@ def test_transforms(layout: str, transform: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_training(backend: str) -> None:
     arguments = arguments_of(BY_NAME["nchw"], torch.float32, residual=True)
     grad_y = torch.randn_like(arguments["x"])

@@ -147,6 +147,7 @@ def _steps(rank: int | None) -> list[Tensor]:
     return [t.detach() for p in model.parameters() for t in (p, p.grad)]
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half a batch each train as one with the whole batch. Nothing leaves this machine."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

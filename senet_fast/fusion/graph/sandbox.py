@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,10 +15,20 @@ from senet_fast.fusion.graph.refusal import Refused, first_line
 from senet_fast.fusion.graph.sizes import Number, hint, value_of
 
 
+def deep_copy(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy`` of a module, with what is ``known`` by its id.
+
+    A module has a dozen dicts, for hooks mostly, and most are empty: deepcopy makes each the long way.
+    """
+    values = (value for part in module.modules() for value in vars(part).values())
+    empty = {id(value): type(value)() for value in values if type(value) in (OrderedDict, dict, set) and not value}
+    return copy.deepcopy(module, empty | known)
+
+
 def light_copy(module: nn.Module, training: bool | None = None, share_buffers: bool = True) -> nn.Module:
     """A copy, in the given mode, that shares its parameters and buffers and tells nobody that it is run."""
     shared = [*module.parameters(), *(module.buffers() if share_buffers else ())]
-    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    copied = deep_copy(module, {id(tensor): tensor for tensor in shared})
     for part in copied.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()
