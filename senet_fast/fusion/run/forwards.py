@@ -34,6 +34,9 @@ class FusedForward:
         self.watched = {*module.__dict__, *module._modules} - {*nn.Module().__dict__}
         self.number = next(_numbers)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "number"}  # of this process
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self.number = self._number()
