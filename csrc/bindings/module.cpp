@@ -195,7 +195,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(), py::kw_only(),
       py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false, py::arg("kernel") = py::none(),
-      py::arg("processors") = 132, py::arg("blocks_per_processor") = 3, py::arg("l2_bytes") = 50 << 20,
+      py::arg("processors") = 132, py::arg("blocks_per_processor") = senet::cuda::kResident, py::arg("l2_bytes") = 50 << 20,
       py::arg("shared_bytes") = 227 << 10,
       "How a two_fc call (R defaults to K / 16; with residual, a ReLU behind it) on x [B, O, K, I] is cut on a GPU, by default "
       "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "

@@ -84,7 +84,7 @@ def test_without_a_driver_the_error_is_clear() -> None:
 
 def test_plan_cuda() -> None:
     plan = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2)
-    ticket = {"tile": (167, 1, 49), "tiles": (13, 1, 1), "lanes": 8, "images_ahead": 31, "blocks": 396}
+    ticket = {"tile": (167, 1, 49), "tiles": (13, 1, 1), "lanes": 8, "images_ahead": 21, "blocks": 264}
     assert {name: plan[name] for name in ticket} == ticket
     small = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2, processors=40, l2_bytes=4 << 20)
     assert small["tile"] == (83, 1, 49)

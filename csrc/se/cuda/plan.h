@@ -9,12 +9,13 @@
 namespace senet::cuda {
 
 constexpr int kThreads = 256;       // of a block
+constexpr int kResident = 2;        // blocks a processor, which leaves each thread registers for its loads in flight
 constexpr int kMaxChannels = 1024;  // of a tile
 
 // What the planner must know of a GPU. The defaults are an H100's, for tests and questions.
 struct Gpu {
   int processors = 132;
-  int blocks_per_processor = 3;  // of the kernel in question, as the driver says
+  int blocks_per_processor = kResident;  // of the kernel in question, as the driver says
   std::int64_t l2_bytes = 50 << 20;
   int shared_bytes = 227 << 10;  // of a block, at most
 };
