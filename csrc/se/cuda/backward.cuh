@@ -18,7 +18,7 @@ struct BackwardLaunch {
 inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch,
                                 int threads = kThreads) {
   const auto [B, O, K, I, R] = p.shape;
-  BackwardLaunch l{call_of(p, plan.tiles, plan.lanes),
+  BackwardLaunch l{call_of(p, plan.tiles, plan.lanes, plan.room),
                    {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
   l.tickets.last = weight_jobs(p, threads);
   l.sums = weight_sums(p, scratch);
@@ -36,7 +36,7 @@ struct Backward {
     TicketWords words;
     A gates[kMaxChannels];
     A channels[kMaxChannels];  // gradients of the gates' inputs, or what every element of a channel gets through the squeeze
-    A scratch[kBlock * kScratch<T, W>];
+    A scratch[kBlock * scratch_of(sizeof(T))];
     double warps[kBlock / 32];
   };
 

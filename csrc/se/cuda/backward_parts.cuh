@@ -24,12 +24,12 @@ inline bool is_general(const BackwardParams& p) {
   return post != ActivationKind::identity && post != ActivationKind::relu && post != ActivationKind::relu6;
 }
 
-inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lanes) {
+inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lanes, SumRoom room) {
   Shape shape = p.shape;
   if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;
   const Activation& post = p.epilogue.activation;
   return {p,
-          {shape, tiles, lanes},
+          {shape, tiles, lanes, room},
           static_cast<double>(shape.O * shape.I),
           p.saved_width(),
           shape.O * shape.K * shape.I,

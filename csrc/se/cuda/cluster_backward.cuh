@@ -12,7 +12,7 @@ struct ClusterBackwardLaunch {
   WeightSums sums;
 };
 inline ClusterBackwardLaunch launch_of(const BackwardParams& p, const ClusterPlan& plan, Scratch& scratch) {
-  return {call_of(p, plan.slices, plan.lanes), {p, plan, true}, weight_sums(p, scratch)};
+  return {call_of(p, plan.slices, plan.lanes, plan.room), {p, plan, true}, weight_sums(p, scratch)};
 }
 
 template <class T, class W, bool kGeneral, int kImages>

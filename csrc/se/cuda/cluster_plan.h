@@ -14,6 +14,7 @@ namespace senet::cuda {
 constexpr int kClusterThreads = 512;
 constexpr int kClusterImages = 4;   // at the same time, at most
 constexpr int kClusterChunks = 16;  // of a slice, at most
+constexpr int kRunScratch = 4;      // numbers of scratch a thread, at least, for sums by runs
 
 // A slice is a run of memory: channels of all columns, or rows of all channels, or columns of one channel. It arrives in
 // chunks, which are cut from it in the same way.
@@ -23,6 +24,7 @@ struct ClusterPlan {
   int images = 1;
   Tiles slices;  // of an image; blocks behind the last are idle
   int lanes = 1;
+  SumRoom room;  // of backward, whose x is not in shared memory
   int chunk_channels = 1, chunk_rows = 1, chunk_columns = 1, chunks = 1;
   int shared_bytes = 0;
   int clusters = 0;
@@ -72,7 +74,7 @@ inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool back
   const std::int64_t wide = images > 1 ? kClusterImages : 1;
   s.mixed = backward ? take_floats(wide * std::max<std::int64_t>(two_fc ? p.shape.R : 0, s.own)) : at;
   const std::int64_t columns = p.shape.I > 1 ? plan.threads / 16 : plan.threads * (16 / item);
-  s.scratch = take_floats(std::max(columns, backward ? wide * plan.threads : 0));
+  s.scratch = take_floats(std::max(columns, backward ? (plan.room.channels > 0 ? kRunScratch : wide) * plan.threads : 0));
   at = (at + 127) / 128 * 128;
   s.slices = at;
   const std::int64_t slice = std::int64_t{1} * t.channels * t.rows * t.columns * item;
@@ -119,6 +121,7 @@ inline bool cut_cluster(const Params& p, bool backward, int size, int threads, i
   const int columns = t.columns;
   out.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
   while (out.lanes < threads && out.lanes * t.channels < threads) out.lanes *= 2;
+  if (backward) out.room = sum_room(p.shape, t, item, threads * kRunScratch);
   // chunks of an axis: rows, channels or columns, whichever the slice has several of
   const std::int64_t elements = std::int64_t{1} * t.rows * t.channels * t.columns;
   const std::int64_t wanted = chunk_bytes ? chunk_bytes : std::max<std::int64_t>(4 << 10, elements * item / 12);

@@ -20,7 +20,7 @@ struct ForwardLaunch {
 
 inline ForwardLaunch launch_of(const ForwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch) {
   const auto [B, O, K, I, R] = p.shape;
-  ForwardLaunch l{call_of(p, plan.tiles, plan.lanes),
+  ForwardLaunch l{call_of(p, plan.tiles, plan.lanes, plan.room),
                   {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
   const bool two_fc = p.excitation == Excitation::two_fc;
   if (two_fc) {
@@ -43,7 +43,7 @@ struct Forward {
   struct Shared {
     TicketWords words;
     alignas(16) A channels[kMaxChannels];  // squeezed, or gates
-    A scratch[kBlock * kScratch<T, W>];
+    A scratch[kBlock * scratch_of(sizeof(T))];
   };
 
   const ForwardLaunch& l;

@@ -27,11 +27,11 @@ struct ForwardCall {
   Clamp pre, post;
 };
 
-inline ForwardCall call_of(const ForwardParams& p, const Tiles& tiles, int lanes) {
+inline ForwardCall call_of(const ForwardParams& p, const Tiles& tiles, int lanes, SumRoom room) {
   Shape shape = p.shape;
   if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;  // a mean over nothing, which is NaN
   return {p,
-          {shape, tiles, lanes},
+          {shape, tiles, lanes, room},
           static_cast<double>(shape.O * shape.I),
           p.saved_width(),
           !p.prologue.is_identity(),

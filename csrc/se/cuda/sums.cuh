@@ -56,10 +56,6 @@ SENET_DEVICE void sum_columns(int rows, int width, A* sums, A* scratch, const Te
   }
 }
 
-// Numbers of scratch a thread, for the vectors of x, of the weights and of sums.
-template <class T, class W>
-constexpr int kScratch = 16 / (sizeof(T) < sizeof(W) ? sizeof(T) : sizeof(W));
-
 // Rows of a matrix, each times its factor if there are any: terms of sum_columns(). They come from the L2, a row after the
 // other for each thread, so that several at once matter more than that all threads have some.
 template <class W, class A>
@@ -223,13 +219,98 @@ struct TileRows {
   }
 };
 
-// Of a tile, by whichever of the two. terms(loaded, at, channels, out): the items' channels, from the tile's first; `before` as
-// in for_tile.
+// The same where planes are small, or begin anywhere: the tile is one run of memory, through which all threads go, whole
+// vectors of it whatever channels they are of. A vector has at most two (I >= n): of each it leaves two sums in `scratch`,
+// which the lanes of a channel add up. So a tile waits for memory once or twice, and not for head, vectors and tail of each
+// plane. As many channels at a time as there is room in scratch.
+template <int n, class A, class Terms, class Ready>
+SENET_DEVICE void sum_run(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms,
+                          const Ready& ready) {
+  constexpr int kAhead = Terms::kAhead;
+  const int I = image.I, threads = blockDim.x, thread = threadIdx.x, lanes = image.lanes < 32 ? image.lanes : 32;
+  const int lane = thread & (lanes - 1), at_once = threads / lanes, most = image.room.channels;
+  A* const ends = scratch;  // of the elements before the first vector, and from n on of those behind the last
+  A *const first = ends + 2 * n, *const second = first + image.room.vectors;
+#pragma unroll 1
+  for (int from = 0; from < tile.channels; from += most) {
+    const int channels = most < tile.channels - from ? most : tile.channels - from, run = channels * I;
+    const std::int64_t begin = std::int64_t{from} * I;
+    const int misaligned = (before - static_cast<int>(begin)) & (n - 1), head = misaligned < run ? misaligned : run;
+    const int vectors = (run - head) / n, tail = head + vectors * n;
+    // One element a thread: it is under way beside the vectors.
+    const int end = thread < head ? thread : thread >= 32 && thread - 32 < run - tail ? tail + thread - 32 : -1;
+    typename Terms::template Loaded<1> at_end;
+    if (end >= 0) {
+      ready(begin + end + 1);
+      at_end = terms.template load<1>(begin + end);
+    }
+#pragma unroll 1
+    for (int v = thread; v < vectors; v += kAhead * threads) {
+      typename Terms::template Loaded<n> loaded[kAhead];
+      const int last = v + (kAhead - 1) * threads;
+      ready(begin + head + ((last < vectors ? last : vectors - 1) + 1) * n);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int vector = v + i * threads;
+        loaded[i] = terms.template load<n>(begin + head + (vector < vectors ? vector : v) * n);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) terms.landed(loaded[i]);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int vector = v + i * threads;
+        if (vector < vectors) {
+          const int e = head + vector * n;
+          int channel[n];
+          channels_of(e, I, image.by_columns, channel);
+          const int own = channel[0];
+#pragma unroll
+          for (int j = 0; j < n; ++j) channel[j] += from;
+          A out[n], sum = 0, other = 0;
+          terms.terms(loaded[i], begin + e, channel, out);
+#pragma unroll
+          for (int j = 0; j < n; ++j) {
+            const bool mine = channel[j] == own + from;
+            sum += mine ? out[j] : A(0);
+            other += mine ? A(0) : out[j];
+          }
+          first[vector] = sum;
+          second[vector] = other;
+        }
+      }
+    }
+    if (end >= 0) {
+      A out[1];
+      terms.terms(at_end, begin + end, {from + (end < head ? 0 : channels - 1)}, out);
+      ends[end < head ? end : n + end - tail] = out[0];
+    }
+    __syncthreads();
+    for (int block = 0; block < channels; block += at_once) {
+      const int c = block + thread / lanes;
+      A sum = 0;
+      if (c < channels) {
+        const int low = c * I - head, high = low + I;  // of the vectors' elements
+        const int stop = (high + n - 1) / n < vectors ? (high + n - 1) / n : vectors;
+#pragma unroll 4
+        for (int v = (low > 0 ? low / n : 0) + lane; v < stop; v += lanes) sum += v * n >= low ? first[v] : second[v];
+        for (int i = lane; c == 0 && i < head; i += lanes) sum += ends[i];
+        for (int i = lane; c == channels - 1 && i < run - tail; i += lanes) sum += ends[n + i];
+      }
+      sum = sum_lanes(sum, lanes);
+      if (c < channels && lane == 0) sums[from + c] = sum;
+    }
+    if (from + most < tile.channels) __syncthreads();
+  }
+}
+
+// Of a tile, by whichever of the three. terms(loaded, at, channels, out): the items' channels, from the tile's first; `before`
+// as in for_tile.
 template <int n, class A, class Terms, class Ready = AlwaysReady>
 SENET_DEVICE void sum_tile(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms,
                            const Ready& ready = {}) {
   const TileRows<A, Terms, Ready> rows{terms, ready, image.row};
   if (image.I > 1) {
+    if (before >= 0 && image.room.channels > 0) return sum_run<n>(image, tile, before, sums, scratch, terms, ready);
     sum_planes<n>(
         tile, image.I, image.row, image.lanes, sums, scratch, terms,
         [&](std::int64_t at) { return before < 0 ? -1 : (before - static_cast<int>(at)) & (n - 1); }, ready);

@@ -15,8 +15,9 @@ struct Image {
   int parts, count;    // of the tiles
   Divisor by_columns;  // of a tile
   int lanes;
+  SumRoom room;
 
-  Image(const Shape& shape, const Tiles& tiles, int lanes)
+  Image(const Shape& shape, const Tiles& tiles, int lanes, SumRoom room)
       : O(static_cast<int>(shape.O)),
         K(static_cast<int>(shape.K)),
         I(static_cast<int>(shape.I)),
@@ -26,7 +27,8 @@ struct Image {
         parts(tiles.parts()),
         count(tiles.count()),
         by_columns(divisor(tiles.columns)),
-        lanes(lanes) {}
+        lanes(lanes),
+        room(room) {}
 };
 
 struct Tile {
