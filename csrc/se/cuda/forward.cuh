@@ -54,8 +54,7 @@ struct Forward {
   template <int kBlock>
   SENET_DEVICE static void run(const ForwardLaunch& launch, Shared<kBlock>& shared) {
     const Forward forward{launch, {launch.call}, shared.channels, shared.scratch, shared.words};
-    for_tickets<sizeof(T) == 2 || (kGeneral && sizeof(T) == 4)>(launch.tickets, shared.words,
-                                                                [&](const Job& job) { forward.work(job); });
+    for_tickets<sizeof(T) != 8>(launch.tickets, shared.words, [&](const Job& job) { forward.work(job); });
   }
 
  private:
