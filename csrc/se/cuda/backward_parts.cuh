@@ -111,7 +111,7 @@ struct BackwardParts {
     }
     template <int n>
     SENET_DEVICE void terms(const Loaded<n>& loaded, std::int64_t at, const int (&c)[n], A (&out)[n]) const {
-      if (!out_v) {
+      if (!b.call.activated) {
 #pragma unroll
         for (int j = 0; j < n; ++j) out[j] = A(widen(loaded.x[j])) * A(widen(loaded.y[j]));
         return;
@@ -136,13 +136,15 @@ struct BackwardParts {
   SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch,
                         const Ready& ready = {}) const {
     const BackwardParams& p = call.p;
-    Products<kKeep> terms{*this, static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset, nullptr, grad_y, nullptr,
+    // Never null, though not always written: else nvcc does not see that it is global memory.
+    const void* written = call.activated ? p.grad_residual : p.grad_y;
+    T* out_v = const_cast<T*>(static_cast<const T*>(written)) + n * call.image_stride + tile.offset;
+    Products<kKeep> terms{*this, static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset, nullptr, grad_y, out_v,
                           gates};
     int before = misaligned(terms.x);
     if (misaligned(grad_y) != before) before = -1;
     if (call.activated) {
-      terms.out_v = static_cast<T*>(p.grad_residual) + n * call.image_stride + tile.offset;
-      if (misaligned(terms.out_v) != before) before = -1;
+      if (misaligned(out_v) != before) before = -1;
       if (p.epilogue.residual) {
         terms.residual = static_cast<const T*>(p.epilogue.residual) + n * p.epilogue.residual_batch_stride + tile.offset;
         if (misaligned(terms.residual) != before) before = -1;
