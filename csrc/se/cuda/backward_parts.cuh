@@ -150,7 +150,7 @@ struct BackwardParts {
         if (misaligned(terms.residual) != before) before = -1;
       }
     }
-    sum_tile<kItems>(call.image, tile, before, sums, scratch, terms, ready);
+    sum_tile<kItems, true>(call.image, tile, before, sums, scratch, terms, ready);
   }
 
   // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze

@@ -93,7 +93,8 @@ struct ForwardParts {
   };
   template <class Ready = AlwaysReady>
   SENET_DEVICE void sum(const T* x, const Tile& tile, A* sums, A* scratch, const Ready& ready = {}) const {
-    sum_tile<kItems>(call.image, tile, misaligned(x), sums, scratch, Squeezed{*this, tile, x}, ready);
+    constexpr bool kRuns = std::is_same_v<Ready, AlwaysReady>;  // what is in shared memory is near
+    sum_tile<kItems, kRuns>(call.image, tile, misaligned(x), sums, scratch, Squeezed{*this, tile, x}, ready);
   }
 
   // out(c, i, z) without the bias, for c < channels from channel `first` on: the inputs of their gates. in: the hidden

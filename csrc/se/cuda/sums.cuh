@@ -304,13 +304,15 @@ SENET_DEVICE void sum_run(const Image& image, const Tile& tile, int before, A* s
 }
 
 // Of a tile, by whichever of the three. terms(loaded, at, channels, out): the items' channels, from the tile's first; `before`
-// as in for_tile.
-template <int n, class A, class Terms, class Ready = AlwaysReady>
+// as in for_tile. kRuns: whether there may be room for runs.
+template <int n, bool kRuns, class A, class Terms, class Ready = AlwaysReady>
 SENET_DEVICE void sum_tile(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms,
                            const Ready& ready = {}) {
   const TileRows<A, Terms, Ready> rows{terms, ready, image.row};
   if (image.I > 1) {
-    if (before >= 0 && image.room.channels > 0) return sum_run<n>(image, tile, before, sums, scratch, terms, ready);
+    if constexpr (kRuns) {
+      if (before >= 0 && image.room.channels > 0) return sum_run<n>(image, tile, before, sums, scratch, terms, ready);
+    }
     sum_planes<n>(
         tile, image.I, image.row, image.lanes, sums, scratch, terms,
         [&](std::int64_t at) { return before < 0 ? -1 : (before - static_cast<int>(at)) & (n - 1); }, ready);
