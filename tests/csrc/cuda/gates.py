@@ -256,7 +256,6 @@ PLANTS = [
     Plant(
         "more blocks a processor than registers allow", "plan.h", "kResident = 2;", "kResident = 4;", "bytes of stack"
     ),
-    Plant("fewer blocks a processor", "plan.h", "kResident = 2;", "kResident = 1;", "blocks a processor leave"),
     Plant(
         "loads one by one",
         "tile.cuh",
