@@ -17,6 +17,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def gates(root: Path) -> ModuleType:
+    if (folder := str(root / "tests/csrc/cuda")) not in sys.path:
+        sys.path.append(folder)  # where it finds in_flight
     spec = importlib.util.spec_from_file_location("gates", root / "tests/csrc/cuda/gates.py")
     assert spec
     assert spec.loader
@@ -27,14 +29,21 @@ def gates(root: Path) -> ModuleType:
 
 def good(gates: ModuleType, **changed: Any) -> Any:
     opcodes = Counter({"LDG.E.128": 4, "LDG.E.128.CONSTANT": 4, "LDG.E.EF.128": 8, "STG.E.128": 4, "MEMBAR.ALL.GPU": 3})
-    fields = {"name": "some_kernel", "arch": "sm_90", "registers": 80, "stack": 0, "shared": 9000}
+    fields = {
+        "name": "some_kernel",
+        "arch": "sm_90",
+        "registers": 80,
+        "stack": 0,
+        "shared": 9000,
+        "in_flight": (8, 4, 4),
+    }
     return gates.Kernel(**(fields | {"opcodes": opcodes} | changed))
 
 
 def faults(gates: ModuleType, **changed: Any) -> str:
     kernel = good(gates, **changed)
     needs = {gates.LOADS: 4, gates.LAST_LOADS: 8, gates.STORES: 4}
-    row = gates.Row("some_kernel", 3, needs, {gates.FENCES: 3})
+    row = gates.Row("some_kernel", 3, needs, {gates.FENCES: 3}, in_flight=(8, 4))
     return "\n".join(gates.judge([kernel], [row], ["sm_90"]))
 
 
@@ -49,6 +58,10 @@ def test_a_good_kernel_passes(gates: ModuleType) -> None:
         ({"stack": 8}, "8 bytes of stack, 0 of spills; expected 0 at the most"),
         ({"spilled": 4}, "0 bytes of stack, 4 of spills; expected 0 at the most"),
         ({"shared": 40_000}, "40000 bytes of shared memory; too many for 3 blocks a processor"),
+        ({"in_flight": (8, 3, 3)}, "loads in flight (8, 3, 3); expected (8, 4) or more"),
+        ({"in_flight": (7, 4)}, "loads in flight (7, 4)"),
+        ({"in_flight": (8, 4, 1)}, "loads in flight (8, 4, 1)"),
+        ({"in_flight": (8,)}, "loads in flight (8,)"),
         ({"name": "other_kernel"}, "sm_90 other_kernel: has no row in gates.py"),
         ({"arch": "sm_80"}, "sm_90 some_kernel: no such kernel was compiled"),
     ],
@@ -115,11 +128,44 @@ ptxas info    : Function properties for {MANGLED}
 
 def test_reads_what_the_tools_print(gates: ModuleType) -> None:
     assert gates.usages(USAGE) == {("sm_80", MANGLED): (124, 8, 16464)}
-    assert gates.opcodes(SASS) == {
-        ("sm_80", MANGLED): {"IMAD.MOV.U32": 1, "LDG.E.128.CONSTANT": 1, "STG.E.128": 1},
-        ("sm_90", MANGLED): {"EXIT": 1},
+    opcodes = {kernel: [one.opcode for one in code] for kernel, code in gates.machine_code(SASS).items()}
+    assert opcodes == {
+        ("sm_80", MANGLED): ["IMAD.MOV.U32", "LDG.E.128.CONSTANT", "STG.E.128"],
+        ("sm_90", MANGLED): ["EXIT"],
     }
     assert gates.spills(PTXAS) == {("sm_80", MANGLED): 16, ("sm_90", MANGLED): 0}
+
+
+# Two loops of four copies each: the first uses what it loads at once, the second when all is under way.
+LOOPS = """
+        /*0100*/                   LDG.E.128 R4, desc[UR10][R20.64] ;
+        /*0110*/                   HADD2.F32 R30, -RZ, R4.H0_H0 ;
+        /*0120*/                   LDG.E.128 R4, desc[UR10][R20.64+0x10] ;
+        /*0130*/                   IADD3 R22, P0, R22, 0x4, RZ ;
+        /*0140*/                   STS.128 [R40], R4 ;
+        /*0150*/              @!P0 BRA 0x100 ;
+        /*0160*/                   LDG.E.EF.128 R4, desc[UR10][R4.64] ;
+        /*0170*/               @P1 LDG.E.EF.128 R8, desc[UR10][R20.64] ;
+        /*0180*/               @P2 BRA 0x1b0 ;
+        /*0190*/                   LDG.E.128.CONSTANT R12, desc[UR10][R20.64+0x20] ;
+        /*01a0*/                   LDG.E R50, desc[UR10][R20.64+0x40] ;
+        /*01b0*/                   LDG.E.128 R16, desc[UR10][R20.64+0x30] ;
+        /*01c0*/                   FADD R30, R30, R15 ;
+        /*01d0*/                   LDG.E.128 R4, desc[UR10][R24.64] ;
+        /*01e0*/               @P3 BRA P4, 0x160 ;
+        /*01f0*/                   FADD R30, R30, R4 ;
+"""
+
+
+def test_counts_loads_before_their_first_use(gates: ModuleType) -> None:
+    code = [one for line in LOOPS.splitlines() if (one := gates.in_flight.instruction(line))]
+    assert len(code) == 16
+    assert [tuple(batch) for batch in gates.in_flight.batches(code)] == [
+        (0x100, 1),
+        (0x120, 1),
+        (0x160, 4),
+        (0x1D0, 1),
+    ]
 
 
 def test_names(gates: ModuleType) -> None:

@@ -48,7 +48,7 @@ class RunOnGpu {
                       "; expected a GPU with clusters (sm_90 or later), a build for it, a type other than "
                       "float64 and an image that fits the shared memory of a cluster");
     TORCH_CHECK_VALUE(plans.cluster || cuda::fits_one_launch(plans.ticket, p.shape.B), "squeeze_excite: x has shape ",
-                      x_.sizes(), "; expected fewer than 2^30 tiles of 16 kB on a GPU");
+                      x_.sizes(), "; expected fewer than 2^30 tiles of 8 to 32 kB on a GPU");
     void* stream = c10::impl::VirtualGuardImpl(x_.device().type()).getStream(x_.device()).native_handle();
     const Tensor scratch = at::empty({plans.scratch_bytes}, x_.options().dtype(at::kByte));
     check_cuda(cuda::launch(p, plans, scratch.mutable_data_ptr(), stream), "the launch");

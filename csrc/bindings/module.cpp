@@ -156,7 +156,9 @@ py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t 
     throw py::value_error("kernel is 'cluster', and no cluster can hold an image of this shape and type");
   const senet::cuda::Model model(p, backward, gpu);
   result["kernel"] = cluster ? "cluster" : "ticket";
-  result["microseconds"] = cluster ? cluster.microseconds : model.ticket(plan, static_cast<double>(p.hidden()), gpu);
+  result["microseconds"] = cluster ? cluster.microseconds : model.ticket(plan);
+  result["microseconds_of_copy"] = model.copy();
+  result["microseconds_unfused"] = model.unfused(3);
   if (!cluster) {
     result["cluster"] = py::none();
     return result;
@@ -195,11 +197,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_cuda", &plan_cuda, py::arg("B"), py::arg("O"), py::arg("K"), py::arg("I"), py::arg("R") = py::none(), py::kw_only(),
       py::arg("item_bytes") = 4, py::arg("backward") = false, py::arg("residual") = false, py::arg("kernel") = py::none(),
-      py::arg("processors") = 132, py::arg("blocks_per_processor") = 3, py::arg("l2_bytes") = 50 << 20,
+      py::arg("processors") = 132, py::arg("blocks_per_processor") = senet::cuda::kResident, py::arg("l2_bytes") = 50 << 20,
       py::arg("shared_bytes") = 227 << 10,
       "How a two_fc call (R defaults to K / 16; with residual, a ReLU behind it) on x [B, O, K, I] is cut on a GPU, by default "
       "an H100: the ticket kernel's tile and tiles along (K, O, I), lanes to a channel, images_ahead, blocks; kernel, 'ticket' "
-      "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured.");
+      "or 'cluster'; cluster, that kernel's plan or None; microseconds, by a model whose rates were not measured, beside a "
+      "kernel that moves the same tensors (microseconds_of_copy) and three that move one more (microseconds_unfused).");
   m.def("force_plan", &force_plan, py::kw_only(), py::arg("threads") = py::none(), py::arg("images_per_tile") = py::none(),
         py::arg("stream") = py::none(), py::arg("overlap") = py::none(),
         "Override the planner from now on; what is None it decides itself.");

@@ -56,6 +56,8 @@ class CudaPlan(TypedDict):
     blocks: int
     kernel: Literal["ticket", "cluster"]
     microseconds: float
+    microseconds_of_copy: float
+    microseconds_unfused: float
     cluster: ClusterPlan | None
 
 def build_info() -> BuildInfo: ...
@@ -75,7 +77,7 @@ def plan_cuda(
     residual: bool = False,
     kernel: str | None = None,
     processors: int = 132,
-    blocks_per_processor: int = 3,
+    blocks_per_processor: int = 2,
     l2_bytes: int = 52428800,
     shared_bytes: int = 232448,
 ) -> CudaPlan: ...

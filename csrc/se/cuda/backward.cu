@@ -6,7 +6,7 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral>
-SENET_KERNEL(kThreads, 2)
+SENET_KERNEL(kThreads, kResident)
 backward_kernel(SENET_LAUNCH BackwardLaunch launch) {
   SENET_SHARED(shared, typename Backward<T, W, kGeneral>::template Shared<kThreads>);
   Backward<T, W, kGeneral>::run(launch, shared);

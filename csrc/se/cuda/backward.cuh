@@ -18,7 +18,7 @@ struct BackwardLaunch {
 inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch,
                                 int threads = kThreads) {
   const auto [B, O, K, I, R] = p.shape;
-  BackwardLaunch l{call_of(p, plan.tiles, plan.lanes),
+  BackwardLaunch l{call_of(p, plan.tiles, plan.lanes, plan.room),
                    {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
   l.tickets.last = weight_jobs(p, threads);
   l.sums = weight_sums(p, scratch);
@@ -30,14 +30,13 @@ inline BackwardLaunch launch_of(const BackwardParams& p, const Plan& plan, unsig
 template <class T, class W, bool kGeneral>
 struct Backward {
   using A = Sum<T>;
-  static constexpr int kItems = Vector<T>::kItems;
 
   template <int kBlock>
   struct Shared {
     TicketWords words;
     A gates[kMaxChannels];
     A channels[kMaxChannels];  // gradients of the gates' inputs, or what every element of a channel gets through the squeeze
-    A scratch[kBlock * kItems];
+    A scratch[kBlock * scratch_of(sizeof(T))];
     double warps[kBlock / 32];
   };
 
@@ -96,9 +95,7 @@ struct Backward {
     __syncthreads();
     const W* fc2 = static_cast<const W*>(p().fc2_weight) + std::int64_t{tile.channel} * R;
     A* partial = row(l.partial_hidden, std::int64_t{job.image} * image().count + job.tile, R);
-    sum_wide(
-        tile.channels, R, gates, scratch, [&](int c, int r) { return A(widen(fc2[std::int64_t{c} * R + r])) * channels[c]; },
-        [&](int r, A sum) { partial[r] = sum; });
+    sum_rows(tile.channels, R, gates, scratch, MatrixRows<W, A>{fc2, R, channels}, [&](int r, A sum) { partial[r] = sum; });
   }
 
   SENET_DEVICE void join(int n) const {
@@ -106,19 +103,15 @@ struct Backward {
     if (image().parts > 1) {
       const A* partial = row(l.partial_gate, std::int64_t{n} * image().parts, K);
       A* grads = row(l.sums.grad_gate, n, K);
-      sum_wide(
-          image().parts, K, channels, scratch, [&](int part, int k) { return partial[std::int64_t{part} * K + k]; },
-          [&](int k, A sum) { grads[k] = sum; });
+      sum_rows(image().parts, K, channels, scratch, MatrixRows<A, A>{partial, K}, [&](int k, A sum) { grads[k] = sum; });
     }
     if (p().excitation != Excitation::two_fc) return;
     const A *partial = row(l.partial_hidden, std::int64_t{n} * image().count, R), *z = parts.hidden_inputs(n);
     A *hidden = row(l.sums.hidden, n, R), *grads = row(l.sums.grad_hidden, n, R);
-    sum_wide(
-        image().count, R, channels, scratch, [&](int tile, int r) { return partial[std::int64_t{tile} * R + r]; },
-        [&](int r, A sum) {
-          grads[r] = activate_grad<A>(p().activation, z[r], sum);
-          hidden[r] = activate<A>(p().activation, z[r]);
-        });
+    sum_rows(image().count, R, channels, scratch, MatrixRows<A, A>{partial, R}, [&](int r, A sum) {
+      grads[r] = activate_grad<A>(p().activation, z[r], sum);
+      hidden[r] = activate<A>(p().activation, z[r]);
+    });
   }
 
   SENET_DEVICE void write(int n, const Tile& tile) const {
@@ -135,10 +128,8 @@ struct Backward {
     } else {
       const bool two_fc = p().excitation == Excitation::two_fc;
       const A* in = two_fc ? row(l.sums.grad_hidden, n, R) : grads;
-      sum_wide(
-          two_fc ? R : K, tile.channels, channels, scratch,
-          [&](int m, int c) { return A(widen(fc1[std::int64_t{m} * K + tile.channel + c])) * in[m]; },
-          [&](int c, A sum) { channels[c] = sum / A(l.call.elements); });
+      sum_rows(two_fc ? R : K, tile.channels, channels, scratch, MatrixRows<W, A>{fc1 + tile.channel, K, in},
+               [&](int c, A sum) { channels[c] = sum / A(l.call.elements); });
     }
     const T* grad_v = static_cast<const T*>(l.call.activated ? p().grad_residual : p().grad_y) + n * l.call.image_stride;
     parts.template write<true>(n, tile, gates, channels, grad_v + tile.offset);

@@ -3,7 +3,7 @@
 // With v = x * s + residual, y = activation(v) and grad_v the gradient of v (with from_y taken at y): everything that gate and
 // layers pass back is linear in the sums of grad_v * x, so tiles pass on shares of it, as in forward.
 #pragma once
-#include "se/cuda/tile.cuh"
+#include "se/cuda/sums.cuh"
 
 namespace senet::cuda {
 
@@ -24,12 +24,12 @@ inline bool is_general(const BackwardParams& p) {
   return post != ActivationKind::identity && post != ActivationKind::relu && post != ActivationKind::relu6;
 }
 
-inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lanes) {
+inline BackwardCall call_of(const BackwardParams& p, const Tiles& tiles, int lanes, SumRoom room) {
   Shape shape = p.shape;
   if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;
   const Activation& post = p.epilogue.activation;
   return {p,
-          {shape, tiles, lanes},
+          {shape, tiles, lanes, room},
           static_cast<double>(shape.O * shape.I),
           p.saved_width(),
           shape.O * shape.K * shape.I,
@@ -79,55 +79,84 @@ struct BackwardParts {
     return v <= A(call.lo) || v >= A(call.hi) ? A(0) : grad_y;
   }
 
-  // sums[c] of grad_v * x over the tile. grad_y: the tile, in global or shared memory. Where there is an activation, grad_v,
-  // rounded to its type, is written to grad_residual, and with kKeep also over grad_y; gates are used then.
-  template <bool kKeep, class Y, class Ready = AlwaysReady>
-  SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch,
-                        const Ready& ready = {}) const {
-    const BackwardParams& p = call.p;
-    const T* x = static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset;
-    const T* residual = static_cast<const T*>(p.epilogue.residual);
-    T* out_v = nullptr;
-    int before = misaligned(x);
-    if (misaligned(grad_y) != before) before = -1;
-    if (call.activated) {
-      out_v = static_cast<T*>(p.grad_residual) + n * call.image_stride + tile.offset;
-      if (misaligned(out_v) != before) before = -1;
-      if (residual) {
-        residual += n * p.epilogue.residual_batch_stride + tile.offset;
-        if (misaligned(residual) != before) before = -1;
-      }
+  // Terms of the sum of grad_v * x over a tile. grad_y: the tile, in global or shared memory. Where there is an activation,
+  // grad_v, rounded to its type, is written to out_v, and with kKeep also over grad_y; gates are used then.
+  template <bool kKeep>
+  struct Products {
+    static constexpr int kAhead = kGeneral || sizeof(T) == 8 ? 2 : 4;  // of two tensors, or three; as registers allow
+    template <int n>
+    struct Loaded {
+      Held<T, n> x, y, residual;
+    };
+    using Y = std::conditional_t<kKeep, T, const T>;
+
+    const BackwardParts& b;
+    const T *x, *residual;
+    Y* grad_y;
+    T* out_v;
+    const A* gates;
+
+    template <int n>
+    SENET_DEVICE Loaded<n> load(std::int64_t at) const {
+      Loaded<n> loaded;
+      loaded.x = hold_items<n, true>(x + at);
+      loaded.y = hold_items<n, false>(static_cast<const T*>(grad_y + at));
+      loaded.residual = {};
+      if (residual) loaded.residual = hold_items<n, true>(residual + at);
+      return loaded;
     }
-    const auto terms = [&](std::int64_t at, int c, int step, auto& out) {
-      constexpr int n = sizeof(out) / sizeof(A);
-      const Vector<T, n> vx = load_items<n, true>(x + at), vy = load_items<n, false>(grad_y + at);
-      if (!call.activated) {
+    template <int n>
+    SENET_DEVICE static void landed(Loaded<n>& loaded) {
+      cuda::landed(loaded.x), cuda::landed(loaded.y), cuda::landed(loaded.residual);
+    }
+    template <int n>
+    SENET_DEVICE void terms(const Loaded<n>& loaded, std::int64_t at, const int (&c)[n], A (&out)[n]) const {
+      if (!b.call.activated) {
 #pragma unroll
-        for (int j = 0; j < n; ++j) out[j] = A(widen(vx.items[j])) * A(widen(vy.items[j]));
+        for (int j = 0; j < n; ++j) out[j] = A(widen(loaded.x[j])) * A(widen(loaded.y[j]));
         return;
       }
-      Held<T, n> r;
-      if (residual) r = hold_items<n, true>(residual + at);
       Vector<T, n> stored;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        const A u = widen(vx.items[j]);
-        A v = p.from_y ? A(0) : u * gates[c + j * step];
-        if (residual) v += A(widen(r[j]));  // from y: this is y
-        const A grad = grad_v(v, A(widen(vy.items[j])));
+        const A u = widen(loaded.x[j]);
+        A v = b.call.p.from_y ? A(0) : u * gates[c[j]];
+        if (residual) v += A(widen(loaded.residual[j]));  // from y: this is y
+        const A grad = b.grad_v(v, A(widen(loaded.y[j])));
         narrow(grad, stored.items[j]);
         out[j] = u * grad;
       }
       store_items(out_v + at, stored);
       if constexpr (kKeep) store_items(grad_y + at, stored);
-    };
-    sum_tile<kItems>(call.image, tile, before, sums, scratch, terms, ready);
+    }
+  };
+
+  // sums[c] of them
+  template <bool kKeep, class Y, class Ready = AlwaysReady>
+  SENET_DEVICE void sum(int n, const Tile& tile, Y* grad_y, const A* gates, A* sums, A* scratch,
+                        const Ready& ready = {}) const {
+    const BackwardParams& p = call.p;
+    // Never null, though not always written: else nvcc does not see that it is global memory.
+    const void* written = call.activated ? p.grad_residual : p.grad_y;
+    T* out_v = const_cast<T*>(static_cast<const T*>(written)) + n * call.image_stride + tile.offset;
+    Products<kKeep> terms{*this, static_cast<const T*>(p.x) + n * p.x_batch_stride + tile.offset, nullptr, grad_y, out_v,
+                          gates};
+    int before = misaligned(terms.x);
+    if (misaligned(grad_y) != before) before = -1;
+    if (call.activated) {
+      if (misaligned(out_v) != before) before = -1;
+      if (p.epilogue.residual) {
+        terms.residual = static_cast<const T*>(p.epilogue.residual) + n * p.epilogue.residual_batch_stride + tile.offset;
+        if (misaligned(terms.residual) != before) before = -1;
+      }
+    }
+    sum_tile<kItems, true>(call.image, tile, before, sums, scratch, terms, ready);
   }
 
   // grad_x = grad_v * gate + shift, what every element of a channel gets through the squeeze
   template <bool kLast>
   struct Written {
-    static constexpr int kAhead = kLast ? 4 : 2;  // shared memory is near
+    static constexpr int kAhead = 4;
     template <int n>
     using Loaded = Held<T, n>;
 

@@ -12,7 +12,7 @@ struct ClusterBackwardLaunch {
   WeightSums sums;
 };
 inline ClusterBackwardLaunch launch_of(const BackwardParams& p, const ClusterPlan& plan, Scratch& scratch) {
-  return {call_of(p, plan.slices, plan.lanes), {p, plan, true}, weight_sums(p, scratch)};
+  return {call_of(p, plan.slices, plan.lanes, plan.room), {p, plan, true}, weight_sums(p, scratch)};
 }
 
 template <class T, class W, bool kGeneral, int kImages>
@@ -73,6 +73,29 @@ struct ClusterBackward {
     __syncthreads();
   }
 
+  // Terms of sum_columns(): a row of weights times in of all images, whose sums lie side by side.
+  struct Mixed {
+    static constexpr int kAhead = 8;
+    template <int n>
+    using Loaded = W;
+
+    const W* weight;
+    std::int64_t stride;
+    const Vectors<A>& in;
+
+    SENET_DEVICE static int groups(int possible, int) { return possible; }
+    SENET_DEVICE static void prepare(int, int) {}
+    SENET_DEVICE static void landed(W&) {}
+    template <int n>
+    SENET_DEVICE W load(int row, int at) const {
+      return weight[row * stride + at / kImages];
+    }
+    SENET_DEVICE void terms(W loaded, int row, int, A (&out)[kImages]) const {
+#pragma unroll
+      for (int i = 0; i < kImages; ++i) out[i] = A(widen(loaded)) * in.in[(i < in.count ? i : 0) * in.stride + row];
+    }
+  };
+
   // out(c, i, sum over row < rows of weight[row * stride + c] * in of image i [row]) for c < width. A weight is read once for
   // all images. The whole block calls it; it ends with a barrier.
   template <class Out>
@@ -80,11 +103,7 @@ struct ClusterBackward {
                                      const Out& out) const {
     if (width == 0) return;
     A* mixed = m.mixed();
-    sum_columns<kImages>(rows, width * kImages, mixed, m.scratch(), [&](int row, int at, A(&terms)[kImages]) {
-      const A w = widen(weight[row * stride + at / kImages]);
-#pragma unroll
-      for (int i = 0; i < kImages; ++i) terms[i] = w * in.in[(i < in.count ? i : 0) * in.stride + row];
-    });
+    sum_columns<kImages>(rows, width * kImages, mixed, m.scratch(), Mixed{weight, stride, in});
     __syncthreads();
     for (int e = threadIdx.x; e < width * in.count; e += blockDim.x) {
       const int i = e / width, c = e % width;

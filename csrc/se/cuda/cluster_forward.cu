@@ -6,7 +6,7 @@ namespace senet::cuda {
 namespace {
 
 template <class T, class W, bool kGeneral, int kImages>
-SENET_KERNEL(kImages > 1 ? kThreadsOfWide : kClusterThreads, 1)
+SENET_KERNEL(kThreadsOfWide, 1)
 cluster_forward_kernel(SENET_LAUNCH ClusterForwardLaunch launch) {
 #if SENET_HAS_CLUSTERS
   SENET_DYNAMIC_SHARED(shared);

@@ -10,7 +10,7 @@ struct ClusterForwardLaunch {
   ClusterCut cut;
 };
 inline ClusterForwardLaunch launch_of(const ForwardParams& p, const ClusterPlan& plan, Scratch&) {
-  return {call_of(p, plan.slices, plan.lanes), {p, plan, false}};
+  return {call_of(p, plan.slices, plan.lanes, plan.room), {p, plan, false}};
 }
 
 // kImages: those a weight is multiplied with; the plan's or more.

@@ -1,12 +1,12 @@
-// How the cluster kernels cut the work: a pure function of shape, types and GPU, like the ticket kernels' plan.h, and the model
-// of time that chooses between the two. Nothing of CUDA here.
+// How the cluster kernels cut the work: a pure function of shape, types and GPU, like the ticket kernels' plan.h, and the
+// choice between the two by model.h. Nothing of CUDA here.
 //
 // A cluster works on one or a few images. Each of its blocks keeps a slice of each in shared memory, so x is read once; what an
 // image's squeeze and excitation need of each other goes from shared memory to shared memory.
 #pragma once
 #include <string_view>
 
-#include "se/cuda/plan.h"
+#include "se/cuda/model.h"
 
 namespace senet::cuda {
 
@@ -14,6 +14,7 @@ namespace senet::cuda {
 constexpr int kClusterThreads = 512;
 constexpr int kClusterImages = 4;   // at the same time, at most
 constexpr int kClusterChunks = 16;  // of a slice, at most
+constexpr int kRunScratch = 4;      // numbers of scratch a thread, at least, for sums by runs
 
 // A slice is a run of memory: channels of all columns, or rows of all channels, or columns of one channel. It arrives in
 // chunks, which are cut from it in the same way.
@@ -23,6 +24,7 @@ struct ClusterPlan {
   int images = 1;
   Tiles slices;  // of an image; blocks behind the last are idle
   int lanes = 1;
+  SumRoom room;  // of backward, whose x is not in shared memory
   int chunk_channels = 1, chunk_rows = 1, chunk_columns = 1, chunks = 1;
   int shared_bytes = 0;
   int clusters = 0;
@@ -72,7 +74,7 @@ inline ClusterSpace space_of(const Params& p, const ClusterPlan& plan, bool back
   const std::int64_t wide = images > 1 ? kClusterImages : 1;
   s.mixed = backward ? take_floats(wide * std::max<std::int64_t>(two_fc ? p.shape.R : 0, s.own)) : at;
   const std::int64_t columns = p.shape.I > 1 ? plan.threads / 16 : plan.threads * (16 / item);
-  s.scratch = take_floats(std::max(columns, backward ? wide * plan.threads : 0));
+  s.scratch = take_floats(std::max(columns, backward ? (plan.room.channels > 0 ? kRunScratch : wide) * plan.threads : 0));
   at = (at + 127) / 128 * 128;
   s.slices = at;
   const std::int64_t slice = std::int64_t{1} * t.channels * t.rows * t.columns * item;
@@ -119,6 +121,7 @@ inline bool cut_cluster(const Params& p, bool backward, int size, int threads, i
   const int columns = t.columns;
   out.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
   while (out.lanes < threads && out.lanes * t.channels < threads) out.lanes *= 2;
+  if (backward) out.room = sum_room(p.shape, t, item, threads * kRunScratch);
   // chunks of an axis: rows, channels or columns, whichever the slice has several of
   const std::int64_t elements = std::int64_t{1} * t.rows * t.channels * t.columns;
   const std::int64_t wanted = chunk_bytes ? chunk_bytes : std::max<std::int64_t>(4 << 10, elements * item / 12);
@@ -139,69 +142,39 @@ inline bool cut_cluster(const Params& p, bool backward, int size, int threads, i
   return true;
 }
 
-// ---- time, by a model with an H100's rates; none of them was measured by us ----
-
-struct Rates {  // bytes and multiplications a microsecond
-  double memory = 3.0e6, l2 = 5.5e6, processor = 70e3, multiplications = 102e3;
-};
-
-// Work of a call: tensors that go through memory once, and how many of them the ticket kernel reads a second time.
-struct Traffic {
-  double tensors, again;
-};
-inline Traffic traffic_of(const Params& p, bool backward) {
-  const bool activated = backward && !p.epilogue.activation.is_identity();
-  const double residual = p.epilogue.residual && (!backward || activated) ? 1 : 0;
-  return {(backward ? 3.0 : 2.0) + residual + activated, 1};
+// How often a thread waits for weights, beyond the two times that the exchange has.
+inline double waits_of_products(const Model& m, const ClusterPlan& plan) {
+  const Params& p = m.p;
+  if (p.excitation == Excitation::channel_conv) return 0;
+  const double owned = std::ceil(double(plan.slices.channels) / plan.slices.parts());
+  const double R = static_cast<double>(p.excitation == Excitation::two_fc ? p.shape.R : p.shape.K);
+  const bool both = p.excitation == Excitation::two_fc;
+  const std::int64_t item = item_bytes(p.weight_dtype);
+  const int rows = plan.images > 1 ? 4 : waits::kRows;
+  const double waits = m.backward ? waits::by_columns(R, owned, 1, plan.threads, plan.threads) +
+                                        (both ? waits::by_columns(owned, R, 1, plan.threads, plan.threads) : 0)
+                                  : waits::by_rows(owned, R, item, plan.threads, rows) +
+                                        (both ? waits::by_rows(R, owned, item, plan.threads, rows) : 0);
+  return std::max(0.0, waits - 2);
 }
 
-struct Model {
-  double image, weights, products;  // bytes, bytes, multiplications of an image
-  Traffic traffic;
-  double batch, rate;  // images; where the tensors stream from: L2 or memory
-  double launches;     // of the cluster kernels: the gradients of the weights are the second
-  Rates rates;
-
-  Model(const Params& p, bool backward, const Gpu& gpu) : traffic(traffic_of(p, backward)), launches(backward ? 2 : 1) {
-    const auto [B, O, K, I, R] = p.shape;
-    const double item = static_cast<double>(item_bytes(p.dtype));
-    image = static_cast<double>(O * K * I) * item;
-    products = p.excitation == Excitation::two_fc   ? 2.0 * static_cast<double>(K * R)
-               : p.excitation == Excitation::one_fc ? static_cast<double>(K * K)
-                                                    : static_cast<double>(R * K);
-    weights = p.excitation == Excitation::channel_conv ? 0 : products * static_cast<double>(item_bytes(p.weight_dtype));
-    batch = static_cast<double>(B);
-    rate = traffic.tensors * image * batch <= 0.6 * static_cast<double>(gpu.l2_bytes) ? rates.l2 : rates.memory;
-  }
-
-  static constexpr double kLaunch = 2.2;
-
-  double ticket(const Plan& plan, double hidden, const Gpu& gpu) const {
-    const double tiles = plan.tiles.count(), all = image * batch;
-    const double in_flight = 2.0 * plan.blocks * image / tiles;
-    const bool hit = in_flight <= 0.25 * static_cast<double>(gpu.l2_bytes) || rate == rates.l2;
-    const double busy = std::min<double>(gpu.processors, batch * tiles);
-    const double join = batch * tiles < 4.0 * gpu.processors ? 0.5 + tiles * hidden * 4 / rates.processor : 0;
-    const double once = traffic.tensors * all, twice = once + traffic.again * all + batch * weights;
-    return kLaunch + 3.0 + join +
-           std::max({(hit ? once : twice) / rate, (twice + 2 * batch * tiles * hidden * 4) / rates.l2,
-                     twice / (busy * rates.processor), batch * products / (busy * rates.multiplications)});
-  }
-
-  double cluster(const ClusterPlan& plan, const Gpu& gpu) const {
-    const double size = plan.size, batches = std::ceil(batch / plan.images), waves = std::ceil(batches / plan.clusters);
-    const double running = std::min<double>(plan.clusters, batches);
-    const double share = std::max(1.0, running * size / gpu.processors);  // blocks of a processor
-    const double excitation =
-        std::max(plan.images * products / size / rates.multiplications * share, weights / size / rates.processor);
-    const double exchange = 1.5 + (plan.slices.parts() > 1 ? 1.0 : 0) + excitation + (plan.size > 8 ? 0.5 : 0);
-    const double slice = image / plan.slices.count();
-    const double moved = traffic.tensors * plan.images * slice * share / rates.processor;
-    const double once = traffic.tensors * image * batch;
-    return launches * kLaunch + (plan.size > 1 ? 0.3 : 0) +
-           std::max({waves * (moved + exchange), once / rate + exchange, (once + batches * weights) / rates.l2 + exchange});
-  }
-};
+// The time of a plan, by the model.
+inline double cluster_time(const Model& m, const ClusterPlan& plan) {
+  const Rates& rates = m.rates;
+  const double size = plan.size, batches = std::ceil(m.batch / plan.images), waves = std::ceil(batches / plan.clusters);
+  const double running = std::min<double>(plan.clusters, batches);
+  const double share = std::max(1.0, running * size / m.gpu.processors);  // blocks of a processor
+  const double products =
+      std::max(plan.images * m.products / size / rates.multiplications * share, m.weights / size / rates.processor);
+  const double exchange = rates.exchange + (plan.slices.parts() > 1 ? rates.parts : 0) + (plan.size > 8 ? rates.far : 0) +
+                          products + rates.l2_latency * waits_of_products(m, plan);
+  const double slice = m.image / plan.slices.count();
+  const double moved = m.traffic.tensors * plan.images * slice * share / rates.processor;
+  const double once = m.once(), last = m.backward ? rates.next_launch + m.weights_of(m.gpu.processors * kResident) : 0;
+  return rates.launch + last + (plan.size > 1 ? rates.cluster : 0) +
+         std::max({waves * (m.from_memory() + moved + exchange), once / m.rate + exchange,
+                   (once + batches * m.weights) / rates.l2 + exchange});
+}
 
 // The cluster must be this much faster by the model: where they are close, the kernel that asks less of a GPU runs.
 constexpr double kClusterGain = 0.9;
@@ -218,7 +191,7 @@ ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool se
         if (!cut_cluster(p, backward, size, threads, images, plan) || plan.shared_bytes > gpu.shared_bytes) continue;
         plan.clusters = static_cast<int>(std::min<std::int64_t>((p.shape.B + images - 1) / images, active(plan)));
         if (plan.clusters <= 0) continue;
-        plan.microseconds = model.cluster(plan, gpu);
+        plan.microseconds = cluster_time(model, plan);
         if (!best || plan.microseconds < best.microseconds - 0.05) best = plan;
       }
     }
@@ -241,7 +214,7 @@ ClusterPlan choose(const Params& p, bool backward, const Gpu& gpu, Kernel wanted
                    const Plan& ticket) {
   if (wanted == Kernel::ticket) return {};
   const ClusterPlan best = plan_cluster(p, backward, gpu, several_images, active);
-  const double other = Model(p, backward, gpu).ticket(ticket, static_cast<double>(p.hidden()), gpu);
+  const double other = Model(p, backward, gpu).ticket(ticket);
   return wanted == Kernel::cluster || best.microseconds < kClusterGain * other ? best : ClusterPlan{};
 }
 

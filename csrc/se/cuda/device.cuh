@@ -130,7 +130,7 @@ struct Vectors {
 template <int kImages, class W, class A, class Out>
 SENET_DEVICE void multiply_rows(const W* weight, std::int64_t stride, int rows, int M, const Vectors<A>& vectors_in,
                                 const Out& out) {
-  constexpr int kItems = Vector<W>::kItems, kAtOnce = Vector<A>::kItems, kRows = kImages > 1 ? 3 : 4;  // as registers allow
+  constexpr int kItems = Vector<W>::kItems, kAtOnce = Vector<A>::kItems, kRows = kImages > 1 ? 4 : 8;  // as registers allow
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const bool vectors =
       aligned(weight) && stride % kItems == 0 && M % kItems == 0 && aligned(vectors_in.in) && vectors_in.stride % kAtOnce == 0;

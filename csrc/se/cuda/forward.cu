@@ -5,12 +5,8 @@
 namespace senet::cuda {
 namespace {
 
-// Blocks a processor: as many as leave each thread the registers it needs.
-template <class T, bool kGeneral>
-constexpr int kResident = kGeneral || sizeof(T) != 4 ? 2 : 3;
-
 template <class T, class W, bool kGeneral>
-SENET_KERNEL(kThreads, kResident<T, kGeneral>)
+SENET_KERNEL(kThreads, kResident)
 forward_kernel(SENET_LAUNCH ForwardLaunch launch) {
   SENET_SHARED(shared, typename Forward<T, W, kGeneral>::template Shared<kThreads>);
   Forward<T, W, kGeneral>::run(launch, shared);

@@ -20,7 +20,7 @@ struct ForwardLaunch {
 
 inline ForwardLaunch launch_of(const ForwardParams& p, const Plan& plan, unsigned* counters, Scratch& scratch) {
   const auto [B, O, K, I, R] = p.shape;
-  ForwardLaunch l{call_of(p, plan.tiles, plan.lanes),
+  ForwardLaunch l{call_of(p, plan.tiles, plan.lanes, plan.room),
                   {counters, static_cast<int>(B), plan.lag, static_cast<unsigned>(plan.tiles.count())}};
   const bool two_fc = p.excitation == Excitation::two_fc;
   if (two_fc) {
@@ -38,13 +38,12 @@ inline ForwardLaunch launch_of(const ForwardParams& p, const Plan& plan, unsigne
 template <class T, class W, bool kGeneral>
 struct Forward {
   using A = Sum<T>;
-  static constexpr int kItems = Vector<T>::kItems;
 
   template <int kBlock>
   struct Shared {
     TicketWords words;
     alignas(16) A channels[kMaxChannels];  // squeezed, or gates
-    A scratch[kBlock * kItems];
+    A scratch[kBlock * scratch_of(sizeof(T))];
   };
 
   const ForwardLaunch& l;
@@ -55,8 +54,7 @@ struct Forward {
   template <int kBlock>
   SENET_DEVICE static void run(const ForwardLaunch& launch, Shared<kBlock>& shared) {
     const Forward forward{launch, {launch.call}, shared.channels, shared.scratch, shared.words};
-    for_tickets<sizeof(T) == 2 || (kGeneral && sizeof(T) == 4)>(launch.tickets, shared.words,
-                                                                [&](const Job& job) { forward.work(job); });
+    for_tickets<sizeof(T) != 8>(launch.tickets, shared.words, [&](const Job& job) { forward.work(job); });
   }
 
  private:
@@ -103,16 +101,13 @@ struct Forward {
     if (l.squeezed && image().parts > 1) {
       A* squeezed = static_cast<A*>(l.squeezed) + n * l.squeezed_stride;
       const A* partial = static_cast<const A*>(l.partial_squeezed) + std::int64_t{n} * image().parts * K;
-      sum_wide(
-          image().parts, K, channels, scratch, [&](int part, int k) { return partial[std::int64_t{part} * K + k]; },
-          [&](int k, A sum) { squeezed[k] = sum; });
+      sum_rows(image().parts, K, channels, scratch, MatrixRows<A, A>{partial, K}, [&](int k, A sum) { squeezed[k] = sum; });
     }
     if (p().excitation != Excitation::two_fc) return;
     A* hidden = static_cast<A*>(l.hidden) + std::int64_t{n} * R;
     const A* partial = static_cast<const A*>(l.partial_hidden) + std::int64_t{n} * image().count * R;
-    sum_wide(
-        image().count, R, channels, scratch, [&](int tile, int r) { return partial[std::int64_t{tile} * R + r]; },
-        [&](int r, A sum) { hidden[r] = parts.hidden(n, r, sum, true); });
+    sum_rows(image().count, R, channels, scratch, MatrixRows<A, A>{partial, R},
+             [&](int r, A sum) { hidden[r] = parts.hidden(n, r, sum, true); });
   }
 
   // channels = the gates of the tile

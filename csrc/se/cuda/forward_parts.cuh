@@ -2,7 +2,7 @@
 #pragma once
 #include <limits>
 
-#include "se/cuda/tile.cuh"
+#include "se/cuda/sums.cuh"
 
 namespace senet::cuda {
 
@@ -27,11 +27,11 @@ struct ForwardCall {
   Clamp pre, post;
 };
 
-inline ForwardCall call_of(const ForwardParams& p, const Tiles& tiles, int lanes) {
+inline ForwardCall call_of(const ForwardParams& p, const Tiles& tiles, int lanes, SumRoom room) {
   Shape shape = p.shape;
   if (shape.O * shape.I == 0) shape.O = 0, shape.I = 1;  // a mean over nothing, which is NaN
   return {p,
-          {shape, tiles, lanes},
+          {shape, tiles, lanes, room},
           static_cast<double>(shape.O * shape.I),
           p.saved_width(),
           !p.prologue.is_identity(),
@@ -64,22 +64,37 @@ struct ForwardParts {
     return widen(narrowed<T>(limited(call.pre, pre.activation, v)));
   }
 
-  // sums[c] of u over the tile, whose first element is *x
+  // Terms of the sum of u over a tile, whose first element is *x.
+  struct Squeezed {
+    static constexpr int kAhead = 4;
+    template <int n>
+    using Loaded = Held<T, n>;
+
+    const ForwardParts& f;
+    const Tile& tile;
+    const T* x;
+
+    template <int n>
+    SENET_DEVICE Held<T, n> load(std::int64_t at) const {
+      return hold_items<n, false>(x + at);
+    }
+    template <int n>
+    SENET_DEVICE static void landed(Held<T, n>& loaded) {
+      cuda::landed(loaded);
+    }
+    template <int n>
+    SENET_DEVICE void terms(const Held<T, n>& loaded, std::int64_t, const int (&c)[n], A (&out)[n]) const {
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        out[j] = widen(loaded[j]);
+        if (kGeneral && f.call.prologued) out[j] = f.prologue(out[j], tile.channel + c[j]);
+      }
+    }
+  };
   template <class Ready = AlwaysReady>
   SENET_DEVICE void sum(const T* x, const Tile& tile, A* sums, A* scratch, const Ready& ready = {}) const {
-    const bool prologued = kGeneral && call.prologued;
-    sum_tile<kItems>(
-        call.image, tile, misaligned(x), sums, scratch,
-        [&](std::int64_t at, int c, int step, auto& out) {
-          constexpr int n = sizeof(out) / sizeof(A);
-          const Vector<T, n> v = load_items<n, false>(x + at);
-#pragma unroll
-          for (int j = 0; j < n; ++j) {
-            out[j] = widen(v.items[j]);
-            if (kGeneral && prologued) out[j] = prologue(out[j], tile.channel + c + j * step);
-          }
-        },
-        ready);
+    constexpr bool kRuns = std::is_same_v<Ready, AlwaysReady>;  // what is in shared memory is near
+    sum_tile<kItems, kRuns>(call.image, tile, misaligned(x), sums, scratch, Squeezed{*this, tile, x}, ready);
   }
 
   // out(c, i, z) without the bias, for c < channels from channel `first` on: the inputs of their gates. in: the hidden
@@ -126,10 +141,10 @@ struct ForwardParts {
   // y = activation(u * gate + residual). kLast: x is in global memory, and read for the last time.
   template <bool kLast>
   struct Scaled {
-    static constexpr int kAhead = kGeneral && !kLast ? 1 : 2;  // as registers allow
+    static constexpr int kAhead = kGeneral && !kLast ? 2 : 4;  // as registers allow
     template <int n>
     struct Loaded {
-      Vector<T, n> x, residual;
+      Held<T, n> x, residual;
     };
 
     const ForwardParts& f;
@@ -141,8 +156,9 @@ struct ForwardParts {
     template <int n>
     SENET_DEVICE Loaded<n> load(std::int64_t at) const {
       Loaded<n> loaded;
-      loaded.x = load_items<n, kLast>(x + at);
-      if (residual) loaded.residual = load_items<n, true>(residual + at);
+      loaded.x = hold_items<n, kLast>(x + at);
+      loaded.residual = {};
+      if (residual) loaded.residual = hold_items<n, true>(residual + at);
       return loaded;
     }
 
@@ -153,10 +169,10 @@ struct ForwardParts {
       Vector<T, n> out;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        A v = widen(loaded.x.items[j]);
+        A v = widen(loaded.x[j]);
         if (kGeneral && f.call.prologued) v = f.prologue(v, tile.channel + c[j]);
         v *= gates[c[j]];
-        if (residual) v += A(widen(loaded.residual.items[j]));
+        if (residual) v += A(widen(loaded.residual[j]));
         narrow(limited(f.call.post, f.call.p.epilogue.activation, v), out.items[j]);
       }
       store_items(y + at, out);

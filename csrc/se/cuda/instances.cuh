@@ -8,7 +8,7 @@
 
 namespace senet::cuda {
 
-// Of a block, at most, of cluster kernels that take more registers on sm_120; active_clusters() sees it.
+// Of a block of the cluster kernels, at most: they take more registers on sm_120. active_clusters() sees it.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kThreadsOfWide = kClusterThreads / 2;
 #else

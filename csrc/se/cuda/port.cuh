@@ -54,6 +54,15 @@ SENET_DEVICE void store_vector(V* p, V v) {
   *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&v);
 }
 
+// Where the compiler must have loaded a vector at the latest. No instruction.
+template <class V>
+SENET_DEVICE void landed(V& v) {
+  static_assert(sizeof(V) == 16);
+  uint4 bits = *reinterpret_cast<const uint4*>(&v);
+  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+  v = *reinterpret_cast<const V*>(&bits);
+}
+
 // ---- counters in global memory; each orders the memory accesses of the whole GPU as its name says ----
 
 SENET_DEVICE unsigned add_relaxed(unsigned* p, unsigned v) { return atomicAdd(p, v); }

@@ -1,4 +1,4 @@
-// A tile of an image and the two ways to go through it: sums per channel, and element by element.
+// A tile of an image, vectors of it, and the way to go through it element by element; sums.cuh has sums per channel.
 #pragma once
 #include <cstring>
 #include <type_traits>
@@ -15,8 +15,9 @@ struct Image {
   int parts, count;    // of the tiles
   Divisor by_columns;  // of a tile
   int lanes;
+  SumRoom room;
 
-  Image(const Shape& shape, const Tiles& tiles, int lanes)
+  Image(const Shape& shape, const Tiles& tiles, int lanes, SumRoom room)
       : O(static_cast<int>(shape.O)),
         K(static_cast<int>(shape.K)),
         I(static_cast<int>(shape.I)),
@@ -26,7 +27,8 @@ struct Image {
         parts(tiles.parts()),
         count(tiles.count()),
         by_columns(divisor(tiles.columns)),
-        lanes(lanes) {}
+        lanes(lanes),
+        room(room) {}
 };
 
 struct Tile {
@@ -103,6 +105,11 @@ SENET_DEVICE Vector<T, n> load_items(const T* p) {
     return kLast ? load_streaming(vector) : load_vector(vector);
   }
 }
+// Where the compiler must have loaded them at the latest. Costs no instruction.
+template <class T, int n>
+SENET_DEVICE void landed(Held<T, n>& held) {
+  if constexpr (n > 1) landed(held.words);
+}
 template <int n, class T>
 SENET_DEVICE void store_items(T* p, const Vector<T, n>& v) {
   if constexpr (n == 1) {
@@ -111,129 +118,6 @@ SENET_DEVICE void store_items(T* p, const Vector<T, n>& v) {
     store_vector(reinterpret_cast<Vector<T, n>*>(p), v);
   }
 }
-
-// ---- sums ----
-
-// sums[c], c < width, of `rows` rows of `width` elements, in shared memory; scratch is shared memory for n elements a thread.
-// terms(row, c, out) gives n terms, those of columns c .. c + n. n divides width. The whole block calls it, and waits before it
-// reads sums.
-template <int n, class A, class Terms>
-SENET_DEVICE void sum_columns(int rows, int width, A* sums, A* scratch, const Terms& terms) {
-  const int threads = blockDim.x, items = width / n, across = items < threads ? items : threads, groups = threads / across;
-  const int group = threadIdx.x / across;
-  for (int item = threadIdx.x % across; item < items; item += across) {  // once, if there is more than one group
-    if (group >= groups) break;
-    A acc[n] = {};
-#pragma unroll 4
-    for (int row = group; row < rows; row += groups) {
-      A out[n];
-      terms(row, item * n, out);
-#pragma unroll
-      for (int j = 0; j < n; ++j) acc[j] += out[j];
-    }
-#pragma unroll
-    for (int j = 0; j < n; ++j) (groups == 1 ? sums : scratch + group * width)[item * n + j] = acc[j];
-  }
-  if (groups == 1) return;
-  __syncthreads();
-  for (int c = threadIdx.x; c < width; c += threads) {
-    A sum = scratch[c];
-    for (int g = 1; g < groups; ++g) sum += scratch[g * width + c];
-    sums[c] = sum;
-  }
-}
-
-// out(c, sum) for columns of any number. sums is shared memory for kMaxChannels numbers.
-template <class A, class Terms, class Out>
-SENET_DEVICE void sum_wide(int rows, int width, A* sums, A* scratch, const Terms& terms, const Out& out) {
-  for (int from = 0; from < width; from += kMaxChannels) {
-    const int some = width - from < kMaxChannels ? width - from : kMaxChannels;
-    sum_columns<1>(rows, some, sums, scratch, [&](int row, int c, A(&term)[1]) { term[0] = terms(row, from + c); });
-    __syncthreads();
-    for (int c = threadIdx.x; c < some; c += blockDim.x) out(from + c, sums[c]);
-    __syncthreads();
-  }
-}
-
-// The same for a tile with I > 1: `lanes` threads go through each channel's columns. terms(at, c, out) gives the terms of the n
-// elements from `at` on, n being 1 or the items of a vector; misaligned_at(at) is how many stand before the next boundary of 16
-// bytes, or -1 where vectors cannot be used; ready(end) returns when the elements before `end` can be read.
-template <int n, class A, class Terms, class Misaligned, class Ready>
-SENET_DEVICE void sum_planes(const Tile& tile, std::int64_t I, std::int64_t row_stride, int lanes, A* sums, A* scratch,
-                             const Terms& terms, const Misaligned& misaligned_at, const Ready& ready) {
-  const int first = threadIdx.x & (lanes - 1), at_once = blockDim.x / lanes, warps = lanes / 32;
-  for (int block = 0; block < tile.channels; block += at_once) {
-    const int c = block + threadIdx.x / lanes;
-    A acc[n] = {};
-    for (int row = 0; c < tile.channels && row < tile.rows; ++row) {
-      const std::int64_t at = row * row_stride + c * I;
-      ready(at + tile.columns);
-      const int before = misaligned_at(at);
-      const int head = before >= 0 && before < tile.columns ? before : tile.columns, vectors = (tile.columns - head) / n;
-      const auto one_by_one = [&](int from, int to) {
-        for (int i = from + first; i < to; i += lanes) {
-          A out[1];
-          terms(at + i, c, out);
-          acc[0] += out[0];
-        }
-      };
-      one_by_one(0, head);
-#pragma unroll 4
-      for (int v = first; v < vectors; v += lanes) {
-        A out[n];
-        terms(at + head + v * n, c, out);
-#pragma unroll
-        for (int j = 0; j < n; ++j) acc[j] += out[j];
-      }
-      one_by_one(head + vectors * n, tile.columns);
-    }
-#pragma unroll
-    for (int half = n / 2; half > 0; half /= 2) {
-#pragma unroll
-      for (int j = 0; j < half; ++j) acc[j] += acc[j + half];
-    }
-    const A sum = sum_lanes(acc[0], lanes < 32 ? lanes : 32);
-    if (c >= tile.channels) continue;
-    if (warps <= 1) {
-      if (first == 0) sums[c] = sum;
-    } else if (first % 32 == 0) {
-      scratch[c * warps + first / 32] = sum;
-    }
-  }
-  if (warps <= 1) return;
-  __syncthreads();
-  for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
-    A sum = scratch[c * warps];
-    for (int w = 1; w < warps; ++w) sum += scratch[c * warps + w];
-    sums[c] = sum;
-  }
-}
-
-struct AlwaysReady {
-  SENET_DEVICE void operator()(std::int64_t) const {}
-};
-
-// Of a tile, by whichever of the two. terms(at, c, step, out): the items' channels are c, c + step, ...; `before` as in
-// for_tile.
-template <int n, class A, class Terms, class Ready = AlwaysReady>
-SENET_DEVICE void sum_tile(const Image& image, const Tile& tile, int before, A* sums, A* scratch, const Terms& terms,
-                           const Ready& ready = {}) {
-  const auto by_row = [&](int row, int c, auto& out) {
-    ready(row * image.row + c + std::int64_t{sizeof(out) / sizeof(A)});
-    terms(row * image.row + c, c, 1, out);
-  };
-  if (image.I > 1) {
-    sum_planes<n>(
-        tile, image.I, image.row, image.lanes, sums, scratch, [&](std::int64_t at, int c, auto& out) { terms(at, c, 0, out); },
-        [&](std::int64_t at) { return before < 0 ? -1 : (before - static_cast<int>(at)) & (n - 1); }, ready);
-  } else if (before == 0 && (tile.rows == 1 || image.K % n == 0) && tile.channels % n == 0) {
-    sum_columns<n>(tile.rows, tile.channels, sums, scratch, by_row);
-  } else {
-    sum_columns<1>(tile.rows, tile.channels, sums, scratch, by_row);
-  }
-}
-
-// ---- element by element ----
 
 // For every element of the tile, n at a time: item.load(at), then item.store(loaded, at, e) with `at` the place in the tile's
 // memory and e the index in the row. `head` elements of each row are left out, and those behind the last n.
@@ -254,7 +138,7 @@ SENET_DEVICE void for_items(int rows, int run, int head, std::int64_t row_stride
       inside[i] = row < rows;
       e[i] = head + vector * n;
       at[i] = row * row_stride + e[i];
-      if (inside[i]) loaded[i] = item.template load<n>(at[i]);
+      loaded[i] = item.template load<n>(inside[i] ? at[i] : at[0]);
       row += row_step;
       vector += vector_step;
       if (vector >= vectors) vector -= vectors, ++row;

@@ -160,6 +160,9 @@ void store_vector(V* p, V v) {
   *p = v;
 }
 
+template <class V>
+void landed(V&) {}
+
 inline unsigned add_relaxed(unsigned* p, unsigned v) { return emulator::add(p, v, false, false); }
 inline unsigned add_acquire_release(unsigned* p, unsigned v) { return emulator::add(p, v, true, true); }
 inline void add_release(unsigned* p, unsigned v) { emulator::add(p, v, false, true); }

@@ -347,8 +347,20 @@ def test_counters_that_are_not_zero_are_noticed() -> None:
     given = arguments()
     stream = torch.cuda.Stream()  # has none yet
     torch.cuda.synchronize()
-    settings.garbage = True
+    settings.garbage = 0x55555555
     with torch.cuda.stream(stream):
         y = squeeze_excite(**given)
     torch.cuda.synchronize()
     assert y.isnan().all()
+
+
+def test_a_deadlock_is_noticed() -> None:
+    """The first ticket is never drawn, so that the second, of the same image, waits for ever: the process ends."""
+    source = """
+os.environ["SENET_FAST_CUDA_KERNEL"] = "ticket"
+cuda_stand_in.settings.garbage = 1
+squeeze_excite(**arguments(B=1)).cpu()
+"""
+    said = run(source, code=86)
+    assert "deadlock: no thread can go on" in said
+    assert "tickets.cuh" in said  # where each block waits

@@ -131,7 +131,7 @@ struct Settings {
   int fail_after = -1;     // calls of the runtime until one fails; -1: none
   int failure = 0;         // with this error
   bool half_done = false;  // a launch that fails leaves garbage in memory of cudaMalloc's
-  bool garbage = false;    // and so does every memset there
+  unsigned garbage = 0;    // where not 0: what every word of a memset there becomes
   std::int64_t launches = 0, clusters = 0, probes = 0, mallocs = 0;  // counted
 };
 Settings& settings();

@@ -201,9 +201,10 @@ cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t 
     if (!ordered(stream, block->user, block->used)) return fault("a memset of memory that another stream uses");
     block->user = &stream;
     block->used = stream.queued + 1;
-    enqueue(stream, [p, byte = settings().garbage ? 0x55 : value, bytes, device] {
+    enqueue(stream, [p, value, garbage = settings().garbage, bytes, device] {
       const Open open(device);
-      std::memset(p, byte, bytes);
+      std::memset(p, value, bytes);
+      if (garbage) std::fill_n(static_cast<unsigned*>(p), bytes / sizeof(unsigned), garbage);
     });
   };
   Stream& stream = resolve(native);
