@@ -70,6 +70,7 @@ def test_a_step_that_fails_or_hangs_is_said(gpu_check: ModuleType, capsys: pytes
     assert "why" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_limit_holds_for_what_a_step_has_started(gpu_check: ModuleType) -> None:
     """A grandchild that keeps the pipe open, as a compiler's or a test's may."""
     child = "import subprocess; subprocess.Popen(['sleep', '60'])"

@@ -182,6 +182,7 @@ def test_two_users_with_folders_of_their_own(own_layout: Layout, caplog: pytest.
     isolated(attack)
 
 
+@pytest.mark.slow
 def test_systemd_tmpfiles_leaves_what_is_held(own_layout: Layout) -> None:
     needs.program("systemd-tmpfiles")
     with tempfile.TemporaryDirectory() as scratch:

@@ -24,6 +24,7 @@ from senet_fast.ids.leases._store import layout_name
 pytestmark = [needs_users, pytest.mark.usefixtures("a_shared_folder")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 def test_a_group_shares_worker_ids(umask: int, own_layout: Layout) -> None:
     def attack() -> None:
@@ -123,6 +124,7 @@ def test_a_member_who_locks_everything(own_layout: Layout) -> None:
     isolated(attack)
 
 
+@pytest.mark.slow
 def test_a_killed_holder_in_a_group_is_gone_on_behind(own_layout: Layout) -> None:
     def attack() -> None:
         folder = shared_folder()

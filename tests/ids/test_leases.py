@@ -165,6 +165,7 @@ def test_a_generator_that_its_own_lease_forgets(generator_class: Generator, work
     wait_for(lambda: lease.released)
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers(
     generator_class: Generator, worker_id: int, fake_clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_generators_of_a_process_share_the_word(
     two.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tick_ms", [700, 1500])
 def test_long_ticks_in_a_groups_folder(tick_ms: int, generator_class: Generator, tmp_path: Path) -> None:
     folder = tmp_path / "shared"

@@ -139,6 +139,7 @@ def test_claims_wait_for_one_acquisition(generator_class: Generator, own_layout:
     generator.close()
 
 
+@pytest.mark.slow
 def test_claims_wait_two_seconds(generator_class: Generator, own_layout: Layout, fake_clock: FakeClock) -> None:
     lease = Answering(*grants(5, 3))
     generator = generator_class(lease=lease, layout=own_layout, clock=fake_clock)
@@ -256,6 +257,7 @@ def test_a_pause_past_the_lease(generator_class: Generator, own_layout: Layout, 
     generator.close()
 
 
+@pytest.mark.slow
 def test_threads_that_draw_during_fifty_losses(generator_class: Generator, own_layout: Layout) -> None:
     """Each worker id is lower than the one before: an ID of the same tick would be, too."""
 

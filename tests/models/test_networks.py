@@ -182,6 +182,7 @@ def test_inference_is_one_op_for_the_tail() -> None:
     torch.testing.assert_close(seen[0], tail.norm(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
