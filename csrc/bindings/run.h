@@ -66,41 +66,54 @@ Tensor forward_new(const Arguments& a, const Prologue& prologue, void* saved, co
   return y;
 }
 
-// `out` may be x itself or, without a prologue, the residual itself; it may share memory with nothing else.
-inline void check_apart(const Arguments& a, const View& x, const Prologue& prologue, const Tensor& out) {
-  const auto range = [](const Tensor& t) {
-    const char* begin = static_cast<const char*>(t.const_data_ptr());
-    return std::pair{begin, begin + at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize())};
-  };
-  const auto apart = [&](const OptionalTensor& t, const char* name, bool may_be_same) {
-    if (!t.has_value() || !t->defined()) return;
-    const auto [out_begin, out_end] = range(out);
-    const auto [begin, end] = range(*t);
-    const bool same = out_begin == begin && out.strides() == t->strides();
-    TORCH_CHECK_VALUE(end <= out_begin || out_end <= begin || (same && may_be_same), "squeeze_excite: out overlaps ", name,
-                      "; expected another range of memory", may_be_same ? ", or the very same tensor" : "");
-  };
+inline std::pair<const char*, const char*> range_of(const Tensor& t) {
+  const char* begin = static_cast<const char*>(t.const_data_ptr());
+  return {begin, begin + at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize())};
+}
+
+inline bool is_same_place(const Tensor& a, const Tensor& b) {
+  return a.const_data_ptr() == b.const_data_ptr() && a.strides() == b.strides();
+}
+
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto [a_begin, a_end] = range_of(a);
+  const auto [b_begin, b_end] = range_of(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
+// `out` may be x itself, and share memory with the residual, but with nothing else.
+inline void check_apart(const Arguments& a, const View& x, const Tensor& out) {
   at::assert_no_internal_overlap(out);
-  apart(x.tensor, "x", true);
-  apart(a.fc1_weight, "fc1_weight", false);
-  apart(a.fc1_bias, "fc1_bias", false);
-  apart(a.fc2_weight, "fc2_weight", false);
-  apart(a.fc2_bias, "fc2_bias", false);
-  apart(a.residual, "residual", prologue.is_identity());
+  const auto apart = [&](const OptionalTensor& t, const char* name, const char* allowed = "") {
+    TORCH_CHECK_VALUE(!or_undefined(t).defined() || !overlap(out, *t), "squeeze_excite: out overlaps ", name,
+                      "; expected another range of memory", allowed);
+  };
+  if (!is_same_place(out, x.tensor)) apart(x.tensor, "x", ", or the very same tensor");
+  apart(a.fc1_weight, "fc1_weight");
+  apart(a.fc1_bias, "fc1_bias");
+  apart(a.fc2_weight, "fc2_weight");
+  apart(a.fc2_bias, "fc2_bias");
+}
+
+// Whether the kernel may write y to `out`. It reads the residual at the same place just before it writes there, but with a
+// prologue writes u to y first.
+inline bool spares_residual(const Arguments& a, const Prologue& prologue, const Tensor& out) {
+  const Tensor residual = or_undefined(a.residual);
+  return !residual.defined() || !overlap(out, residual) || (prologue.is_identity() && is_same_place(out, residual));
 }
 
 template <class Run>
 void forward_given(const Arguments& a, const Prologue& prologue, const Tensor& out, const Run& run) {
   const View x = view(a.x, gated_axis(a.x, a.dim));
-  check_apart(a, x, prologue, out);
-  const bool fits = matches(out, x, false);
-  const Tensor y = fits ? out : empty_dense(x);
+  check_apart(a, x, out);
+  const bool fits = matches(out, x, false), direct = fits && spares_residual(a, prologue, out);
+  const Tensor y = direct ? out : empty_dense(x);
   if (!fits) {
     TORCH_WARN_ONCE("squeeze_excite: out (strides ", out.strides(), ") is not laid out as x (strides ", x.tensor.strides(),
                     "); y is copied");
   }
   forward_into(a, x, y, nullptr, prologue, run);
-  if (!fits) out.copy_(y);
+  if (!direct) out.copy_(y);
 }
 
 template <class Run>

@@ -98,7 +98,7 @@ TORCH_LIBRARY(senet_fast, m) {
   // u = pre_activation(x * pre_scale + pre_shift) in the place of x, fused at inference
   define("squeeze_excite_prologue(" + arguments + prologue + ") -> Tensor");
   // and y into `out`, which may be x: for inference alone
-  define("squeeze_excite_into(" + arguments + prologue + ", Tensor(a!) out) -> ()", at::Tag::needs_exact_strides);
+  define("squeeze_excite_into(" + arguments + prologue + ", Tensor(a!) y) -> ()");
   // y and what backward needs, [B, 2 K + R]: see Params::saved
   define("squeeze_excite_forward(" + arguments + ") -> (Tensor y, Tensor saved)");
   define("squeeze_excite_backward(Tensor grad_y, Tensor saved, bool[6] mask, " + arguments +

@@ -74,7 +74,7 @@ class Residual(nn.Module):
         own, compiling = is_unseen(self.projection), torch.compiler.is_compiling()
         if (
             is_plain(u)
-            and only_inference()[0]
+            and only_inference()
             and is_untouched(self.se, FusedSE, compiling)
             and not hooks_of_all_modules()
         ):

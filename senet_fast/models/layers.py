@@ -13,6 +13,7 @@ from torch.nn.functional import relu
 
 from senet_fast.se import FusedSE, squeeze_excite
 from senet_fast.se.guards import (
+    costs_nothing_in_front,
     has_hooks,
     has_plain_tensors,
     hooks_of_all_modules,
@@ -191,7 +192,7 @@ def foldable(norm: nn.Module, se: FusedSE, x: Tensor) -> bool:
         return False
     fixed = norm.affine and not norm.training and norm.running_mean is not None and norm.running_var is not None
     plain = is_plain(x) and has_plain_tensors(norm) and not hooks_of_all_modules()
-    return bool(fixed and plain and only_inference()[0])
+    return bool(fixed and plain and only_inference() and not costs_nothing_in_front(x))
 
 
 class Concat(nn.Module):

@@ -5,8 +5,9 @@ sharding change what such a call does, or watch it, and they come from outside a
 call, in a fraction of a microsecond.
 """
 
+from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 
+F = TypeVar("F", bound=Callable[..., Any])
 _STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
 
 
@@ -105,15 +107,25 @@ def what_changed(module: nn.Module, kind: type[nn.Module]) -> str:
     return " and ".join(f"has a {name} that is a {kind_of}" for name, kind_of in kinds.items()) or "has no weight"
 
 
-def only_inference() -> tuple[bool, bool]:
+def constant(function: F) -> F:
+    """Dynamo calls it instead of tracing it, and takes the result, of Python's own types, for a constant.
+
+    Whatever else it reads of an object, Dynamo looks at in every call of what it has compiled: with some 200 such
+    looks for each block these took a tenth of a small network's time. What never changes need not be looked at.
+    (torch.compiler.assume_constant_result sets the same attribute, and imports Dynamo, which takes a second.)
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def only_inference() -> bool:
     """Whether no gradients are wanted and neither an exporter, torch.jit.trace, torch.func nor forward mode looks at
-    what happens, and whether memory may be written to besides: compilers plan theirs themselves.
+    what happens.
     """
     exporting = torch.compiler._is_exporting_flag  # is_exporting() is True in all that Dynamo of torch 2.11 traces
     if torch.is_grad_enabled() or exporting or torch._C._get_tracing_state() is not None:
-        return False, False
-    seen = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not seen, not seen and not torch.compiler.is_compiling()
+        return False
+    return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:
@@ -122,9 +134,27 @@ def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:
     Not where a gradient of x is wanted, although grad mode is off: a reentrant checkpoint, a reversible network or
     another autograd function runs its body once without gradients, keeps the inputs, and runs it again in backward.
     Such an input requires a gradient or is a view of what does; what ``detach`` returns cannot be told from any other.
-    Nor where the residual is of the same memory or of another dtype.
+    Nor where the residual is of the same memory or of another dtype. (A compiler copies x where it is, by itself.)
     """
-    if not only_inference()[1] or x.requires_grad or (x._base is not None and x._base.requires_grad) or x.is_neg():
+    if not only_inference() or x.requires_grad or (x._base is not None and x._base.requires_grad):
         return False
-    shares = residual is not None and torch._C._is_alias_of(x, residual)  # type: ignore[attr-defined]
-    return not shares and (residual is None or residual.dtype == x.dtype)
+    if residual is not None and residual.dtype != x.dtype:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return not x.is_neg() and (residual is None or not torch._C._is_alias_of(x, residual))  # type: ignore[attr-defined]
+
+
+@constant
+def freezes() -> bool:
+    """Whether weights are constants of the graph that is compiled."""
+    from torch._inductor import config  # imports Dynamo as well
+
+    return bool(config.freezing)
+
+
+def costs_nothing_in_front(x: Tensor) -> bool:
+    """Whether a norm and an activation are best left in front of the op, as Inductor computes them within the
+    convolution that they follow.
+    """
+    return torch.compiler.is_dynamo_compiling() and x.device.type == "cpu" and freezes()

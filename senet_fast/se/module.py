@@ -87,7 +87,7 @@ class FusedSE(nn.Module):
         add_one: scale by 1 + gate.
         post_activation: applied to ``x * scale (+ residual)``.
         inplace: in eval mode, while grad mode is off, y takes the place of ``x``: the least memory traffic. y is a new
-            tensor otherwise, in graphs of compilers and exporters, beside a residual of another dtype or of the same
+            tensor otherwise, in graphs of exporters, beside a residual of another dtype or of the same
             memory, while the block has hooks, and where x requires a gradient or is a view of what does: a reentrant
             checkpoint, whose first pass has grad mode off, wants x again. Such a pass looks like inference if it gets
             x detached or without a gradient: do not use ``inplace`` there.

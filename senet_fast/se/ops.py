@@ -74,9 +74,9 @@ def squeeze_excite(
         pre_scale, pre_shift: [K], any floating-point dtype. u is rounded to the dtype of ``x``. Fused where nothing is
             differentiated; else u is made by torch's own ops in front of the op.
         pre_activation: as ``activation``.
-        out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual`` where there is
-            no prologue, but its range of memory overlaps no input otherwise. A layout other than that of ``x`` costs a
-            copy.
+        out: where y goes, for inference: shape and dtype of ``x``; may be ``x`` itself, or ``residual``, but its range
+            of memory overlaps no other input. A layout other than that of ``x`` costs a copy, and so does ``residual``
+            where there is a prologue.
 
     Returns:
         y: shape, dtype and memory layout of ``x``; ``out`` if given, else it never aliases ``x``.
@@ -114,7 +114,7 @@ def squeeze_excite(
     if onnx_by_torchscript():
         op = plain_squeeze_excite
     elif out is not None and not torch.compiler._is_exporting_flag:
-        _squeeze_excite_into(*tensors, **options, **before, out=out)
+        _squeeze_excite_into(*tensors, **options, **before, y=out)
         return out
     y = op(*tensors, **options, **before)
     # an export gets no op that writes to its arguments: torch wraps those, and the exporter to ONNX knows no wrapper

@@ -18,15 +18,18 @@ from zoo import C, LinearExpand
 from senet_fast import fuse, unfuse
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+PROLOGUE = "a prologue"
 NORMS = ("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 
 
 def traced(model: nn.Module) -> tuple[Callable[[Tensor], Any], list[str]]:
-    """The compiled model, and the names of what its graphs call, kernels excepted."""
+    """The compiled model, and the names of what its graphs call, kernels excepted, and PROLOGUE for an op with one."""
     names: list[str] = []
 
     def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        names.extend(getattr(node.target, "__name__", str(node.target)).split(".")[0] for node in graph.graph.nodes)
+        for node in graph.graph.nodes:
+            names.append(getattr(node.target, "__name__", str(node.target)).split(".")[0])
+            names.extend([PROLOGUE] if "pre_activation" in node.kwargs else [])
         return graph.forward
 
     return torch.compile(model, fullgraph=True, backend=backend), names
@@ -42,12 +45,25 @@ def test_prologue(name: str) -> None:
     run, names = traced(fused)
     with torch.no_grad():
         assert relative(plain(x), run(x)) < 1e-5
-    assert names.count("squeeze_excite_prologue") == 1
-    assert names.count("squeeze_excite_into") == 0  # memory is the compiler's concern
+    assert sum(name.startswith("squeeze_excite") for name in names) == names.count(PROLOGUE) == 1
     names.clear()
     assert relative(plain(x), run(x)) < 1e-5  # with gradients the norm has to be seen
-    assert names.count("squeeze_excite_prologue") == 0
+    assert names.count(PROLOGUE) == 0
     assert names.count("squeeze_excite") == 1
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_what_a_frozen_convolution_has_for_free(freezing: bool) -> None:
+    """Norm and activation, which stay in front of the op there; y takes the place of their result."""
+    plain = randomize(Bottleneck()).eval()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    run, names = traced(fused)
+    x = torch.randn(2, C, 7, 9)
+    with torch.no_grad(), config.patch(freezing=freezing):
+        assert relative(plain(x), run(x)) < 1e-5
+    assert names.count(PROLOGUE) == (0 if freezing else 1)
+    assert names.count("squeeze_excite_into") == 1
 
 
 @pytest.mark.slow

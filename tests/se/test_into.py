@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from se_testing import BY_NAME, Layout, assert_same_bits, make_arguments
-from torch import Tensor
+from torch import Tensor, nn
 
 from senet_fast.se import _C, FusedSE, reference, squeeze_excite
 
@@ -51,10 +51,6 @@ def test_out(dtype: torch.dtype, layout: Layout, where: str, pre_activation: str
         out = wide[::2]
     else:
         out = torch.empty_like(y) if where == "new" else arguments[where]
-    if where == "residual" and pre_activation is not None:
-        with pytest.raises(ValueError, match="out overlaps residual; expected another range of memory"):
-            squeeze_excite(**arguments, **pre, out=out)
-        return
     assert squeeze_excite(**arguments, **pre, out=out) is out
     assert_same_bits(out, y)
     if where == "strided":
@@ -125,20 +121,44 @@ def test_registration() -> None:
     ]
     torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_prologue.default, tensors, {**arguments, **pre})
     out = torch.empty_like(tensors[0])
-    torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_into.default, tensors, {**arguments, **pre, "out": out})
+    torch.library.opcheck(torch.ops.senet_fast.squeeze_excite_into.default, tensors, {**arguments, **pre, "y": out})
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile() -> None:
-    block = FusedSE(8, 2, inplace=True).eval()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("residual", ["none", "other", "same", "view"])
+def test_compile(memory_format: torch.memory_format, residual: str) -> None:
+    """In the compiled graph, too, y takes the place of x, in the layout that Inductor gave the convolution's result."""
+    convolution, block = nn.Conv2d(3, 32, 3, padding=1), FusedSE(32, 2, inplace=True).eval()
 
-    def double(x: Tensor) -> Tensor:
-        return block(x * 2) + 1
+    def network(x: Tensor, other: Tensor) -> Tensor:
+        u = convolution(x)
+        beside = {"none": None, "other": other, "same": u, "view": u.view(u.shape)}[residual]
+        return block(u, beside, pre_scale=torch.full((32,), 0.5), pre_activation="relu") + 1
 
-    x = torch.randn(2, 8, 5, 5)
+    x, other = (torch.randn(2, n, 18, 20).contiguous(memory_format=memory_format) for n in (3, 32))
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(double, fullgraph=True)(x), double(x))
+        y, (code,) = torch._inductor.utils.run_and_get_code(torch.compile(network, fullgraph=True), x, other)
+        torch.testing.assert_close(y, network(x, other))
+    (call,) = re.findall(r"ops.senet_fast.squeeze_excite\w*\.default\((.*)\)", code)
+    given = call.split(", ")
+    assert f"y={given[0]}" in given
+    assert len(re.findall(r"= empty_strided_cpu\(\(2, 32, 18, 20\), ", code)) <= 1  # for the addition behind it
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("pre_activation", [None, "relu"])
+def test_residual_in_the_memory_of_out(offset: int, pre_activation: str | None) -> None:
+    """Read before it is written over, also where y = out = x."""
+    arguments = make_arguments(BY_NAME["nchw"], torch.float32)
+    pre = {} if pre_activation is None else prologue_of(arguments, pre_activation)
+    x = arguments["x"]
+    flat = torch.randn(x.numel() + 1)
+    out = flat[:-1].view(x.shape)
+    arguments |= {"x": out if offset == 0 else x, "residual": flat[offset : offset + x.numel()].view(x.shape)}
+    expected = squeeze_excite(**arguments, **pre)
+    assert_same_bits(squeeze_excite(**arguments, **pre, out=out), expected)
 
 
 def test_transforms_are_refused() -> None:

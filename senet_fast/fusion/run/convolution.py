@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
-from senet_fast.fusion.run.guards import Op, affine_of, constant, fold, names_of
+from senet_fast.fusion.run.guards import Op, affine_of, fold, names_of
 from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
-from senet_fast.se.guards import is_plain
+from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
 
 LOG = logging.getLogger("senet_fast.fuse")
 MAX_CHANGES = 4  # behind each other, with no call in between that finds the weights as they were
@@ -49,9 +49,7 @@ def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
     """Whether weights are constants of the graph that is compiled, so that they are prepared once, and the op has a
     kernel for this type.
     """
-    from torch._inductor import config  # imports Dynamo as well
-
-    return bool(config.freezing) and _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
+    return freezes() and _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
 
 
 def forget(module: nn.Module) -> None:
@@ -121,15 +119,14 @@ class Convolution:
 
     def __call__(self, module: nn.Module, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         options = {name: value for name, value in self.op.options(v.dim()) if name != "dim"}
-        compiling = torch.compiler.is_compiling()  # where norm and activation belong to the convolution in front
         x = v
-        if self.front is not None and (compiling or not self.front.plain(module)):
+        if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
             x = self.front(module, v)
         elif self.front is not None:
             options["pre_activation"] = self.pre_activation
             if self.pre_norm is not None:
                 options["pre_scale"], options["pre_shift"] = fold(module, self.facts()[3][1])
-        if compiling:
+        if torch.compiler.is_compiling():
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)

@@ -1,7 +1,7 @@
 """Calls of the op in the place of a module's own code, each with the guard that says where it computes the same."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -9,21 +9,8 @@ from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Excitation, Norm, Path, submodule_at, tensor_at
 from senet_fast.se import squeeze_excite
-from senet_fast.se.guards import has_hooks, has_plain_tensors, is_plain, is_untouched
+from senet_fast.se.guards import constant, has_hooks, has_plain_tensors, is_plain, is_untouched
 from senet_fast.se.ops import fold_norm
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def constant(function: F) -> F:
-    """Dynamo calls it instead of tracing it, and takes the result, of Python's own types, for a constant.
-
-    Whatever else it reads of an object, Dynamo looks at in every call of what it has compiled: with some 200 such
-    looks for each block these took a tenth of a small network's time. What never changes need not be looked at.
-    (torch.compiler.assume_constant_result sets the same attribute, and imports Dynamo, which takes a second.)
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 class Asked:

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path, submodule_at, tensor_at
 from senet_fast.fusion.run.convolution import Convolution
-from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, constant, fits, fold, hooked
-from senet_fast.se.guards import only_inference
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked
+from senet_fast.se.guards import constant, costs_nothing_in_front, only_inference
 
 
 class Code:
@@ -87,9 +87,10 @@ class Step:
 
     def run(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
         """What the original computes of v."""
-        inference, overwrites = only_inference()
+        inference = only_inference()
         before, after = self.before, self.after
-        absorbs = before is not None and inference and before.plain(module)
+        plain = before is not None and inference and before.plain(module)
+        absorbs = plain and not costs_nothing_in_front(v)
         x = v if before is None or absorbs else before(module, v)
         if not self.applies(module, x):
             y = self.original(module, before(module, v) if absorbs else x, *others)
@@ -103,8 +104,8 @@ class Step:
         finishes = after is not None and after.plain(module) and (not self.residual or fits(residual, x))
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
-        if overwrites and self.fresh is not None and (absorbs or before is None) and self.fresh.plain(module):
-            options["out"] = v
+        if inference and self.fresh is not None and (plain or before is None) and self.fresh.plain(module):
+            options["out"] = x
         y = self.op(module, x, **options)
         return y if finishes or after is None else self._after(module, y, residual)
 
@@ -143,7 +144,7 @@ class ModuleStep(Step):
         if conv is None:
             return super().run(module, v, residual, *others)
         gates_input = conv.side == "input"
-        if only_inference()[0] and self._convolves(conv, module, v, residual):
+        if only_inference() and self._convolves(conv, module, v, residual):
             return conv(module, v, residual, conv.activation if gates_input else self.post_activation)
         if gates_input:
             y = super().run(module, v, None, *others)
