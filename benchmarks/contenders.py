@@ -15,11 +15,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.libraries import define_torchvision_operators
 from benchmarks.modes import DTYPES, ECAPA, LAYOUTS, MELS, Mode
 from senet_fast import fuse, models
-from senet_fast.measure import calibrate, interleave, moved, relative_difference, wake
+from senet_fast.measure import Forward, calibrate, interleave, moved, relative_difference, wake
 from senet_fast.models.layers import SE
 from senet_fast.se import SEBlock
 
-Forward = Callable[[Tensor], Tensor]
 OWN = "SE-ResNet-50"  # of senet_fast.models: with SEBlock, and with se=True, which takes over BatchNorm and addition
 CALIBRATION_IMAGES = 8
 TOLERANCE = 1e-4  # float32, against the largest output
@@ -108,22 +107,6 @@ def without_se(network: nn.Module) -> nn.Module:
     if not found:
         raise AssertionError(f"{type(network).__name__} has no SE block that is known here")
     return network
-
-
-def frozen(network: nn.Module, x: Tensor) -> Forward:
-    """torch.compile with the weights as constants, for inference alone; compiled here, for this x."""
-
-    def forward(x: Tensor) -> Tensor:
-        made: Tensor = network(x)
-        return made
-
-    # What Dynamo compiled of a code object is looked through in every call: each network has one of its own.
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(network)}")
-    run: Forward = torch.compile(forward, dynamic=False)
-    # A setting of the process: as an option of torch.compile it left weights to be reordered in every call.
-    with torch.inference_mode(), torch._inductor.config.patch(freezing=True):
-        run(x)
-    return run
 
 
 def passing(network: Forward, kind: str, x: Tensor) -> Callable[[], Any]:

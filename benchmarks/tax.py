@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from benchmarks import rows
-from benchmarks.contenders import check, frozen, in_turns, pair, passing, without_se
+from benchmarks.contenders import check, in_turns, pair, passing, without_se
 from benchmarks.modes import FORWARDS, Mode, modes
 from benchmarks.runtimes import RUNTIMES, Array, apart, exported, installed
-from senet_fast.measure import interleave
+from senet_fast.measure import frozen, interleave
 
 NETWORKS = (
     *("seresnet50", "seresnext50_32x4d", "efficientnet_b0", "mobilenetv3_large_100", "regnety_016"),

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Forward = Callable[[Tensor], Tensor]
+
 BLOCK_SECONDS = 0.01
 MOST_CALLS = 200
 SLOW = 0.2  # seconds: longer calls alternate one by one
@@ -166,6 +168,22 @@ def _block_size(call: Callable[[], object], timed: Callable[[Callable[[], Any]],
         return 1
     fastest = max(min(first, timed(call), timed(call)), 1e-7)
     return min(max(round(BLOCK_SECONDS / fastest), 3), MOST_CALLS)
+
+
+def frozen(network: nn.Module, x: Tensor) -> Forward:
+    """torch.compile with the weights as constants, for inference alone; compiled here, for this x."""
+
+    def forward(x: Tensor) -> Tensor:
+        made: Tensor = network(x)
+        return made
+
+    # What Dynamo compiled of a code object is looked through in every call: each network has one of its own.
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(network)}")
+    run: Forward = torch.compile(forward, dynamic=False)
+    # A setting of the process: as an option of torch.compile it left weights to be reordered in every call.
+    with torch.inference_mode(), torch._inductor.config.patch(freezing=True):
+        run(x)
+    return run
 
 
 def wake(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,19 @@ def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
     assert {"cpu", "cores", "threads"} <= set(results["machine"])
     assert results["versions"]["torch"] == torch.__version__
     assert all(run["accuracy"] > 0.97 for run in results["training"].values())
-    assert results["network"]["fused"] == 16
-    assert [one["dtype"] for one in results["network"]["settings"]] == ["float32", "bfloat16"]
-    for one in results["network"]["settings"]:
+    networks = results["networks"]
+    assert networks["fused"] == {"SE-ResNet-50": 16, "SE-MobileNet": 13}
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert [one["dtype"] for one in networks["settings"]] == ["float32", *["bfloat16"] * half, "float32"]
+    assert ["bfloat16 is left out" in note for note in networks["notes"]] == [True] * (not half)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'src="report.png"' in page
+    assert all(note in page for note in networks["notes"])
+    assert [table in page for table in ("| network ", "| x ", "| layout ")] == [True] * 3
+    for one in networks["settings"]:
         assert one["speed"]["low"] <= one["speed"]["median"] <= one["speed"]["high"]
-    assert [stage["shape"][1] for stage in results["network"]["stages"]] == [256, 512, 1024, 2048]
-    assert all(stage["seconds"]["fused"] > 0 for stage in results["network"]["stages"])
+    assert [stage["shape"][1] for stage in networks["stages"]] == [256, 512, 1024, 2048]
+    assert all(stage["seconds"]["fused"] > 0 for stage in networks["stages"])
     assert {draw["how"] for draw in results["ids"]["draws"]} == {"one at a time", "in bulk"}
     assert "| x " in done.stdout
 
@@ -45,9 +53,7 @@ def test_quick_demo_writes_its_report(tmp_path: Path) -> None:
 def test_problems_are_named() -> None:
     trainings = {"SEBlock": Training(accuracy=0.99), "FusedSE": Training(accuracy=0.5)}
     stage = Stage((1, 2, 3, 3), {}, float("nan"), True)
-    whole = Network(
-        16, 1, [Setting("float32", {}, Speed(1.0, 1.0, 1.0, 6), {"before": 1e-6, "after": 0.5}, True)], [stage], None
-    )
+    whole = Network({}, [setting({}, Speed(1.0, 1.0, 1.0, 6), errors={"before": 1e-6, "after": 0.5})], [stage], [])
     draws = [Draw("twitter", "Snowflake", "in bulk", 1.0, 10, False)]
     comparisons = {"float64": Comparison(trainings, 1.0, 1.0), "float32": Comparison(trainings, 0.0, 1.0)}
     found = main.problems(comparisons, whole, draws)
@@ -60,7 +66,7 @@ def test_problems_are_named() -> None:
 def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainings = {name: Training(losses=[1.0], accuracy=0.5) for name in ("SEBlock", "FusedSE")}
     monkeypatch.setattr(main.digits, "train", lambda *arguments: Comparison(trainings, 0.0, 0.0))
-    monkeypatch.setattr(main.network, "run", lambda sizes: Network(16, 1, [], [], None))
+    monkeypatch.setattr(main.network, "run", lambda sizes: Network({}, [], [], []))
     monkeypatch.setattr(main.ids, "run", lambda count: ([], []))
     monkeypatch.setattr(main.report, "write_picture", lambda *arguments: None)
     monkeypatch.setattr(main.report, "network_text", lambda whole: "")
@@ -72,15 +78,18 @@ def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, 
         assert cli.main(["demo", "--out", str(tmp_path)]) == 1
 
 
-ERRORS = {"before": 0.0, "after": 0.0}
+def setting(seconds: dict[str, float], speed: Speed, believable: bool = True, **changed: Any) -> Setting:
+    errors = changed.get("errors", {"before": 0.0, "after": 0.0})
+    return Setting("SE-ResNet-50", 4, "eager", "float32", seconds, speed, errors, believable)
 
 
 def test_no_ratios_of_busy_rows() -> None:
     seconds = {"eager": 3e-6, "torch.compile": None, "fused": 2e-6, "copy": 1e-6}
     for believable in (True, False):
         stage = Stage((1, 2, 3, 3), dict(seconds), 0.0, believable)
-        whole = Setting("float32", {"before": 3.0, "after": 2.0}, Speed(1.5, 1.4, 1.6, 9), ERRORS, believable)
-        text = report.network_text(Network(16, 1, [whole], [stage], None))
+        whole = setting({"before": 3.0, "after": 2.0}, Speed(1.5, 1.4, 1.6, 9), believable)
+        text = report.network_text(Network({}, [whole], [stage], ["something is left out"]))
+        assert "something is left out\n" in text
         assert [word in text for word in ("1.50 |", "2.00 |")] == [believable] * 2
         assert all(
             word in text for word in ("1.500", "1.400 to 1.600", " faster")
@@ -101,7 +110,7 @@ def test_no_ratios_of_busy_rows() -> None:
 def test_speed_says_what_is_noise(ratios: list[float], low: float, high: float, words: str) -> None:
     speed = Speed.of(ratios[::-1])
     assert (speed.low, speed.high, speed.rounds) == (low, high, len(ratios))
-    assert words in report.speed_words(Setting("float32", {}, speed, {}, True))
+    assert words in report.speed_words(setting({}, speed))
 
 
 @pytest.mark.slow

@@ -19,14 +19,14 @@ MOST_ERROR = 2.0  # times the error that the network has before: half types roun
 
 
 def run(out: Path, quick: bool = False) -> int:
-    """Run all three parts and write report.png and report.json into `out`; 1 where a result is not as it must be."""
+    """Run all three parts and write report.html, .png and .json into `out`; 1 where a result is not as it must be."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     if quick:
         torch.set_num_threads(1)  # nothing here is a timing, and several would wait for each other on a busy machine
     where = surroundings("numpy", "scikit-learn")
-    exact = digits.train(1 if quick else 3, torch.float64)
-    usual = digits.train(6 if quick else 12, torch.float32)
+    exact = digits.train(1, torch.float64)
+    usual = digits.train(5, torch.float32)
     comparisons = {"float64": exact, "float32": usual}
     sizes = network.Sizes(2, 64, 0.0, 0.05, False) if quick else network.Sizes()
     whole = network.run(sizes)
@@ -41,7 +41,7 @@ def run(out: Path, quick: bool = False) -> int:
             dtype: {"same weights": one.same_weights, "own weights": one.own_weights}
             for dtype, one in comparisons.items()
         },
-        "network": asdict(whole),
+        "networks": asdict(whole),
         "ids": {"draws": [asdict(draw) for draw in draws], "decoded": [asdict(one) for one in decoded]},
         "failures": failures,
         "seconds": time.perf_counter() - start,
@@ -54,8 +54,11 @@ def run(out: Path, quick: bool = False) -> int:
         report.training_text(exact, usual),
         report.network_text(whole),
         report.ids_text(draws, decoded),
-        f"{results['seconds']:.0f} s; written: {out / 'report.png'}, {out / 'report.json'}",
+        *(f"FAILED: {failure}" for failure in failures),
     ]
+    report.write_page(out / "report.html", "report.png", parts)
+    written = ", ".join(str(out / f"report.{kind}") for kind in ("html", "png", "json"))
+    parts.append(f"{results['seconds']:.0f} s; written: {written}")
     for failure in failures:
         complain("FAILED", failure)
     with suppress(BrokenPipeError):  # a reader that left must not hide a failure
@@ -78,7 +81,7 @@ def problems(comparisons: dict[str, digits.Comparison], whole: network.Network, 
     checked = [(f"SE of {stage.shape}", stage.difference, OUTPUT_TOLERANCE) for stage in whole.stages]
     for one in whole.settings:
         tolerance = max(OUTPUT_TOLERANCE, MOST_ERROR * one.errors["before"])
-        checked.append((f"SE-ResNet-50, {one.dtype},", one.errors["after"], tolerance))
+        checked.append((f"{one.network}, {one.mode}, {one.dtype},", one.errors["after"], tolerance))
     for what, difference, tolerance in checked:
         if not difference <= tolerance:
             found.append(f"outputs of {what} differ by {difference:.1e}; expected at most {tolerance:.1e}")

@@ -1,8 +1,9 @@
-"""fuse() an SE-ResNet-50 as people run it, compare the outputs, and time network and blocks."""
+"""fuse() two networks as people run them, compare the outputs, and time networks and blocks."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,21 +11,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from senet_fast.fusion import fuse
-from senet_fast.measure import Speed, calibrate, interleave, moved, relative_difference
-from senet_fast.models import se_resnet50
+from senet_fast.measure import Forward, Speed, calibrate, frozen, interleave, moved, relative_difference
+from senet_fast.models import create
 from senet_fast.se import FusedSE, SEBlock
 
-DTYPES = (torch.float32, torch.bfloat16)
+NETWORKS = {"resnet50": "SE-ResNet-50", "mobilenet_v1": "SE-MobileNet"}
+EAGER, FROZEN = "eager", "frozen torch.compile"
 
 
 @dataclass
 class Sizes:
-    """How much to run: images per pass, pixels, seconds of timing for the network and each stage."""
+    """How much to run: images in the SE shapes, pixels, seconds of timing for each setting and stage."""
 
     batch: int = 4
     pixels: int = 224
-    network_seconds: float = 8.0  # each setting
-    stage_seconds: float = 1.0
+    network_seconds: float = 3.5  # each setting
+    stage_seconds: float = 0.5
     compile: bool = True
 
 
@@ -40,8 +42,11 @@ class Stage:
 
 @dataclass
 class Setting:
-    """SE-ResNet-50 in one type, eager and channels_last, before and after fuse()."""
+    """A network in one type and mode, channels_last, before and after fuse()."""
 
+    network: str
+    images: int
+    mode: str
     dtype: str
     seconds: dict[str, float]
     speed: Speed
@@ -51,13 +56,15 @@ class Setting:
 
 @dataclass
 class Network:
-    """The whole network in each setting, and its SE shapes alone."""
+    """Whole networks in each setting, and the SE shapes of SE-ResNet-50 alone.
 
-    fused: int
-    batch: int
+    ``fused``: blocks of each network. ``notes``: what was left out, and why.
+    """
+
+    fused: dict[str, int]
     settings: list[Setting]
     stages: list[Stage]
-    compile_error: str | None
+    notes: list[str]
 
 
 def photographs(count: int, pixels: int) -> Tensor:
@@ -84,6 +91,10 @@ def stage_inputs(network: nn.Module, images: Tensor) -> list[tuple[SEBlock, Tens
     return list({seen[block].shape: (block, seen[block]) for block in blocks}.values())
 
 
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
 def compiled(block: SEBlock, x: Tensor) -> tuple[Callable[[Tensor], Any] | None, str | None]:
     """The block under torch.compile, already compiled for x; or None and why not (it needs a C++ compiler)."""
     torch._dynamo.reset()
@@ -91,61 +102,87 @@ def compiled(block: SEBlock, x: Tensor) -> tuple[Callable[[Tensor], Any] | None,
     try:
         function(x)
     except Exception as error:
-        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return None, first_line(error)
     return function, None
 
 
+@dataclass
+class Pair:
+    """A network before and after fuse(), and photographs."""
+
+    name: str
+    before: nn.Module
+    after: nn.Module
+    images: Tensor
+    fused: int
+
+    @staticmethod
+    def made(key: str, images: Tensor) -> "Pair":
+        torch.manual_seed(0)
+        before = create(key, se=SEBlock)
+        calibrate(before, photographs(4, images.shape[-1]))
+        after = copy.deepcopy(before)
+        return Pair(NETWORKS[key], before, after, images, len(fuse(after).fused))
+
+
 @torch.inference_mode()
-def time_setting(plain: nn.Module, fused: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> Setting:
-    exact = plain(images)
-    before, after = (copy.deepcopy(network).to(dtype) for network in (plain, fused))
-    for network in (before, after):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = images.to(dtype, memory_format=torch.channels_last)
-    errors = {
-        name: relative_difference(exact, network(images).float())
-        for name, network in (("before", before), ("after", after))
-    }
-    contenders = {"before": lambda: before(images), "after": lambda: after(images)}
+def time_setting(pair: Pair, mode: str, dtype: torch.dtype, seconds: float) -> Setting:
+    exact = pair.before(pair.images)
+    images = pair.images.to(dtype, memory_format=torch.channels_last)
+    calls: dict[str, Forward] = {}
+    for name, network in (("before", pair.before), ("after", pair.after)):
+        network = copy.deepcopy(network).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        calls[name] = frozen(network, images) if mode == FROZEN else network
+    errors = {name: relative_difference(exact, call(images).float()) for name, call in calls.items()}
+    contenders = {name: partial(call, images) for name, call in calls.items()}
     times = interleave(contenders, seconds, rounds=6, calls=1, timed=moved)
-    name = str(dtype).removeprefix("torch.")
-    return Setting(name, dict(times), times.speed("before", "after"), errors, times.believable)
+    speed = times.speed("before", "after")
+    kind = str(dtype).removeprefix("torch.")
+    return Setting(pair.name, len(images), mode, kind, dict(times), speed, errors, times.believable)
 
 
 @torch.no_grad()
 def run(sizes: Sizes) -> Network:
-    torch.manual_seed(0)
     images = photographs(sizes.batch, sizes.pixels)
-    parts = 1 + len(DTYPES) + (8 if sizes.compile else 4)
-    with tqdm(total=parts, desc="SE-ResNet-50, calibrating", unit="part") as progress:
-        plain = se_resnet50()
-        calibrate(plain, photographs(2 * sizes.batch, sizes.pixels))
-        fused = copy.deepcopy(plain)
-        report = fuse(fused)
-        progress.update()
+    settings: list[Setting] = []
+    notes: list[str] = []
+    with tqdm(total=8 + (5 if sizes.compile else 0), desc="networks, calibrating", unit="part") as progress:
 
-        settings = []
-        for dtype in DTYPES:
-            progress.set_description(f"SE-ResNet-50, timing the network, {dtype}")
-            settings.append(time_setting(plain, fused, images, dtype, sizes.network_seconds))
+        def step(what: str) -> None:
             progress.update()
+            progress.set_description(what)
 
-        inputs = stage_inputs(plain, images)
-        functions, error = [], None
+        large, small = (Pair.made(key, images[:1]) for key in NETWORKS)
+        step("timing SE-ResNet-50, float32")
+        settings.append(time_setting(large, EAGER, torch.float32, sizes.network_seconds))
+        step("timing SE-ResNet-50, bfloat16")
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            settings.append(time_setting(large, EAGER, torch.bfloat16, sizes.network_seconds))
+        else:
+            notes.append("bfloat16 is left out: torch's convolutions have no instructions for it on this processor.")
+        step("timing SE-MobileNet, float32")
+        settings.append(time_setting(small, EAGER, torch.float32, sizes.network_seconds))
         if sizes.compile:
-            progress.set_description("SE-ResNet-50, torch.compile of the four SE shapes")
-            for block, x in inputs:
-                function, problem = compiled(block, x)
-                functions.append(function)
-                error = error or problem
-                progress.update()
+            step("compiling and timing SE-MobileNet, a minute at most")
+            try:
+                settings.append(time_setting(small, FROZEN, torch.float32, sizes.network_seconds))
+            except Exception as error:
+                notes.append(f"torch.compile of SE-MobileNet failed: {first_line(error)}")
 
-        progress.set_description("SE-ResNet-50, timing the SE shapes")
+        inputs = stage_inputs(large.before, images)
+        functions: list[Callable[[Tensor], Any] | None] = [None] * len(inputs)
+        for place, (block, x) in enumerate(inputs if sizes.compile else ()):
+            step("torch.compile of the four SE shapes")
+            functions[place], problem = compiled(block, x)
+            if problem:
+                notes.append(f"torch.compile of an SE block failed: {problem}")
+
         stages = []
-        for place, (block, x) in enumerate(inputs):
-            stages.append(time_stage(block, x, functions[place] if functions else None, sizes.stage_seconds))
-            progress.update()
-    return Network(len(report.fused), sizes.batch, settings, stages, error)
+        for (block, x), function in zip(inputs, functions, strict=True):
+            step("timing the SE shapes")
+            stages.append(time_stage(block, x, function, sizes.stage_seconds))
+        progress.update(progress.total - progress.n)
+    return Network({pair.name: pair.fused for pair in (large, small)}, settings, stages, notes)
 
 
 def time_stage(block: SEBlock, x: Tensor, function: Callable[[Tensor], Any] | None, seconds: float) -> Stage:

@@ -1,5 +1,6 @@
 """The demo's results as text, JSON and a picture."""
 
+import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,31 +31,34 @@ def training_text(exact: Comparison, usual: Comparison) -> str:
     )
 
 
-def network_text(network: Network) -> str:
+def network_text(whole: Network) -> str:
     rows = []
-    for setting in network.settings:
+    for setting in whole.settings:
         times = [f"{setting.seconds[name] * 1e3:.1f}" for name in ("before", "after")]
         errors = [f"{setting.errors[name]:.1e}" for name in ("before", "after")]
-        rows.append([setting.dtype, *times, *speed_words(setting), *errors])
-    columns = ["type", "before ms", "after ms", "speed", "95 % sure between", "rounds", "that is", "error", "after"]
+        what = [setting.network, setting.images, setting.mode, setting.dtype]
+        rows.append([*what, *times, *speed_words(setting), *errors])
+    times = ["before ms", "after ms", "speed", "95 % sure between", "rounds", "that is"]
+    columns = ["network", "images", "mode", "type", *times, "error before", "after"]
     stages = []
-    for stage in network.stages:
+    for stage in whole.stages:
         eager, compiled, own, copy = (stage.seconds[name] for name in CONTENDERS)
-        times = [microseconds(value) for value in (eager, compiled, own, copy)]
+        values = [microseconds(value) for value in (eager, compiled, own, copy)]
         ratios = [ratio(eager, own), ratio(compiled, own), ratio(own, copy)] if stage.believable else ["-"] * 3
         busy = "" if stage.believable else " (busy)"
-        stages.append(["x".join(map(str, stage.shape)) + busy, *times, *ratios, f"{stage.difference:.1e}"])
+        stages.append(["x".join(map(str, stage.shape)) + busy, *values, *ratios, f"{stage.difference:.1e}"])
     head = ["x", "eager us", "compile us", "fused us", "copy us", "eager/fused", "compile/fused", "fused/copy", "diff"]
-    notes = [f"torch.compile failed: {network.compile_error}"] if network.compile_error else []
-    if not all([one.believable for one in network.settings] + [one.believable for one in network.stages]):
+    notes = list(whole.notes)
+    if not all([one.believable for one in whole.settings] + [one.believable for one in whole.stages]):
         notes.append("What is marked busy lost its cores in nearly every call: no ratios of such SE shapes are shown.")
+    counts = ", ".join(f"{name} ({count} blocks)" for name, count in whole.fused.items())
     return (
-        f"2. fuse() on SE-ResNet-50: {network.fused} blocks; {network.batch} photographs, eager, channels_last\n\n"
+        f"2. fuse() on {counts}: photographs, channels_last\n\n"
         + table(columns, rows)
-        + "\n\nspeed: the median of the rounds' ratios; error: before and after, from float32.\n"
-        + "torch.compile of a whole network takes minutes: benchmarks/results/fusing.md.\n"
-        + "The SE blocks alone, float32:\n\n"
-        + "\n\n".join([table(head, stages), *notes])
+        + "\n\nspeed: the median of the rounds' ratios, before / after; error: before and after, from eager float32.\n"
+        + "".join(f"{note}\n" for note in notes)
+        + "\nThe SE blocks of SE-ResNet-50 alone, float32:\n\n"
+        + table(head, stages)
     )
 
 
@@ -86,27 +90,57 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(results, indent=2) + "\n")
 
 
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>senet_fast: what it does on this machine</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100% }}
+pre {{ overflow-x: auto; font-size: 13px }}
+</style>
+<h1>What senet_fast does on this machine</h1>
+<p>Squeeze-and-Excitation blocks as one op. Left: how many times as fast two networks are after <code>fuse</code>,
+where 1 is as fast as before. Middle: each block of SE-ResNet-50 beside PyTorch, and beside merely copying its input.
+Right: both blocks train a network to the same losses. Below: the figures, and Snowflake IDs.</p>
+<img src="{picture}" alt="Speeds of networks, times of SE blocks, and training losses; the figures are below.">
+{parts}
+</html>
+"""
+
+
+def write_page(path: Path, picture: str, parts: Sequence[str]) -> None:
+    """The picture with everything that is printed, for a browser."""
+    blocks = "\n".join(f"<pre>{html.escape(part)}</pre>" for part in parts)
+    path.write_text(PAGE.format(picture=html.escape(picture), parts=blocks))
+
+
 def write_picture(path: Path, network: Network, trainings: dict[str, Training], title: str) -> None:
-    """The network's speed with fuse(); each SE shape's time per contender, relative to eager; the loss curves."""
-    figure = Figure(figsize=(14, 4.8), layout="constrained", facecolor="white")
-    whole, bars, curves = figure.subplots(1, 3, width_ratios=(1, 2.2, 1.2))
+    """Speeds of networks with fuse(); each SE shape's time per contender, relative to eager; the loss curves.
+
+    On a background of its own, so that it is read on light pages and dark ones alike.
+    """
+    figure = Figure(figsize=(15, 4.8), layout="constrained", facecolor="white")
+    whole, bars, curves = figure.subplots(1, 3, width_ratios=(1.5, 2.2, 1.2))
     for place, setting in enumerate(network.settings):
         speed = setting.speed
-        whole.errorbar(
-            place,
-            speed.median,
-            [[speed.median - speed.low], [speed.high - speed.median]],
-            fmt="o",
-            capsize=6,
-            color=CONTENDERS["fused"],
-        )
-        whole.annotate(f"{speed.median:.3f}", (place, speed.median), (8, 0), textcoords="offset points", fontsize=9)
+        spread = [[speed.median - speed.low], [speed.high - speed.median]]
+        whole.errorbar(place, speed.median, spread, fmt="o", capsize=6, color=CONTENDERS["fused"])
+        words = f"{speed.median:.2f}x" + ("\n(noise)" if speed.is_noise else "")
+        whole.annotate(words, (place, speed.median), (8, 0), textcoords="offset points", fontsize=9, va="center")
     whole.axhline(1, color=CONTENDERS["eager"], linestyle="--")
-    named = [setting.dtype + ("" if setting.believable else "\n(busy)") for setting in network.settings]
-    whole.set_xticks(range(len(named)), named)
+    named = [
+        f"{one.network}\n{one.images} image{'s' if one.images > 1 else ''}\n{one.dtype}\n"
+        + one.mode.replace(" ", "\n")
+        + ("" if one.believable else "\n(busy)")
+        for one in network.settings
+    ]
+    whole.set_xticks(range(len(named)), named, fontsize=8)
     whole.set_xlim(-0.6, len(named) - 0.3)
     whole.set_ylabel("times as fast as before (bars: 95 % sure)")
-    whole.set_title("SE-ResNet-50 with fuse()")
+    whole.set_title("whole networks after fuse()")
     shown = [name for name in CONTENDERS if any(stage.seconds[name] is not None for stage in network.stages)]
     width = 0.8 / len(shown)
     for place, name in enumerate(shown):
@@ -120,7 +154,7 @@ def write_picture(path: Path, network: Network, trainings: dict[str, Training], 
     names = ["x".join(map(str, stage.shape)) + ("" if stage.believable else "\n(busy)") for stage in network.stages]
     bars.set_xticks(range(len(network.stages)), names)
     bars.set_ylabel("time relative to eager (labels: us)")
-    bars.set_title("SE forward, float32")
+    bars.set_title("SE blocks of SE-ResNet-50, forward, float32")
     bars.set_ylim(0, 1.2 * bars.get_ylim()[1])
     bars.legend(ncols=len(shown), loc="upper center")
     for (name, run), style in zip(trainings.items(), ("-", "--"), strict=True):
