@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks import contenders
 from benchmarks.modes import Case, Layer, Mode, modes
+from senet_fast.measure import frozen
 from senet_fast.se import SEBlock
 
 COMMANDS = ("claim", "fusing", "memory", "norm", "onnx", "peers", "table", "tax")
@@ -96,6 +97,6 @@ def test_compiled_versions(network: nn.Module, make: str) -> None:
     x = torch.randn(2, 3, 4, 4)
     for one in (network.eval(), contenders.fused(network.eval())[0]):
         torch._dynamo.reset()
-        run = contenders.frozen(one, x) if make == "frozen" else contenders.compiled(one)
+        run = frozen(one, x) if make == "frozen" else contenders.compiled(one)
         y = contenders.passing(run, "forward", x)()
         assert contenders.agree(make, network(x), y) < 1e-5

@@ -113,7 +113,7 @@ Right: both blocks train a network to the same losses. Below: the figures, and S
 
 def write_page(path: Path, picture: str, parts: Sequence[str]) -> None:
     """The picture with everything that is printed, for a browser."""
-    blocks = "\n".join(f"<pre>{html.escape(part)}</pre>" for part in parts)
+    blocks = "\n".join(f"<pre>{html.escape(part, quote=False)}</pre>" for part in parts)
     path.write_text(PAGE.format(picture=html.escape(picture), parts=blocks))
 
 
