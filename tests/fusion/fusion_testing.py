@@ -90,6 +90,7 @@ class Passed:
         self.traced = traced
         self.calls = 0
         self.changed = False
+        self.into = 0  # calls of the latest whose y takes the place of x
 
     def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         from torch._dynamo.backends.common import aot_autograd
@@ -101,6 +102,7 @@ class Passed:
         module.recompile()
         self.changed = str(module.graph) != before
         self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
+        self.into = sum("squeeze_excite_into" in str(node.target) for node in module.graph.nodes)
         if not self.traced:
             return module.forward
         return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]

@@ -107,6 +107,46 @@ def test_types_that_the_op_does_not_take() -> None:
     assert passed.calls == 1
 
 
+class Between(LinearExpand):
+    """What makes x, and what else reads it, or has its memory."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case = case
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = {
+            "given": lambda: x,
+            "view": lambda: (x * 2).flatten(2).unflatten(2, x.shape[2:]),
+            "written": lambda: F.relu(x, inplace=True),
+        }.get(self.case, lambda: F.relu(x * 2, inplace=True))()
+        if self.case == "read_later":
+            return super().forward(made) + made.exp()
+        if self.case == "with_gradients":
+            with torch.enable_grad():
+                return super().forward(made)
+        return super().forward(made)
+
+
+@pytest.mark.parametrize(
+    ("case", "into"),
+    [("alone", 1), ("given", 0), ("view", 0), ("written", 0), ("read_later", 0), ("with_gradients", 0)],
+)
+def test_y_in_the_place_of_x(case: str, into: int) -> None:
+    """At inference, where x has its memory to itself and nobody else reads it."""
+    plain, passed = randomize(Between(case)), Passed()
+    compiled = torch.compile(plain, fullgraph=True, backend=passed)
+    x = torch.randn(2, C, 5, 7)
+    with torch.no_grad():
+        given, expected = x.clone(), x.clone()
+        y = compiled(given)
+        assert relative(plain(expected), y) < 1e-5
+    assert torch.equal(given, expected)
+    assert (passed.calls, passed.into) == (1, into)
+    compiled(x + 0)
+    assert (passed.calls, passed.into) == (1, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("inductor")
 def test_with_inductor() -> None:
@@ -122,7 +162,7 @@ def test_with_inductor() -> None:
     with torch.no_grad():
         y, code = run_and_get_code(compiled, x)
     assert torch.equal(torch.get_rng_state(), state)
-    assert sum(text.count("torch.ops.senet_fast.squeeze_excite.default(") for text in code) == 1
+    assert sum(text.count("torch.ops.senet_fast.squeeze_excite_into.default(") for text in code) == 1
     assert relative(plain(x), y) < 1e-5
     gradients = step(plain, x)[1]
     (_, actual), code = run_and_get_code(step, compiled, x)

@@ -15,6 +15,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
+from senet_fast.fusion.graph.functions import NEW, kind_of
 from senet_fast.fusion.graph.nodes import descendants, region, writes
 from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
 from senet_fast.fusion.graph.sandbox import one_thread
@@ -26,6 +27,8 @@ from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
+INTO = torch.ops.senet_fast.squeeze_excite_into.default
+SET_GRAD_ENABLED = torch._C._set_grad_enabled
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALL = (3, 5, 4)  # places of a map, where the number of them should not matter
 
@@ -36,15 +39,16 @@ class CompilePass(CustomGraphPass):
     ``torch.compile(model, options={"pre_grad_custom_pass": senet_fast.compile_pass})``, or for every model that is
     compiled from then on ``torch._inductor.config.pre_grad_custom_pass = senet_fast.compile_pass``. Graphs are changed
     for training and inference alike; a graph without such blocks stays as it is. Blocks whose norms or weights would
-    have to be folded are left to Inductor.
+    have to be folded are left to Inductor. Without gradients y takes the place of x where nobody else reads that.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite ``graph`` in place."""
+        inference = not torch.is_grad_enabled() and not graph.find_nodes(op="call_function", target=SET_GRAD_ENABLED)
         with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
                 for site, twin in list(_found(graph, assignment)):
-                    _replace(graph, site, twin)
+                    _replace(graph, site, twin, inference)
         for refused in refusals:
             LOG.debug("a graph of torch.compile: %s", refused.details)
         graph.lint()
@@ -167,15 +171,27 @@ def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
     return any(writes(node) and node < y for node in descendants(x) - {*region(x, y)})
 
 
-def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node]) -> None:
+def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node], inference: bool) -> None:
     x, y = twin[site.x], twin[site.y]
     replaced = region(x, y)
+    in_place = inference and {*x.users} <= {*replaced} and _has_its_memory_alone(x)
+    options = site.excitation.options(site.excitation.dims[0][1])
     with graph.inserting_before(y):
-        options = site.excitation.options(site.excitation.dims[0][1])
-        fused = graph.call_function(OP, (x, *_weights(site, twin)), options)
+        op, more = (INTO, {"y": x}) if in_place else (OP, {})
+        call = graph.call_function(op, (x, *_weights(site, twin)), {**options, **more})
+    fused = x if in_place else call
     fused.meta = dict(y.meta)
     y.replace_all_uses_with(fused)
     twin[site.y] = fused  # the x of a block behind it
     for node in reversed(replaced):
         if not node.users:
             graph.erase_node(node)
+
+
+def _has_its_memory_alone(node: fx.Node) -> bool:
+    if kind_of(node) not in NEW:
+        return False
+    if not writes(node):
+        return True
+    written = node.args[0]
+    return isinstance(written, fx.Node) and [*written.users] == [node] and _has_its_memory_alone(written)
