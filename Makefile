@@ -94,7 +94,7 @@ clang-built:
 # For macOS nothing can be run here. What is compiled there in the place of Linux's calls is, by SENET_PORTABLE: the C++ test
 # under the sanitizers (not that of threads, which takes the mapping of a page for a write), the ID tests with the extension.
 MACOS := build/macos
-MACOS_COMPILE = $(PYTHON) -m ziglang c++ -target aarch64-macos -Wall -Werror -Wno-unknown-pragmas -Wno-pass-failed
+MACOS_COMPILE = $(PYTHON) -m ziglang c++ -target aarch64-macos -Wall -Werror -Wno-unknown-pragmas -Wno-pass-failed -Wno-format-security
 MACOS_TESTS := snowflake sharing lock_files lock_files_made_anew processes system
 
 macos-compiled:

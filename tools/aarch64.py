@@ -104,7 +104,9 @@ class Stub(NamedTuple):
         plain = versions.pop("", [])
         if not versions:
             return ""
-        nodes = [f"{version} {{ global: {' '.join(f'{n};' for n in sorted(of))} }};" for version, of in versions.items()]
+        nodes = [
+            f"{version} {{ global: {' '.join(f'{n};' for n in sorted(of))} }};" for version, of in versions.items()
+        ]
         return "\n".join(nodes) + ("\n" if not plain else f"\nunversioned {{ global: {'; '.join(plain)}; }};\n")
 
 
@@ -144,7 +146,8 @@ def launcher(python: Path, paths: "Sequence[Path]", libraries: "Sequence[Path]")
     }
     words = [f"-E {shlex.quote(f'{name}={value}')}" for name, value in settings.items()]
     # Variables for the emulated process alone: this machine's programs must not look into aarch64's libraries.
-    return f'#!/bin/sh\nexec qemu-aarch64 -cpu {CPU} -L {shlex.quote(str(SYSROOT))} {" ".join(words)} {shlex.quote(str(python))} "$@"\n'
+    command = f"exec qemu-aarch64 -cpu {CPU} -L {shlex.quote(str(SYSROOT))}"
+    return f'#!/bin/sh\n{command} {" ".join(words)} {shlex.quote(str(python))} "$@"\n'
 
 
 # ---- actions ---------------------------------------------------------------------------------------------------------
@@ -152,7 +155,9 @@ def launcher(python: Path, paths: "Sequence[Path]", libraries: "Sequence[Path]")
 
 def run(*command: object, cwd: Path = ROOT, **settings: str) -> str:
     print("+", shlex.join(map(str, command))[:200], file=sys.stderr, flush=True)
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         raise Problem(f"{command[0]} failed; its message is above")
     return done.stdout
@@ -241,11 +246,24 @@ def main() -> int:
     LAUNCHER.write_text(launcher(python, [HERE, BUILT, SITE], libraries()))
     LAUNCHER.chmod(0o755)
     (HERE / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(LAUNCHER)!r}\n")
-    said = run(LAUNCHER, "-c", "import platform, torch; print(platform.machine(), platform.python_version(), torch.__version__)")
+    said = run(
+        LAUNCHER,
+        "-c",
+        "import platform, torch; print(platform.machine(), platform.python_version(), torch.__version__)",
+    )
     done.touch()
     print(said, end="", flush=True)
     compilers = {"CXX": f"{PREFIX}g++", "CC": f"{PREFIX}gcc"}
-    run(LAUNCHER, "setup.py", "-q", "build", f"--build-base={HERE}/temp", f"--build-lib={BUILT}", SENET_FAST_CUDA="0", **compilers)
+    run(
+        LAUNCHER,
+        "setup.py",
+        "-q",
+        "build",
+        f"--build-base={HERE}/temp",
+        f"--build-lib={BUILT}",
+        SENET_FAST_CUDA="0",
+        **compilers,
+    )
     command = [str(LAUNCHER), "-m", "pytest", "-p", "no:faulthandler", "--quick", *(sys.argv[1:] or TESTS)]
     print("+", shlex.join(command), file=sys.stderr, flush=True)
     return subprocess.call(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2"})

@@ -28,9 +28,9 @@ TABLE = ROOT / "docs" / "versions.md"
 HEADER = """\
 # Releases of Python and torch
 
-`make matrix` builds the sdist with each pair of releases, in an environment of its own, and runs the tests of the op and
-of the generators (`pytest --quick`; its skipped tests need libraries that are not installed there). It writes this table.
-The seconds are of the processor: of the build, and of the tests. CUDA is left out (`SENET_FAST_CUDA=0`).
+`make matrix` builds the sdist with each pair of releases, in an environment of its own, and runs the tests of the op
+and of the generators (`pytest --quick`; what is skipped needs libraries that are not installed there). It writes this
+table. The seconds are the processor's: of the build, and of the tests. CUDA is left out (`SENET_FAST_CUDA=0`).
 
 | Python | torch | result | build, s | tests, s | when and where |
 | --- | --- | --- | --- | --- | --- |
@@ -94,7 +94,9 @@ def merged(old: "Iterable[Row]", new: "Iterable[Row]") -> list[Row]:
 def interpreter(version: str) -> str | None:
     """An interpreter of this release: this one, one on PATH, or one of pyenv's."""
     here = [sys.executable] if sys.version_info[:2] == tuple(map(int, version.split("."))) else []
-    of_pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
+    of_pyenv = sorted(
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    )
     for path in [*here, shutil.which(f"python{version}"), *map(str, of_pyenv)]:
         if path and _says(path, "import sys; print('%d.%d' % sys.version_info[:2])") == version:
             return path
@@ -146,7 +148,9 @@ def cell(version: str, torch: str) -> Row:
 
         source: Path = here
         if run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wanted) is None:
-            return Row(_says(python, "import platform; print(platform.python_version())"), torch, "no such torch", where=where)
+            return Row(
+                _says(python, "import platform; print(platform.python_version())"), torch, "no such torch", where=where
+            )
         known = "import platform, torch; print(platform.python_version(), torch.__version__)"
         versions = _says(python, known).split()
         source = sources(here)
