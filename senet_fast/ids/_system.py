@@ -17,6 +17,7 @@ from pathlib import Path
 
 LINUX = sys.platform == "linux"
 UNKNOWN_BOOT = "unknown"
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # the constant of Linux
 
 
 def proc(path: str) -> str:
@@ -24,6 +25,16 @@ def proc(path: str) -> str:
     if not LINUX:
         raise FileNotFoundError(f"no /proc/{path} on {sys.platform}")
     return Path("/proc", path).read_bytes().decode(errors="surrogateescape")
+
+
+def sees_all_processes() -> bool:
+    """Whether /proc tells of all: another namespace shows the locks of its own living processes alone."""
+    return LINUX and os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+
+
+def runs(pid: int) -> bool:
+    """Whether a process that /proc named is still there."""
+    return os.path.exists(f"/proc/{pid}")
 
 
 def boot() -> str:

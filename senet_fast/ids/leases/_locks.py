@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from senet_fast.ids import _system
 
-_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # the kernel's constant
 _FLOCK = re.compile(r"^[0-9]+: FLOCK +\w+ +\w+ +([0-9]+) ([0-9a-f]+):([0-9a-f]+):([0-9]+) ", re.MULTILINE | re.ASCII)
 
 
@@ -31,14 +30,13 @@ class Locks:
         with suppress(OSError):
             for pid, major, minor, inode in _FLOCK.findall(_system.proc("locks")):
                 self._pids.setdefault((int(major, 16), int(minor, 16), int(inode)), []).append(int(pid))
-            # Another namespace shows the locks of its own living processes alone.
-            self._complete = os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+            self._complete = _system.sees_all_processes()
 
     def of(self, fd: int) -> Holders:
         pids = self._pids.get(_as_locks_name_it(fd))
         if pids is None:
             return Holders(False if self._complete else None, [])
-        return Holders(True, sorted({pid for pid in pids if os.path.exists(f"/proc/{pid}")}))
+        return Holders(True, sorted({pid for pid in pids if _system.runs(pid)}))
 
 
 def _as_locks_name_it(fd: int) -> tuple[int, int, int]:
