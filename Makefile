@@ -97,10 +97,11 @@ MACOS := build/macos
 MACOS_COMPILE = $(PYTHON) -m ziglang c++ -target aarch64-macos -Wall -Werror -Wno-unknown-pragmas -Wno-pass-failed -Wno-format-security
 MACOS_TESTS := snowflake sharing lock_files lock_files_made_anew processes system
 
-macos-compiled:
-	@mkdir -p $(MACOS)
-	for file in tests/csrc/kernels_test.cpp $(wildcard csrc/se/cpu/*.cpp) tests/csrc/snowflake_test.cpp; do \
-	  $(MACOS_COMPILE) $(KERNEL_FLAGS) -O1 -c $$file -o $(MACOS)/$$(basename $$file .cpp).o || exit 1; done
+$(MACOS)/%.o: %.cpp $(HEADERS)
+	@mkdir -p $(@D)
+	$(MACOS_COMPILE) $(KERNEL_FLAGS) -O1 -c $< -o $@
+
+macos-compiled: $(patsubst %.cpp,$(MACOS)/%.o,$(KERNELS_TEST) tests/csrc/snowflake_test.cpp)
 	CXXFLAGS=-DSENET_PORTABLE SENET_FAST_SE=0 $(PYTHON) setup.py -q build --build-base $(MACOS) --build-lib $(MACOS)/lib
 	$(MACOS_COMPILE) -std=c++17 -Icsrc -O1 -I$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))') \
 	  -c senet_fast/ids/_snowflake.cpp -o $(MACOS)/_snowflake.o

@@ -44,8 +44,6 @@ CPU revision\t: 1
 """
 CORES = 2
 DEBIAN = ("python3", "libpython3-dev", "libc6-dev", "libstdc++6", "libgomp1")
-# Of the extra "test": what these tests import.
-NEEDED = ("pytest", "hypothesis", "numpy", "expecttest")
 PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(28, 16, -1)]
 # Loaded where a GPU is used. One of them needs the driver's library, of which the runtime must not find an empty one.
 LAZY = ("libcaffe2_nvrtc", "libtorch_cuda_linalg")
@@ -186,6 +184,16 @@ def unpack_debian() -> None:
         subprocess.run(["dpkg", "-x", package, SYSROOT], check=True)
 
 
+def include(python: str) -> str:
+    """Python's headers for the cross-compiler, which has its own of libc."""
+    folder = HERE / "include"
+    for name in (f"python{python}", f"aarch64-linux-gnu/python{python}"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(SYSROOT / "usr" / "include" / name)
+    return os.pathsep.join([str(folder), str(folder / f"python{python}")])
+
+
 def describe_cpu() -> None:
     """qemu takes what is below the sysroot for what has the same path on the machine."""
     (SYSROOT / "proc").mkdir(exist_ok=True)
@@ -205,8 +213,8 @@ def pip(python: str, *what: str) -> None:
 def install(python: str) -> None:
     pip(python, "--no-deps", TORCH)
     metadata = next(SITE.glob("torch-*.dist-info")).joinpath("METADATA").read_text()
-    listed = requirements(ROOT / "pyproject.toml", "test")
-    wanted = [line for line in listed if re.split("[<>=]", line)[0] in NEEDED or line.startswith(("cython", "ninja"))]
+    listed = requirements(ROOT / "pyproject.toml", "test-core")
+    wanted = [line for line in listed if line != "ninja"]  # it runs on this machine, as the compiler does
     pip(python, *plain_requirements(metadata), *wanted)
     if runtime := runtime_requirement(metadata):
         pip(python, "--no-deps", runtime)
@@ -253,7 +261,7 @@ def main() -> int:
     )
     done.touch()
     print(said, end="", flush=True)
-    compilers = {"CXX": f"{PREFIX}g++", "CC": f"{PREFIX}gcc"}
+    compilers = {"CXX": f"{PREFIX}g++", "CC": f"{PREFIX}gcc", "CPATH": include(version)}
     run(
         LAUNCHER,
         "setup.py",
