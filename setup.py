@@ -225,7 +225,8 @@ class BuildPy(build_py):
             to = Path(self.build_lib, "senet_fast/_sources")
             shutil.rmtree(to, ignore_errors=True)
             for name in CARRIED:
-                files = [ROOT / name] if (ROOT / name).is_file() else [p for p in (ROOT / name).rglob("*") if p.is_file()]
+                at = ROOT / name
+                files = [at] if at.is_file() else [path for path in at.rglob("*") if path.is_file()]
                 for path in files:
                     (to / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, to / path.relative_to(ROOT))

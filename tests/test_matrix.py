@@ -68,9 +68,9 @@ def test_an_interpreter_is_asked_for_its_version(
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
     monkeypatch.setenv("PATH", str(shim.parent), prepend=":")
-    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert matrix.interpreter("3.99") is None
-    real = tmp_path / "versions" / "3.99.1" / "bin" / "python"
+    real = tmp_path / ".pyenv" / "versions" / "3.99.1" / "bin" / "python"
     real.parent.mkdir(parents=True)
     real.write_text("#!/bin/sh\necho 3.99\n")
     real.chmod(0o755)
@@ -78,6 +78,7 @@ def test_an_interpreter_is_asked_for_its_version(
     assert matrix.cell("3.98", "2.13").result == "no such Python on this machine"
 
 
+@pytest.mark.slow
 def test_the_sdist_has_what_the_tests_need(matrix: ModuleType, tmp_path: Path) -> None:
     folder = matrix.sources(tmp_path)
     for name in ("setup.py", "csrc/system.h", "tests/conftest.py", "benchmarks/__init__.py", *matrix.TESTS):

@@ -94,9 +94,7 @@ def merged(old: "Iterable[Row]", new: "Iterable[Row]") -> list[Row]:
 def interpreter(version: str) -> str | None:
     """An interpreter of this release: this one, one on PATH, or one of pyenv's."""
     here = [sys.executable] if sys.version_info[:2] == tuple(map(int, version.split("."))) else []
-    of_pyenv = sorted(
-        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
-    )
+    of_pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for path in [*here, shutil.which(f"python{version}"), *map(str, of_pyenv)]:
         if path and _says(path, "import sys; print('%d.%d' % sys.version_info[:2])") == version:
             return path
