@@ -21,7 +21,7 @@ help:
 	@echo "make stand-in  the GPU's binding and its tests on a device that stands in for one, without nvcc"
 	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
-	@echo "make aarch64   the package built for aarch64, and its tests on an emulated one (20 minutes)"
+	@echo "make aarch64   the package built for aarch64, and its tests on an emulated one (6 minutes of a core)"
 	@echo "make macos     the parts without torch compiled for arm64 macOS; what stands in there for Linux's calls, tested here"
 	@echo "make matrix    the package with each release of Python and torch (ARGS=3.12:2.11 for some): docs/versions.md"
 	@echo "make clang     the package compiled by clang beside this build, its C++ test and the op's tests; CLANG=clang++-19"
