@@ -3,7 +3,7 @@
 PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
 ARGS ?=
 
-.PHONY: help ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate stand-in mutate neon clang clang-built clean
+.PHONY: help macos macos-compiled aarch64 matrix ecosystem networks interop demo check test docs wheels bench lint stubs format build toolkit cuda gates sanitize sanitize-ids emulate stand-in mutate neon clang clang-built clean
 
 help:
 	@echo "make demo      both halves on real input, with a report in demo-report/"
@@ -21,6 +21,9 @@ help:
 	@echo "make stand-in  the GPU's binding and its tests on a device that stands in for one, without nvcc"
 	@echo "make mutate    plant bugs in the CUDA kernels and show what notices each (20 minutes)"
 	@echo "make neon      the C++ test of the kernels on an emulated aarch64"
+	@echo "make aarch64   the package built for aarch64, and its tests on an emulated one (6 minutes of a core)"
+	@echo "make macos     the parts without torch compiled for arm64 macOS; what stands in there for Linux's calls, tested here"
+	@echo "make matrix    the package with each release of Python and torch (ARGS=3.12:2.11 for some): docs/versions.md"
 	@echo "make clang     the package compiled by clang beside this build, its C++ test and the op's tests; CLANG=clang++-19"
 	@echo "make build     compile in place"
 	@echo "make cuda      compile in place with the CUDA kernels, also where torch or the machine has no CUDA"
@@ -29,7 +32,7 @@ help:
 	@echo "make wheels    wheels in dist/: with the op for this torch, and the IDs alone; each is tried without a compiler"
 	@echo "make clean     remove what was built (.venv stays)"
 
-demo check test docs wheels clang bench lint stubs format build stand-in ecosystem networks interop toolkit:
+demo check test docs wheels clang macos matrix aarch64 bench lint stubs format build stand-in ecosystem networks interop toolkit:
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)
 
 cuda gates:
@@ -40,7 +43,7 @@ SANITIZED := build/sanitize
 KERNEL_FLAGS := -std=c++20 -Icsrc -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
 SANITIZE_FLAGS := $(KERNEL_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
 KERNELS_TEST := tests/csrc/kernels_test.cpp $(wildcard csrc/se/cpu/*.cpp)
-HEADERS := $(wildcard csrc/se/*.h csrc/se/*.inl csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl tests/csrc/*.h)
+HEADERS := $(wildcard csrc/*.h csrc/se/*.h csrc/se/*.inl csrc/se/cpu/*.h csrc/se/cpu/*.inl csrc/ids/*.h csrc/ids/*.inl tests/csrc/*.h)
 memory := address,undefined
 thread := thread
 
@@ -87,6 +90,24 @@ clang-built:
 	$(CLANG_BUILT)/kernels_test
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(CLANG_BUILT)/lib $(PYTHON) -c '$(ONE_OPENMP)'
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(CLANG_BUILT)/lib $(PYTHON) -m pytest --quick tests/se tests/ids/test_snowflake.py $(ARGS)
+
+# For macOS nothing can be run here. What is compiled there in the place of Linux's calls is, by SENET_PORTABLE: the C++ test
+# under the sanitizers (not that of threads, which takes the mapping of a page for a write), the ID tests with the extension.
+MACOS := build/macos
+MACOS_COMPILE = $(PYTHON) -m ziglang c++ -target aarch64-macos -Wall -Werror -Wno-unknown-pragmas -Wno-pass-failed -Wno-format-security
+MACOS_TESTS := snowflake sharing lock_files lock_files_made_anew processes system
+
+$(MACOS)/%.o: %.cpp $(HEADERS)
+	@mkdir -p $(@D)
+	$(MACOS_COMPILE) $(KERNEL_FLAGS) -O1 -c $< -o $@
+
+macos-compiled: $(patsubst %.cpp,$(MACOS)/%.o,$(KERNELS_TEST) tests/csrc/snowflake_test.cpp)
+	CXXFLAGS=-DSENET_PORTABLE SENET_FAST_SE=0 $(PYTHON) setup.py -q build --build-base $(MACOS) --build-lib $(MACOS)/lib
+	$(MACOS_COMPILE) -std=c++17 -Icsrc -O1 -I$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+	  -c senet_fast/ids/_snowflake.cpp -o $(MACOS)/_snowflake.o
+	$(CXX) $(SANITIZE_FLAGS) -DSENET_PORTABLE -fsanitize=$(memory) tests/csrc/snowflake_test.cpp -o $(MACOS)/snowflake_test
+	$(MACOS)/snowflake_test
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(MACOS)/lib $(PYTHON) -m pytest --quick $(MACOS_TESTS:%=tests/ids/test_%.py) $(ARGS)
 
 build/neon/kernels_test: $(KERNELS_TEST) $(HEADERS)
 	@mkdir -p $(@D)

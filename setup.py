@@ -213,7 +213,7 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc | None:
     return nvcc
 
 
-CARRIED = ("setup.py", "csrc/bindings", "csrc/se")  # what the op is compiled from
+CARRIED = ("setup.py", "csrc/system.h", "csrc/bindings", "csrc/se")  # what the op is compiled from
 
 
 class BuildPy(build_py):
@@ -225,7 +225,8 @@ class BuildPy(build_py):
             to = Path(self.build_lib, "senet_fast/_sources")
             shutil.rmtree(to, ignore_errors=True)
             for name in CARRIED:
-                files = [ROOT / name] if name.endswith(".py") else [p for p in (ROOT / name).rglob("*") if p.is_file()]
+                at = ROOT / name
+                files = [at] if at.is_file() else [path for path in at.rglob("*") if path.is_file()]
                 for path in files:
                     (to / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, to / path.relative_to(ROOT))
@@ -242,7 +243,7 @@ def ids_extension() -> list[Extension]:
         "senet_fast.ids._snowflake",
         [source],
         include_dirs=[str(ROOT / "csrc")],
-        depends=sources("csrc/ids", "*.*"),
+        depends=[*sources("csrc/ids", "*.*"), *sources("csrc", "*.h")],
         language="c++",
         extra_compile_args=["-O3", "-std=c++17", "-g0", "-pthread", *sanitizer_flags()],
         extra_link_args=["-pthread", *sanitizer_flags()],
@@ -278,7 +279,7 @@ def se_extensions(torch) -> tuple[list[Extension], type]:
         return made
 
     folders = ("csrc/bindings", "csrc/se", "csrc/se/cpu", "csrc/se/cuda")
-    headers = [path for folder in folders for path in sources(folder, "*.[hi]*")]
+    headers = [path for folder in ("csrc", *folders) for path in sources(folder, "*.[hi]*")]
     files = [path for folder in folders for path in sources(folder)]
     module = "csrc/bindings/module.cpp"
     # The soname is what the module asks for; it finds it where it lies itself. -z defs: a symbol of Python is an error.

@@ -1,18 +1,16 @@
 """What the tests of the command line share."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from senet_fast.ids import TWITTER, Layout
-from senet_fast.ids.leases import _locks
+from senet_fast.ids import TWITTER, Layout, _system
 
 COMMAND = [sys.executable, "-m", "senet_fast"]
 # Where the tests run in a PID namespace of their own, what other namespaces hold cannot be seen.
-FREE = "free" if os.stat("/proc/self/ns/pid").st_ino == _locks._FIRST_PID_NAMESPACE else "?"
+FREE = "free" if _system.sees_all_processes() else "?"
 
 
 @pytest.fixture(autouse=True)

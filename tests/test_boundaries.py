@@ -47,10 +47,23 @@ assert senet_fast.se.FusedSE is senet_fast.FusedSE
 
 
 def test_kernels_know_no_torch_and_no_python(root: Path) -> None:
-    files = sources(root, "csrc/se", "csrc/ids")
+    files = [*sources(root, "csrc/se", "csrc/ids"), root / "csrc/system.h"]
     assert len(files) > 10
     for path in files:
         assert not FORBIDDEN_IN_KERNELS.search(path.read_text()), path
+
+
+LINUX_ALONE = re.compile(
+    r"""__linux__|\bmremap|\bMADV_|_COARSE\b|["']/(proc|sys)\b|\bO_PATH\b|\bF_OFD_|\bLINUX =|sys\.platform"""
+)
+
+
+def test_what_is_linux_alone_lies_behind_one_file(root: Path) -> None:
+    """In each language; docs/design/ids.md says what stands in for it elsewhere."""
+    folders = ("csrc/se/cpu", "csrc/ids", "csrc/bindings", "senet_fast/ids")
+    found = {path.name for path in sources(root, *folders) if LINUX_ALONE.search(path.read_text())}
+    assert found == {"_system.py"}
+    assert LINUX_ALONE.search((root / "csrc/system.h").read_text())
 
 
 def test_only_bindings_include_torch(root: Path) -> None:

@@ -15,9 +15,9 @@ import needs
 import pytest
 from cli_testing import COMMAND, FREE, lock_files, run, seen, written  # noqa: F401 - the fixture is for every test here
 
-from senet_fast.ids import TWITTER, Layout, LeaseError, PythonSnowflake, Snowflake
+from senet_fast.ids import TWITTER, Layout, LeaseError, PythonSnowflake, Snowflake, _system
 from senet_fast.ids.layout import DISCORD
-from senet_fast.ids.leases import LockFile, _admin, _folder, _locks
+from senet_fast.ids.leases import LockFile, _admin, _folder
 from senet_fast.ids.leases._store import layout_name
 
 MINE = Layout(timestamp=41, worker=10, sequence=12, epoch_ms=1_700_000_000_456)  # TWITTER's workers: other tests
@@ -356,7 +356,7 @@ def test_another_link_in_place_of_a_link_is_no_lock_file(folder: Path) -> None:
 
 def test_another_namespace_may_hold_what_seems_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used(0)
-    monkeypatch.setattr(_locks, "_FIRST_PID_NAMESPACE", 0)
+    monkeypatch.setattr(_system, "_FIRST_PID_NAMESPACE", 0)
     with Snowflake.acquire(LockFile(workers=[1]), MINE):
         assert [(file.state, file.holders.held) for file in _admin.files(str(folder.parent))] == [
             ("?", None),

@@ -70,6 +70,9 @@ VERBS = {
     "docs": Verb("docs", True, (("{python}", "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "docs", "build/docs"),)),
     "wheels": Verb("wheels", False, (("{python}", "tools/wheels.py"),)),
     "clang": Verb("test", False, (("make", "--no-print-directory", "clang-built", "PYTHON={python}"),)),
+    "macos": Verb("test macos", False, (("make", "--no-print-directory", "macos-compiled", "PYTHON={python}"),)),
+    "aarch64": Verb("test-core", False, (("{python}", "tools/aarch64.py"),)),
+    "matrix": Verb("test-core", False, (("{python}", "tools/matrix.py"),)),
     "sanitize": Verb("test", False, (("make", "--no-print-directory", "sanitize-ids", "PYTHON={python}"),)),
     "lint": Verb(
         "lint",

@@ -2,13 +2,13 @@
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
 #include "se/cpu/team.h"
+#include "system.h"
 
 #if defined(SENET_FAST_OPENMP)
 // What gcc makes of OpenMP's pragmas. clang makes calls into its own runtime of them, and that would be a second one in the
@@ -47,8 +47,7 @@ inline constexpr auto run_team = [](std::int64_t threads, const auto& body) {
 // Fresh pages of a large output cost more than the op itself: ask for huge ones on the aligned inside of our own tensor
 // (glibc maps blocks above 32 MB anew each time, and gives smaller ones back with the end of its heap). Nothing changes but
 // the time; SENET_FAST_HUGE_PAGES=0 leaves it.
-inline void advise_huge_pages([[maybe_unused]] const at::Tensor& t) {
-#if defined(MADV_HUGEPAGE)
+inline void advise_huge_pages(const at::Tensor& t) {
   constexpr std::size_t kPage = 2 << 20, kLeast = 16 << 20;
   static const bool wanted = [] {
     const char* text = std::getenv("SENET_FAST_HUGE_PAGES");
@@ -57,8 +56,7 @@ inline void advise_huge_pages([[maybe_unused]] const at::Tensor& t) {
   if (!wanted || t.nbytes() <= kLeast) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(t.mutable_data_ptr());
   const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + t.nbytes()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-#endif
+  system::prefer_huge_pages(reinterpret_cast<void*>(first), last - first);
 }
 
 }  // namespace senet::bindings

@@ -10,6 +10,8 @@
 #include <x86intrin.h>
 #endif
 
+#include "system.h"
+
 namespace senet::ids {
 
 // Milliseconds since the Unix epoch.
@@ -21,13 +23,9 @@ inline uint64_t realtime_ms() {
 
 // The time at the kernel's last tick (4 ms ago at the most with 250 of them a second), six times cheaper.
 inline uint64_t coarse_ms() {
-#ifdef CLOCK_REALTIME_COARSE
   timespec t;
-  clock_gettime(CLOCK_REALTIME_COARSE, &t);
+  system::coarse_time(&t);
   return static_cast<uint64_t>(t.tv_sec) * 1000 + static_cast<uint32_t>(t.tv_nsec) / 1000000;
-#else
-  return realtime_ms();
-#endif
 }
 
 // For durations; CLOCK_REALTIME may step.

@@ -20,7 +20,7 @@ def add(commands: "Subparsers") -> None:
 
 def collect(fd: int, path: str) -> dict[str, Any]:
     """ValueError where the file is damaged or none of a generator's."""
-    from senet_fast.ids import _wordfile
+    from senet_fast.ids import _system, _wordfile
     from senet_fast.ids.leases._admin import time
     from senet_fast.ids.leases._locks import Locks
 
@@ -38,7 +38,7 @@ def collect(fd: int, path: str) -> dict[str, Any]:
         "layout": repr(layout),
         "last_id": None if last_id is None else str(last_id),
         "timestamp": None if last_ms is None else time(last_ms),
-        "boot": "this" if content.boot == _wordfile.boot() else "another",
+        "boot": "this" if content.boot == _system.boot() else "another",
         "max_drift_ms": content.max_drift_ms,
         "held": holders.held,
         "pids": holders.pids,

@@ -9,9 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, overload
 
-from senet_fast.ids import _checks, _places
+from senet_fast.ids import _checks, _places, _system
 from senet_fast.ids._python_place import Place
-from senet_fast.ids.errors import ClockMovedBackwards, ClockOutOfRange, ForkedError, LeaseExpired, SnowflakeTimeout
+from senet_fast.ids.errors import (
+    ClockMovedBackwards,
+    ClockOutOfRange,
+    ForkedError,
+    LeaseError,
+    LeaseExpired,
+    SnowflakeTimeout,
+)
 from senet_fast.ids.layout import TWITTER, DecodedID, DecodedIDs, Layout
 from senet_fast.ids.leases import Lease, LockFile
 from senet_fast.ids.leases._held import CLOSED, PATIENCE_S, Held
@@ -101,6 +108,8 @@ class PythonSnowflake:
             raise
 
     def _settle(self, worker_id: int, path: str | None, grant: Grant | None) -> Place:
+        if (path is not None or (grant and grant.file)) and (why := _system.why_no_file_of_the_twin()):
+            raise LeaseError(why)
         layout = self._layout
         key = layout, worker_id, self._own_clock
         make = lambda kind, fd: Place(layout, kind, fd)  # noqa: E731

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from senet_fast.ids import _places, _wordfile
+from senet_fast.ids import _places, _system, _wordfile
 from senet_fast.ids.layout import Layout
 
 
@@ -62,9 +62,9 @@ class Place:
         """
         if self._lock_pid != os.getpid():  # a fork: the lock may have been held, and the file's lock is the parent's
             self._lock_pid, self._lock, self._depth = os.getpid(), threading.RLock(), 0
-            if self._file:
-                with self._file as parents:
-                    self._file = os.fdopen(os.open(f"/proc/self/fd/{parents.fileno()}", os.O_RDWR), "r+b", 0)
+            if self._file and (fd := _system.after_fork(self._file.fileno())) is not None:
+                with self._file:  # the parent's
+                    self._file = os.fdopen(fd, "r+b", 0)
         with self._lock:
             depth = self._depth
             try:
@@ -80,7 +80,7 @@ class Place:
 
     def _lock_file(self, kind: int) -> None:
         if self._file:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", kind, os.SEEK_SET, 0, mmap.PAGESIZE, 0))
+            _system.lock_claims(self._file.fileno(), kind, mmap.PAGESIZE)
 
     # In the file ticks are counted from 2, as _wordfile has it.
     def _load(self) -> tuple[int, int]:

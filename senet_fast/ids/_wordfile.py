@@ -14,11 +14,10 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
+from senet_fast.ids import _system
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 
@@ -51,14 +50,6 @@ class Content(NamedTuple):
         """The last ID, None for none."""
         last_ms = self.last_ms(layout)
         return None if last_ms is None else layout.encode(last_ms, worker_id, self.word & layout.sequence.max)
-
-
-def boot() -> str:
-    """What names this run of the kernel: a file that the last run did not get to write back is then recognised."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"
 
 
 def whose(layout: Layout, worker_id: int) -> str:
@@ -143,9 +134,13 @@ def prepare(
     """Initialises a new file; checks an old one. The owner is the class that writes to it, the two of which must not do
     so at once. `exclusive`: nobody else has it, so its last owner does not matter, nor does this one to the next.
     """
-    with _alone(fd):
+    with _system.alone(fd, _INIT_LOCK_AT):
+        boot = _system.boot()
         content = read(fd, path)
-        header = f"senet_fast last ID, format 1, of {owner}\n{whose(layout, worker_id)}\n{boot()}"
+        if boot == _system.UNKNOWN_BOOT and (max_drift_ms or (content and content.max_drift_ms)):
+            # Whether what was borrowed has been written back could not be told.
+            raise LeaseError(f"max_drift_ms with file {os.fspath(path)!r}: the system does not say when it was started")
+        header = f"senet_fast last ID, format 1, of {owner}\n{whose(layout, worker_id)}\n{boot}"
         if content is None:
             state = _STATE.pack(NONE, UNBOUNDED)
             os.pwrite(fd, (_padded(f"{header} {max_drift_ms}\n") + state).ljust(mmap.PAGESIZE, b"\0"), 0)
@@ -154,7 +149,7 @@ def prepare(
         if content.owner not in (owner, ANY_OWNER) and not exclusive:
             raise ValueError(f"file {os.fspath(path)!r} says {content.owner!r}; expected {owner!r}")
         drift = content.max_drift_ms
-        if content.boot != boot() and drift:
+        if content.boot != boot and drift:
             # The kernel stopped before it wrote the file back: what was borrowed from the future may be missing in it.
             now_ms = time.time_ns() // 1_000_000
             tick = max(0, min((now_ms + drift - layout.epoch_ms) // layout.tick_ms, layout.timestamp.max))
@@ -170,15 +165,3 @@ def write_word(fd: int, word: int) -> None:
 
 def _padded(header: str) -> bytes:
     return header.encode().ljust(OFFSET, b"\0")
-
-
-@contextmanager
-def _alone(fd: int) -> Iterator[None]:
-    """Among all that prepare the file, those included that hold it together."""
-    kinds = (fcntl.F_WRLCK, fcntl.F_UNLCK)
-    begin, end = (struct.pack("hhqqi", kind, os.SEEK_SET, _INIT_LOCK_AT, 1, 0) for kind in kinds)
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, begin)
-    try:
-        yield
-    finally:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, end)

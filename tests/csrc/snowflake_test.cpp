@@ -330,6 +330,44 @@ void test_close_under_threads() {
   }
 }
 
+// A file's state that is taken away while others claim on it: they reach the file, or are refused as closed ones, and never
+// read what is neither. What another has mapped goes on.
+void test_unmap_under_threads() {
+  std::FILE* file = std::tmpfile();
+  CHECK(file && ftruncate(fileno(file), static_cast<off_t>(senet::system::page_bytes())) == 0);
+  State* others = map_state(fileno(file), 256);
+  CHECK(others);
+  others->word = kFresh, others->granted = kUnbounded;
+  for (uint64_t round = 0; round < 300; round++) {
+    State* mapped = map_state(fileno(file), 256);
+    CHECK(mapped);
+    const uint64_t start = others->word;
+    uint64_t highest[2] = {0, 0};
+    std::vector<std::thread> threads;
+    for (uint64_t& own : highest) {
+      threads.emplace_back([&] {
+        const Generator generator{mapped, 7, 0, 0, kTwitter};
+        for (uint64_t now = kNow + round * 100000;; now++) {
+          const Run run = claim(generator, now, 3);
+          if (run.count) own = run.first + run.count - 1;
+          if (run.first == kClosed) return;
+          CHECK(run.count || run.first == kWait);
+        }
+      });
+    }
+    while (others->word == start) {
+    }
+    const uint64_t last = unmap_state(mapped);
+    for (std::thread& thread : threads) thread.join();
+    CHECK(last == others->word && last == std::max(highest[0], highest[1]));
+    CHECK(in_child([&] { return mapped->word == kClosed && ++others->word == last + 1; }) == 0);
+    CHECK(mapped->word == kClosed && others->word == last + 1);
+    free_state(mapped);
+  }
+  free_state(others);
+  std::fclose(file);
+}
+
 void test_clock() {
   const uint64_t before = realtime_ms(), started = monotonic_ns();
   CHECK(!nap());
@@ -360,6 +398,7 @@ int main() {
   test_exchange_under_threads();
   test_fork();
   test_shared();
+  test_unmap_under_threads();
   test_clock();
   std::puts("snowflake_test: ok");
 }

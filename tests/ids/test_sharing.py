@@ -23,6 +23,7 @@ from senet_fast.ids import (
     Layout,
     Snowflake,
     SnowflakeTimeout,
+    _system,
     _wordfile,
 )
 
@@ -281,7 +282,7 @@ def test_a_power_cut_costs_the_drift(
     path = tmp_path / "last"
     generator_class(1, file=path, max_drift_ms=700, clock=FakeClock(1_700_000_000_000))
     as_written_back = path.read_bytes()
-    monkeypatch.setattr(_wordfile, "boot", lambda: "the-next-boot")
+    monkeypatch.setattr(_system, "boot", lambda: "the-next-boot")
     before_ms = time.time_ns() // 1_000_000
     again = generator_class(1, file=path, max_drift_ms=5000, clock=FakeClock(before_ms + 3000))
     first = TWITTER.decode(again.next_id()).timestamp_ms

@@ -206,6 +206,13 @@ SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)_mm512_maskz_cvtp
 #elif SENET_VECTOR_BYTES == 32
 SENET_INLINE void load_part(const f16* p, Float& v) { v = (Float)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)_mm256_cvtps_ph((__m256)v, 0); }
+#elif defined(__aarch64__)  // of the first aarch64 already
+SENET_INLINE void load_part(const f16* p, Float& v) {
+  Halves h;
+  __builtin_memcpy(&h, p, sizeof h);
+  v = (Float)vcvt_f32_f16((float16x4_t)h);
+}
+SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)vcvt_f16_f32((float32x4_t)v); }
 #else
 SENET_INLINE void load_part(const f16* p, Float& v) {
   Halves h;

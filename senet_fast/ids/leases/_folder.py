@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
+from senet_fast.ids import _system
 from senet_fast.ids.errors import LeaseError
 
 _MOST_LINKS = 40
@@ -80,7 +81,7 @@ def _walk(path: str, links: int = 0) -> tuple[int, str]:
     comes only through folders in which nobody else could exchange the next one, and through links of root's own.
     """
     is_root = os.geteuid() == 0
-    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open("/", _system.walk_flag() | os.O_DIRECTORY | os.O_CLOEXEC)
     here = ""
     try:
         for name in path.strip("/").split("/"):
@@ -98,7 +99,7 @@ def _walk(path: str, links: int = 0) -> tuple[int, str]:
                 if links == _MOST_LINKS:
                     raise LeaseError(f"{path} leads through more than {_MOST_LINKS} symbolic links")
                 return _walk(os.path.normpath(os.path.join(within, target) + path[len(here) :]), links + 1)
-            how = os.O_RDONLY if here == path else os.O_PATH  # what lies on the way need not be readable
+            how = os.O_RDONLY if here == path else _system.walk_flag()
             try:
                 below = _open(name, fd, here, how)
             except FileNotFoundError:
@@ -116,19 +117,12 @@ def _walk(path: str, links: int = 0) -> tuple[int, str]:
 
 def _link(name: str, within: int, path: str, is_root: bool) -> str | None:
     """Where a symbolic link on the way leads to; None for anything else."""
-    try:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
-    except FileNotFoundError:
-        return None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISLNK(status.st_mode):
-            return None
+
+    def check(status: os.stat_result) -> None:
         if is_root and (status.st_uid != 0 or status.st_nlink > 1):
             raise LeaseError(f"{path} is a symbolic link of {user(status.st_uid)}; root follows none but its own")
-        return os.readlink("", dir_fd=fd)
-    finally:
-        os.close(fd)
+
+    return _system.link(name, within, check)
 
 
 def open_below(top: Folder, name: str) -> Folder:
@@ -291,7 +285,7 @@ def look_at(folder: Folder, name: str) -> Look:
     except OSError as error:
         return Look(None, status, error.strerror)
     # open_file() opens it to write; here that would copy the file, where it lies in a lower layer of an overlay.
-    if not os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True):
+    if not _system.may_write(fd, name, folder.fd):
         os.close(fd)
         return Look(None, status, os.strerror(errno.EACCES))
     status = os.fstat(fd)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from senet_fast.ids import _system
+
 
 class Mount(NamedTuple):
     device: str
@@ -19,7 +21,7 @@ class Mount(NamedTuple):
 def mounts(process: str) -> list[Mount]:
     """The mounts that a process sees; none where that is not told."""
     try:
-        lines = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines()
+        lines = _system.proc(f"{process}/mountinfo").splitlines()
     except OSError:
         return []
     fields = [line.split(" ") for line in lines]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
-_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # the kernel's constant
+from senet_fast.ids import _system
+
 _FLOCK = re.compile(r"^[0-9]+: FLOCK +\w+ +\w+ +([0-9]+) ([0-9a-f]+):([0-9a-f]+):([0-9]+) ", re.MULTILINE | re.ASCII)
 
 
@@ -28,16 +28,15 @@ class Locks:
         self._pids: dict[tuple[int, int, int], list[int]] = {}
         self._complete = False
         with suppress(OSError):
-            for pid, major, minor, inode in _FLOCK.findall(Path("/proc/locks").read_text()):
+            for pid, major, minor, inode in _FLOCK.findall(_system.proc("locks")):
                 self._pids.setdefault((int(major, 16), int(minor, 16), int(inode)), []).append(int(pid))
-            # Another namespace shows the locks of its own living processes alone.
-            self._complete = os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+            self._complete = _system.sees_all_processes()
 
     def of(self, fd: int) -> Holders:
         pids = self._pids.get(_as_locks_name_it(fd))
         if pids is None:
             return Holders(False if self._complete else None, [])
-        return Holders(True, sorted({pid for pid in pids if os.path.exists(f"/proc/{pid}")}))
+        return Holders(True, sorted({pid for pid in pids if _system.runs(pid)}))
 
 
 def _as_locks_name_it(fd: int) -> tuple[int, int, int]:
@@ -45,11 +44,9 @@ def _as_locks_name_it(fd: int) -> tuple[int, int, int]:
     status = os.fstat(fd)
     major, minor, inode = os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
     with suppress(OSError, KeyError, ValueError):
-        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        lines = _system.proc(f"self/fdinfo/{fd}").splitlines()
         about = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        mounts = (
-            line.split(" ", 3) for line in Path("/proc/self/mountinfo").read_bytes().decode("latin-1").split("\n")
-        )
+        mounts = (line.split(" ", 3) for line in _system.proc("self/mountinfo").split("\n"))
         device = next((mount[2] for mount in mounts if mount[0] == about["mnt_id"]), None)
         if device is not None:
             major, minor = map(int, device.split(":"))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from senet_fast.ids import _wordfile
+from senet_fast.ids import _system, _wordfile
 from senet_fast.ids.errors import LeaseError
 from senet_fast.ids.layout import Layout
 from senet_fast.ids.leases import _folder, _host
@@ -133,6 +133,8 @@ class LockFile:
         """
         lease = cls(workers=[worker_id])
         lease._directory = directory()[0]
+        if together and (why := _system.why_not_shared()):
+            raise LeaseError(why)
         lease._together = together
         return lease
 
