@@ -34,7 +34,8 @@ SECONDS = 460.0  # for all of it
 MEASURED = 120.0  # of them for the measurements, at least
 PASSED = ROOT / "build/gpu_check.json"  # the steps that have passed, for --resume
 SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
-TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/se/test_cuda.py")
+FILES = ("tests/se/test_cuda.py", "tests/se/test_cuda_ways.py")
+TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES)
 
 
 class Step(NamedTuple):
