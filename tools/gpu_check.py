@@ -61,7 +61,7 @@ def steps(dry_run: bool, sanitizer: str | None, compiler: bool) -> list[Step]:
         build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force")
         settings = {"SENET_FAST_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}  # source lines in the sanitizer's reports
         found.append(Step("build", build, settings))
-    found.append(Step("tests", (*TESTS, "--collect-only") if dry_run else TESTS, seconds=200))
+    found.append(Step("tests", (*TESTS, "--collect-only") if dry_run else TESTS, seconds=240))
     if sanitizer and not dry_run:
         for place, tool in enumerate(SANITIZERS):
             command = (sanitizer, "--tool", tool, "--error-exitcode", "9", *TESTS, "-k", "variants")
