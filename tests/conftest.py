@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
         shared = fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values() if made)
-        if shared or item.path.name == "test_cuda.py":
+        if shared or item.path.name.startswith("test_cuda"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 

@@ -17,6 +17,7 @@ needs.library("torch")
 from benchmarks.gpu import op  # noqa: E402
 from benchmarks.gpu.__main__ import markdown  # noqa: E402
 from benchmarks.gpu.clock import noted, take_turns  # noqa: E402
+from benchmarks.gpu.sources import fingerprint  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,9 @@ def test_dry_run(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--resume", "--results", str(tmp_path)]
     assert subprocess.run(command, cwd=root).returncode == 0
     assert json.loads(written.read_text())["op"][0] == before  # not measured again
+    written.write_text(json.dumps(results | {"sources": "others", "op": [before, *results["op"][1:]]}))
+    assert subprocess.run(command, cwd=root).returncode == 0
+    assert json.loads(written.read_text())["op"][0] != before  # whatever it was a figure of, it is gone
     assert "FusedSE, tails" in text
 
 
@@ -103,7 +107,7 @@ def test_resume_does_what_is_left(
     assert gpu_check.main() == 0
     assert ran == ["tests", "measurements"]
     ran.clear()
-    monkeypatch.setattr(gpu_check, "sources", lambda: "others")
+    monkeypatch.setattr(gpu_check, "fingerprint", lambda folders: "others")
     assert gpu_check.main() == 0
     assert ran == ["build", "tests", "memcheck", "measurements"]
     assert "the sources have changed" in capsys.readouterr().out
@@ -112,6 +116,19 @@ def test_resume_does_what_is_left(
     capsys.readouterr()
     assert gpu_check.main() == 1
     assert "NOT BEGUN for lack of time: --resume" in capsys.readouterr().out
+
+
+def test_other_sources_have_another_fingerprint(tmp_path: Path) -> None:
+    source, table = tmp_path / "csrc/se/a.cuh", tmp_path / "csrc/table.md"
+    source.parent.mkdir(parents=True)
+    source.write_text("1")
+    first = fingerprint(("csrc", "none"), tmp_path)
+    table.write_text("1")
+    assert fingerprint(("csrc", "none"), tmp_path) == first
+    source.write_text("2")
+    second = fingerprint(("csrc", "none"), tmp_path)
+    source.rename(source.with_name("b.cuh"))
+    assert len({first, second, fingerprint(("csrc", "none"), tmp_path)}) == 3
 
 
 def row(kind: str, heat: str, batch: int, size: float, **seconds: float) -> dict[str, Any]:

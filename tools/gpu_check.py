@@ -12,7 +12,6 @@ measurements on the CPU with tiny tensors. Only launches are missing.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -27,12 +26,16 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.sources import TESTED, fingerprint, may_be_kept  # noqa: E402
+
 SECONDS = 460.0  # for all of it
 MEASURED = 120.0  # of them for the measurements, at least
-SOURCES = {".h", ".inl", ".cpp", ".cuh", ".cu", ".py"}
 PASSED = ROOT / "build/gpu_check.json"  # the steps that have passed, for --resume
 SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
-TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/se/test_cuda.py")
+FILES = ("tests/se/test_cuda.py", "tests/se/test_cuda_ways.py")
+TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES)
 
 
 class Step(NamedTuple):
@@ -58,7 +61,7 @@ def steps(dry_run: bool, sanitizer: str | None, compiler: bool) -> list[Step]:
         build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force")
         settings = {"SENET_FAST_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}  # source lines in the sanitizer's reports
         found.append(Step("build", build, settings))
-    found.append(Step("tests", (*TESTS, "--collect-only") if dry_run else TESTS, seconds=200))
+    found.append(Step("tests", (*TESTS, "--collect-only") if dry_run else TESTS, seconds=240))
     if sanitizer and not dry_run:
         for place, tool in enumerate(SANITIZERS):
             command = (sanitizer, "--tool", tool, "--error-exitcode", "9", *TESTS, "-k", "variants")
@@ -122,23 +125,10 @@ def run(together: Sequence[Step], left: float = SECONDS) -> list[str]:
     return outcomes
 
 
-def sources() -> str:
-    """A hash of what the steps build and run: what passed before counts for the same alone."""
-    digest = hashlib.sha256()
-    for folder in ("csrc", "senet_fast", "tests"):
-        files = (path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES)
-        for path in sorted(files):
-            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def passed_before() -> list[str]:
+def passed_before(sources: str) -> list[str]:
     """The names of the steps that the last command passed; none, and said so, if the sources are others by now."""
-    kept = json.loads(PASSED.read_text()) if PASSED.exists() else {"sources": sources(), "steps": []}
-    if kept["sources"] == sources():
-        return list(kept["steps"])
-    print("--resume: the sources have changed, so every step runs again", flush=True)
-    return []
+    before = json.loads(PASSED.read_text()) if PASSED.exists() else {"sources": sources, "steps": []}
+    return list(before["steps"]) if may_be_kept(before, sources, "every step runs") else []
 
 
 def main() -> int:
@@ -153,7 +143,8 @@ def main() -> int:
     def left() -> float:
         return SECONDS - (time.monotonic() - begin)
 
-    passed = passed_before() if given.resume else []
+    sources = fingerprint(TESTED)
+    passed = passed_before(sources) if given.resume else []
     sanitizer, compiler = find("compute-sanitizer"), bool(find("nvcc") or os.environ.get("SENET_FAST_NVCC"))
     outcomes = [f"{name:14} passed before" for name in passed]
     groups: list[list[Step]] = []
@@ -169,7 +160,7 @@ def main() -> int:
         passed += [step.name for step, line in zip(group, said, strict=True) if line[15:].startswith("passed")]
         if not given.dry_run:  # whose steps do less
             PASSED.parent.mkdir(exist_ok=True)
-            PASSED.write_text(json.dumps({"sources": sources(), "steps": passed}) + "\n")
+            PASSED.write_text(json.dumps({"sources": sources, "steps": passed}) + "\n")
     outcomes += run([measurements(given.dry_run, left(), given.results, given.resume)])
     if not compiler and not given.no_build:
         outcomes.append("build          not done: no nvcc")

@@ -1,5 +1,5 @@
 """The tables of a GPU: `python -m benchmarks.gpu`. Writes gpu-DATE-NAME.json and .md into benchmarks/results, again
-after every case; --resume goes on with those of the day.
+after every case; --resume goes on with those of the day, if the sources are the same.
 
 The op in CUDA graphs, cold (every tensor has left the L2 before it is used again) and hot, beside eager PyTorch,
 torch.compile, also in CUDA graphs, and a copy of the same size; then SE-ResNet-50 with and without SE. Contenders take
@@ -21,6 +21,7 @@ import torch._functorch.config as functorch_config
 
 from benchmarks.gpu import networks, op
 from benchmarks.gpu.clock import Clock, GpuClock, Rehearsal
+from benchmarks.gpu.sources import MEASURED, fingerprint, may_be_kept
 from benchmarks.rows import RESULTS
 from senet_fast.measure import surroundings
 from senet_fast.text import microseconds, ratio, table
@@ -109,7 +110,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def beginning(dry_run: bool) -> dict[str, Any]:
-    return {**surroundings(), "gpu": gpu(), "dry_run": dry_run, "op": [], "networks": [], "left_out": []}
+    empty: dict[str, Any] = {"op": [], "networks": [], "left_out": []}
+    return {**surroundings(), "sources": fingerprint(MEASURED), "gpu": gpu(), "dry_run": dry_run, **empty}
 
 
 def path_of(results: dict[str, Any], folder: Path) -> Path:
@@ -154,7 +156,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
     parser.add_argument("--seconds", type=float, default=1200.0, help="no case begins that would end later")
     parser.add_argument("--results", type=Path, help="the folder; default: benchmarks/results, or build of a dry run")
-    parser.add_argument("--resume", action="store_true", help="keep the cases that the table of the day has")
+    parser.add_argument("--resume", action="store_true", help="keep the day's cases of the same sources")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU; --dry-run rehearses on the CPU")
@@ -162,7 +164,8 @@ def main() -> int:
     path = path_of(results, options.results or (Path("build") if options.dry_run else RESULTS))
     if options.resume and path.exists():
         before = json.loads(path.read_text())
-        results |= {name: before[name] for name in ("op", "networks")}
+        if may_be_kept(before, results["sources"], "every case is measured"):
+            results |= {name: before[name] for name in ("op", "networks")}
     run(Rehearsal() if options.dry_run else GpuClock(), results, options.seconds, path)
     write(results, path)
     print(markdown(results))

@@ -138,7 +138,7 @@ py::dict plan_cuda(std::int64_t B, std::int64_t O, std::int64_t K, std::int64_t 
     p.epilogue.activation.kind = senet::ActivationKind::relu;
   }
   const senet::cuda::Gpu gpu{processors, blocks_per_processor, l2_bytes, static_cast<int>(shared_bytes)};
-  const senet::cuda::Plan plan = senet::cuda::plan(p.shape, p.dtype, gpu);
+  const senet::cuda::Plan plan = senet::cuda::plan(p, backward, gpu);
   const senet::cuda::Tiles& tiles = plan.tiles;
   const auto size_of = [](const senet::cuda::Tiles& t) { return py::make_tuple(t.channels, t.rows, t.columns); };
   const auto count_of = [](const senet::cuda::Tiles& t) {

@@ -38,3 +38,12 @@ def restore_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["ticket", "cluster"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kernel family of a GPU."""
+    if request.param == "cluster" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs sm_90")
+    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", request.param)
+    return str(request.param)

@@ -2,12 +2,11 @@
 what a call says where there is no driver; `make stand-in` runs all of it without one, with fewer numbers.
 """
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from cuda_testing import DEVICE, assert_close, needs_gpu, on_gpu, poisoned  # noqa: F401
 from se_testing import (
     BY_NAME,
     EXCITATIONS,
@@ -15,53 +14,14 @@ from se_testing import (
     Arguments,
     Layout,
     assert_same_bits,
-    exact,
     make_arguments,
     value_and_grads,
 )
 from torch import Tensor
 
-from senet_fast.se import _C, reference, squeeze_excite
+from senet_fast.se import _C, squeeze_excite
 
-DEVICE = "cuda"
 OPS = ["", "_into", "_forward", "_backward"]
-needs_gpu = pytest.mark.skipif(
-    _C.build_info()["cuda"] is None or not torch.cuda.is_available(), reason="needs a GPU and a build with CUDA"
-)
-# of a result, relative to its largest number: half types are rounded twice where an activation follows the scale
-TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory that nobody has written holds NaNs: outputs, saved tensors and scratch. Not without torch's cache, as
-    compute-sanitizer runs these tests: initcheck is to see what nobody has written.
-    """
-    cached = "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
-    torch.use_deterministic_algorithms(torch.cuda.is_available() and cached)  # fills what torch.empty returns
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def on_gpu(arguments: Arguments) -> Arguments:
-    """The same arguments with their strides on the GPU."""
-    moved = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            moved[name] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=DEVICE)
-            moved[name].copy_(value)
-    return arguments | moved
-
-
-def assert_close(arguments: Arguments) -> None:
-    grad_y = torch.randn_like(arguments["x"])
-    expected = value_and_grads(reference.squeeze_excite, exact(arguments), grad_y.double())
-    actual = value_and_grads(squeeze_excite, on_gpu(arguments), grad_y.to(DEVICE))
-    largest = {name: value.abs().max().item() for name, value in expected.items()}
-    of_weights = max(size for name, size in largest.items() if name.startswith("fc"))  # a bias's sum may cancel
-    for name, value in actual.items():
-        error = (value.cpu().double() - expected[name]).abs().max().item()
-        assert error <= TOLERANCES[value.dtype] * (of_weights if name.startswith("fc") else largest[name]), name
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -84,11 +44,14 @@ def test_without_a_driver_the_error_is_clear() -> None:
 
 def test_plan_cuda() -> None:
     plan = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2)
-    ticket = {"tile": (296, 1, 49), "tiles": (7, 1, 1), "lanes": 8, "images_ahead": 32, "blocks": 264}
+    ticket = {"tile": (160, 1, 49), "tiles": (13, 1, 1), "lanes": 8, "images_ahead": 21, "blocks": 264}
     assert {name: plan[name] for name in ticket} == ticket
     small = _C.plan_cuda(B=32, O=1, K=2048, I=49, item_bytes=2, processors=40, l2_bytes=4 << 20)
     assert small["tile"] == (80, 1, 49)
     assert small["blocks"] == 80
+    one = {"B": 1, "O": 1, "K": 2048, "I": 49, "R": 128, "item_bytes": 2}
+    assert _C.plan_cuda(**one)["blocks"] == 26
+    assert _C.plan_cuda(**one, backward=True)["blocks"] == 264  # for the gradients of the weights
     with pytest.raises(ValueError, match="item_bytes is 3; expected 2, 4 or 8"):
         _C.plan_cuda(B=1, O=1, K=1, I=1, item_bytes=3)
 
@@ -215,14 +178,6 @@ def test_kernels_are_named(case: Arguments, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", "fast")
     with pytest.raises(ValueError, match="SENET_FAST_CUDA_KERNEL is 'fast'; expected 'auto', 'ticket' or 'cluster'"):
         squeeze_excite(**case)
-
-
-@pytest.fixture(params=["ticket", "cluster"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "cluster" and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("needs sm_90")
-    monkeypatch.setenv("SENET_FAST_CUDA_KERNEL", request.param)
-    return str(request.param)
 
 
 @pytest.fixture

@@ -79,14 +79,17 @@ struct BackwardParts {
     return v <= A(call.lo) || v >= A(call.hi) ? A(0) : grad_y;
   }
 
-  // Terms of the sum of grad_v * x over a tile. grad_y: the tile, in global or shared memory. Where there is an activation,
-  // grad_v, rounded to its type, is written to out_v, and with kKeep also over grad_y; gates are used then.
+  // Terms of the sum of grad_v * x over a tile. grad_y: the tile, in global or, with kKeep, in shared memory. Where there is an
+  // activation, grad_v, rounded to its type, is written to out_v, and with kKeep also over grad_y; gates are used then. What is
+  // in shared memory is near: it is read where it is used, and takes no registers beside four loads of the others.
   template <bool kKeep>
   struct Products {
-    static constexpr int kAhead = kGeneral || sizeof(T) == 8 ? 2 : 4;  // of two tensors, or three; as registers allow
+    static constexpr int kAhead = (kGeneral && !kKeep) || sizeof(T) == 8 ? 2 : 4;  // of each tensor; as registers allow
+    struct Near {};
     template <int n>
     struct Loaded {
-      Held<T, n> x, y, residual;
+      std::conditional_t<kKeep, Near, Held<T, n>> y;
+      Held<T, n> x, residual;
     };
     using Y = std::conditional_t<kKeep, T, const T>;
 
@@ -100,20 +103,30 @@ struct BackwardParts {
     SENET_DEVICE Loaded<n> load(std::int64_t at) const {
       Loaded<n> loaded;
       loaded.x = hold_items<n, true>(x + at);
-      loaded.y = hold_items<n, false>(static_cast<const T*>(grad_y + at));
+      if constexpr (!kKeep) loaded.y = hold_items<n, false>(grad_y + at);
       loaded.residual = {};
       if (residual) loaded.residual = hold_items<n, true>(residual + at);
       return loaded;
     }
     template <int n>
     SENET_DEVICE static void landed(Loaded<n>& loaded) {
-      cuda::landed(loaded.x), cuda::landed(loaded.y), cuda::landed(loaded.residual);
+      cuda::landed(loaded.x), cuda::landed(loaded.residual);
+      if constexpr (!kKeep) cuda::landed(loaded.y);
+    }
+    template <int n>
+    SENET_DEVICE Held<T, n> items(const Loaded<n>& loaded, std::int64_t at) const {
+      if constexpr (kKeep) {
+        return hold_items<n, false>(static_cast<const T*>(grad_y + at));
+      } else {
+        return loaded.y;
+      }
     }
     template <int n>
     SENET_DEVICE void terms(const Loaded<n>& loaded, std::int64_t at, const int (&c)[n], A (&out)[n]) const {
+      const Held<T, n> y = items<n>(loaded, at);
       if (!b.call.activated) {
 #pragma unroll
-        for (int j = 0; j < n; ++j) out[j] = A(widen(loaded.x[j])) * A(widen(loaded.y[j]));
+        for (int j = 0; j < n; ++j) out[j] = A(widen(loaded.x[j])) * A(widen(y[j]));
         return;
       }
       Vector<T, n> stored;
@@ -122,7 +135,7 @@ struct BackwardParts {
         const A u = widen(loaded.x[j]);
         A v = b.call.p.from_y ? A(0) : u * gates[c[j]];
         if (residual) v += A(widen(loaded.residual[j]));  // from y: this is y
-        const A grad = b.grad_v(v, A(widen(loaded.y[j])));
+        const A grad = b.grad_v(v, A(widen(y[j])));
         narrow(grad, stored.items[j]);
         out[j] = u * grad;
       }

@@ -164,8 +164,9 @@ inline double cluster_time(const Model& m, const ClusterPlan& plan) {
   const double size = plan.size, batches = std::ceil(m.batch / plan.images), waves = std::ceil(batches / plan.clusters);
   const double running = std::min<double>(plan.clusters, batches);
   const double share = std::max(1.0, running * size / m.gpu.processors);  // blocks of a processor
+  const int multiplied = plan.images > 1 ? kClusterImages : 1;            // the kernel for several works as for all of them
   const double products =
-      std::max(plan.images * m.products / size / rates.multiplications * share, m.weights / size / rates.processor);
+      std::max(multiplied * m.products / size / rates.multiplications * share, m.weights / size / rates.processor);
   const double exchange = rates.exchange + (plan.slices.parts() > 1 ? rates.parts : 0) + (plan.size > 8 ? rates.far : 0) +
                           products + rates.l2_latency * waits_of_products(m, plan);
   const double slice = m.image / plan.slices.count();
@@ -185,7 +186,7 @@ ClusterPlan plan_cluster(const Params& p, bool backward, const Gpu& gpu, bool se
   const Model model(p, backward, gpu);
   ClusterPlan best;
   for (const int size : {1, 2, 4, 8, 16}) {
-    for (int images = 1; images <= (several_images ? kClusterImages : 1) && images <= p.shape.B; images *= 2) {
+    for (int images = 1; images <= (several_images ? kClusterImages : 1) && images <= p.shape.B; ++images) {
       for (const int threads : {kClusterThreads, kClusterThreads / 2}) {
         ClusterPlan plan;
         if (!cut_cluster(p, backward, size, threads, images, plan) || plan.shared_bytes > gpu.shared_bytes) continue;

@@ -138,13 +138,16 @@ struct ForwardParts {
     return activate<A>(p.activation, sum);
   }
 
-  // y = activation(u * gate + residual). kLast: x is in global memory, and read for the last time.
+  // y = activation(u * gate + residual). kLast: x is in global memory, and read for the last time. In shared memory it is near:
+  // it is read where it is used, and takes no registers beside four loads of the residual.
   template <bool kLast>
   struct Scaled {
-    static constexpr int kAhead = kGeneral && !kLast ? 2 : 4;  // as registers allow
+    static constexpr int kAhead = 4;
+    struct Near {};
     template <int n>
     struct Loaded {
-      Held<T, n> x, residual;
+      std::conditional_t<kLast, Held<T, n>, Near> x;
+      Held<T, n> residual;
     };
 
     const ForwardParts& f;
@@ -156,20 +159,30 @@ struct ForwardParts {
     template <int n>
     SENET_DEVICE Loaded<n> load(std::int64_t at) const {
       Loaded<n> loaded;
-      loaded.x = hold_items<n, kLast>(x + at);
+      if constexpr (kLast) loaded.x = hold_items<n, true>(x + at);
       loaded.residual = {};
       if (residual) loaded.residual = hold_items<n, true>(residual + at);
       return loaded;
     }
 
     template <int n>
+    SENET_DEVICE Held<T, n> items(const Loaded<n>& loaded, std::int64_t at) const {
+      if constexpr (kLast) {
+        return loaded.x;
+      } else {
+        return hold_items<n, false>(x + at);
+      }
+    }
+
+    template <int n>
     SENET_DEVICE void store(const Loaded<n>& loaded, std::int64_t at, int e) const {
       int c[n];
       channels_of(e, tile.columns, f.call.image.by_columns, c);
+      const Held<T, n> held = items<n>(loaded, at);
       Vector<T, n> out;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        A v = widen(loaded.x[j]);
+        A v = widen(held[j]);
         if (kGeneral && f.call.prologued) v = f.prologue(v, tile.channel + c[j]);
         v *= gates[c[j]];
         if (residual) v += A(widen(loaded.residual[j]));

@@ -166,7 +166,7 @@ template <class P>
 const char* plan_call(const P& p, Kernel wanted, Plans& plans) {
   Gpu gpu;
   if (const char* error = gpu_of(ticket_kernel(p), gpu)) return error;
-  plans.ticket = plan(p.shape, p.dtype, gpu);
+  plans.ticket = plan(p, kBackward<P>, gpu);
   plans.cluster = choose_here(p, gpu, wanted, plans.ticket);
   Scratch counted(nullptr, p.dtype);
   for_launches(p, plans, counted, nullptr, [](auto&&...) -> const char* { return nullptr; });

@@ -126,15 +126,18 @@ struct Model {
                           rates.l2_latency * products_of(plan, false);
     const double join = rates.job + rates.l2_latency * waits::by_columns(tiles, hidden, 4, kThreads, 32);
     const double jobs = std::ceil(2 * batch * tiles / plan.blocks) * (first + second) / 2;
-    const double last = backward ? weights_of(plan.blocks) : 0;
+    const double last = weights_of(plan.blocks);
     return rates.launch + std::max(moved + from_memory() + rates.job, jobs) + join + last;
   }
 
-  // The gradients of the weights, image by image: four at once.
+  // Jobs of the gradients of the weights, and their time: image by image, four at once.
+  double weight_jobs() const {
+    if (!backward) return 0;
+    return p.excitation == Excitation::channel_conv ? static_cast<double>(p.shape.R) + 1
+                                                    : std::ceil(products / (4.0 * kThreads));
+  }
   double weights_of(double blocks) const {
-    if (p.excitation == Excitation::channel_conv) return rates.job;
-    const double jobs = std::ceil(products / (4.0 * kThreads));
-    return std::ceil(jobs / blocks) * (0.5 * rates.job + rates.l2_latency * std::ceil(batch / 4));
+    return std::ceil(weight_jobs() / blocks) * (0.5 * rates.job + rates.l2_latency * std::ceil(batch / 4));
   }
 
   double from_memory() const { return rate == rates.l2 ? rates.l2_latency : rates.memory_latency; }
@@ -157,5 +160,10 @@ struct Model {
     return first ? waits::by_rows(R, C, item, kThreads) : waits::by_rows(C, R, item, kThreads);
   }
 };
+
+// The ticket kernel's, with blocks for the gradients of the weights.
+inline Plan plan(const Params& p, bool backward, const Gpu& gpu) {
+  return plan(p.shape, p.dtype, gpu, {}, static_cast<std::int64_t>(Model(p, backward, gpu).weight_jobs()));
+}
 
 }  // namespace senet::cuda

@@ -68,9 +68,12 @@ inline Tiles cut(const Shape& shape, std::int64_t item, std::int64_t tile_bytes)
 }
 
 // Bytes of a tile. A tile of every resident block, squeezed and not yet scaled, twice over must stay in the L2: of 40 MB and
-// more (A100, H100) two fifths.
-inline std::int64_t tile_bytes(const Gpu& gpu) {
-  return gpu.l2_bytes >= (36 << 20) ? 32 << 10 : gpu.l2_bytes >= (20 << 20) ? 16 << 10 : 8 << 10;
+// more (A100, H100) two fifths. A small image is a dozen tiles, if they are not too small: one image is the work of as many
+// blocks.
+inline std::int64_t tile_bytes(const Shape& shape, std::int64_t item, const Gpu& gpu) {
+  constexpr std::int64_t kLeast = 8 << 10;
+  const std::int64_t most = gpu.l2_bytes >= (36 << 20) ? 32 << 10 : gpu.l2_bytes >= (20 << 20) ? 16 << 10 : kLeast;
+  return std::clamp(shape.O * shape.K * shape.I * item / 12, kLeast, most);
 }
 
 // Numbers of scratch a thread of the ticket kernels.
@@ -93,11 +96,12 @@ struct Forced {
   std::int64_t tile_bytes = 0;
 };
 
-inline Plan plan(const Shape& shape, Dtype dtype, const Gpu& gpu, const Forced& forced = {}) {
+// last: jobs behind those of the images.
+inline Plan plan(const Shape& shape, Dtype dtype, const Gpu& gpu, const Forced& forced = {}, std::int64_t last = 0) {
   Plan plan;
   const bool small_cache = gpu.l2_bytes < (20 << 20);
   const std::int64_t item = item_bytes(dtype);
-  plan.tiles = cut(shape, item, forced.tile_bytes ? forced.tile_bytes : tile_bytes(gpu));
+  plan.tiles = cut(shape, item, forced.tile_bytes ? forced.tile_bytes : tile_bytes(shape, item, gpu));
   const int columns = plan.tiles.columns;
   plan.lanes = columns >= 256 ? 32 : columns >= 32 ? 8 : columns >= 8 ? 4 : 1;
   while (plan.lanes < forced.threads && plan.lanes * plan.tiles.channels < forced.threads) plan.lanes *= 2;
@@ -106,7 +110,8 @@ inline Plan plan(const Shape& shape, Dtype dtype, const Gpu& gpu, const Forced& 
   const std::int64_t tiles = plan.tiles.count();
   // as many images ahead as keep all blocks busy: in the steady state nobody waits
   plan.lag = static_cast<int>(std::min(shape.B, (resident + tiles - 1) / tiles));
-  plan.blocks = static_cast<int>(std::min<std::int64_t>(resident, 2 * tiles * std::max<std::int64_t>(1, shape.B)));
+  const std::int64_t jobs = std::max(2 * tiles * std::max<std::int64_t>(1, shape.B), last);
+  plan.blocks = static_cast<int>(std::min<std::int64_t>(resident, jobs));
   return plan;
 }
 

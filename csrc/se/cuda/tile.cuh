@@ -86,7 +86,7 @@ struct Held {
 };
 
 // n successive elements: one, or the items of a vector, which is aligned. kLast: they may leave the cache, nobody reads them
-// again. hold_items() is for loads under a condition.
+// again.
 template <int n, bool kLast, class T>
 SENET_DEVICE Held<T, n> hold_items(const T* p) {
   if constexpr (n == 1) {
@@ -94,15 +94,6 @@ SENET_DEVICE Held<T, n> hold_items(const T* p) {
   } else {
     const auto* held = reinterpret_cast<const decltype(Held<T, n>::words)*>(p);
     return {kLast ? load_streaming(held) : load_vector(held)};
-  }
-}
-template <int n, bool kLast, class T>
-SENET_DEVICE Vector<T, n> load_items(const T* p) {
-  if constexpr (n == 1) {
-    return {*p};
-  } else {
-    const auto* vector = reinterpret_cast<const Vector<T, n>*>(p);
-    return kLast ? load_streaming(vector) : load_vector(vector);
   }
 }
 // Where the compiler must have loaded them at the latest. Costs no instruction.

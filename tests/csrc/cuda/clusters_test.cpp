@@ -132,6 +132,7 @@ void test_plan() {
       {{1, 1, 2048, 49, 128}, Dtype::f16, 16, 1, {128, 1, 49}, {41, 1, 49}},
       {{256, 1, 2048, 49, 128}, Dtype::f16, 8, 4, {256, 1, 49}, {41, 1, 49}},    // four images a weight
       {{256, 49, 2048, 1, 128}, Dtype::f16, 4, 2, {2048, 13, 1}, {2048, 1, 1}},  // channels_last: rows
+      {{32, 49, 2048, 1, 128}, Dtype::f16, 8, 3, {2048, 7, 1}, {2048, 1, 1}},    // one turn of three images
       {{8, 1, 48, 36100, 12}, Dtype::f32, 0, 1, {}, {}},                         // an image of 6.9 MB
       {{8, 1, 64, 49, 16}, Dtype::f64, 0, 1, {}, {}},
   };
@@ -163,7 +164,7 @@ void test_plan() {
     const Shape shape{1 + size() % 300, often_one(), size(), often_one(), 1 + int64_t(random() % 300)};
     const Dtype dtype = random() % 2 ? Dtype::f16 : Dtype::f32;
     const bool backward = random() % 2;
-    const int blocks = 1 << random() % 5, threads = random() % 2 ? 512 : 256, images = 1 << random() % 3;
+    const int blocks = 1 << random() % 5, threads = random() % 2 ? 512 : 256, images = 1 + int(random() % 4);
     cuda::ClusterPlan plan;
     const Params p = params_of(shape, dtype);
     if (!cuda::cut_cluster(p, backward, blocks, threads, images, plan)) continue;

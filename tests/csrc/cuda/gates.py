@@ -74,16 +74,10 @@ ROWS = [
     Row("backward_kernel<double, .*>", 2, {STORES: 4}, TICKETS, spills=48),
     # x comes by bulk copies: the product by rows, two ways to sum in it, the residual
     # (512 threads, but on sm_120 256)
-    Row("cluster_forward_kernel<.*, false, 1>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(8, 8, 4)),
-    Row("cluster_forward_kernel<.*, true, 1>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(8, 8, 2)),
+    Row("cluster_forward_kernel<.*, 1>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(8, 8, 4)),
     Row("cluster_forward_kernel<.*>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(4, 4, 4)),
     # grad_y comes by bulk copies: x and the residual
-    Row(
-        "cluster_backward_kernel<.*, false, .*>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(8, 8, 8)
-    ),
-    Row(
-        "cluster_backward_kernel<.*, true, .*>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(4, 4, 4)
-    ),
+    Row("cluster_backward_kernel<.*>", 1, CLUSTER, NO_GLOBAL_FENCES, archs=CLUSTER_ARCHS, in_flight=(8, 8, 8)),
     Row("weights_kernel<.*>", 3, {}, {FENCES: 0}),
 ]
 
@@ -275,8 +269,8 @@ PLANTS = [
     Plant(
         "a scale that waits for every second load",
         "forward_parts.cuh",
-        "kAhead = kGeneral && !kLast ? 2 : 4;",
-        "kAhead = 2;",
+        "kAhead = 4;\n    struct Near",
+        "kAhead = 2;\n    struct Near",
         "loads in flight (9, 8, 8, 8, 4,",
     ),
     Plant(

@@ -1,4 +1,4 @@
-"""Plant one bug at a time in the GPU's kernels and show what notices it: `python mutate.py [words of its name]`.
+"""Plant one bug at a time in the GPU's kernels and show what notices it: `python mutate.py [words of its name or test]`.
 
 Each is looked for by the plain test, the thread sanitizer, then the address sanitizer; what is likely a race by the thread
 sanitizer first. The first failure ends a test. As many at a time as there are processors. Then the bugs of the binding, by
@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[3]
 EVERY = "3"
 KINDS = ("plain", "thread", "memory")
 RACES = ("barrier", "order", "wait", "complete", "before", "every")  # words in the names of what is likely a race
-SECONDS = 600
+SECONDS = 1500  # also where other programs take the processors
 STAND_IN = "stand_in"
+UNCOMPILED = "the stand-in could not be compiled"  # which shows nothing about a bug
 KNOWN = (
     *("data race", "heap-buffer-overflow", "deadlock", "different barriers", "not aligned", "other bits", "emulator:"),
     *("runtime error", "Sanitizer", "FAILED"),
@@ -185,7 +186,9 @@ def notices(tree: Path, test: str, kind: str) -> str:
     assert running.stdout
     said = ""
     for line in running.stdout:
-        if test == STAND_IN:
+        if UNCOMPILED in line:
+            said = UNCOMPILED
+        elif test == STAND_IN:
             said = line.split(" - ")[0].rpartition("::")[2].strip() if line.startswith(("FAILED ", "ERROR ")) else ""
         else:
             said = next((word for word in KNOWN if word in line), "")
@@ -197,6 +200,8 @@ def notices(tree: Path, test: str, kind: str) -> str:
         os.killpg(running.pid, signal.SIGKILL)
     running.stdout.close()
     code = running.wait()
+    if said == UNCOMPILED:
+        raise SystemExit(said)
     return said or ("never ends" if code == -signal.SIGKILL else f"exit {code}" if code else "")
 
 
@@ -212,7 +217,7 @@ def found(tree: Path, mutation: Mutation) -> str:
 
 
 def main() -> int:
-    chosen = [m for m in MUTATIONS if all(word in m.name for word in sys.argv[1:])]
+    chosen = [m for m in MUTATIONS if all(word in f"{m.name} ({m.test})" for word in sys.argv[1:])]
     for mutation in chosen:
         if (count := (ROOT / mutation.path).read_text().count(mutation.old)) != 1:
             raise SystemExit(f"{mutation.name}: {count} places in {mutation.file}; expected 1")

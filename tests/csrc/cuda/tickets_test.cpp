@@ -3,6 +3,7 @@
 #include "cases.h"
 #include "se/cuda/backward.cuh"
 #include "se/cuda/forward.cuh"
+#include "se/cuda/model.h"
 
 namespace {
 
@@ -95,8 +96,9 @@ void test_plan() {
       {{32, 1, 256, 3136, 16}, Dtype::f16, {4, 1, 3136, 64, 1, 1}, 64},   // whole planes, all threads at work
       {{32, 1, 512, 784, 32}, Dtype::f16, {16, 1, 784, 32, 1, 1}, 32},    // twice eight of them
       {{32, 3136, 256, 1, 16}, Dtype::f16, {64, 256, 1, 4, 13, 1}, 4},    // channels_last: 128 bytes a run
-      {{32, 1, 2048, 49, 128}, Dtype::f16, {296, 1, 49, 7, 1, 1}, 8},     // 7x7, tiles of about the same size
-      {{32, 49, 2048, 1, 128}, Dtype::f16, {320, 49, 1, 7, 1, 1}, 1},     // and channels_last
+      {{32, 1, 2048, 49, 128}, Dtype::f16, {160, 1, 49, 13, 1, 1}, 8},    // 7x7: a dozen tiles of about the same size
+      {{32, 49, 2048, 1, 128}, Dtype::f16, {128, 49, 1, 16, 1, 1}, 2},    // and channels_last
+      {{32, 1, 192, 49, 48}, Dtype::f16, {64, 1, 49, 3, 1, 1}, 8},        // tiles of 8 kB at least
       {{1, 1, 48, 36100, 12}, Dtype::f16, {1, 1, 16384, 48, 1, 3}, 256},  // planes larger than a tile
       {{1, 40, 6, 1000, 2}, Dtype::f32, {1, 8, 1000, 6, 5, 1}, 256},      // the gated axis in the middle
       {{8, 1, 5000, 1, 2}, Dtype::f64, {1008, 1, 1, 5, 1, 1}, 1},         // a matrix
@@ -109,6 +111,11 @@ void test_plan() {
   }
   const cuda::Plan large = cuda::plan({256, 1, 256, 3136, 16}, Dtype::f16, h100);
   check(large.blocks == 264 && large.lag == 5, "%d blocks, %d images ahead; expected 264 and 5", large.blocks, large.lag);
+  Params one;
+  one.shape = {1, 1, 2048, 49, 128};
+  const int forward = cuda::plan(one, false, h100).blocks, backward = cuda::plan(one, true, h100).blocks;
+  check(forward == 26 && backward == 264, "%d and %d blocks of one image; expected 26, and 264 for 512 jobs of weights",
+        forward, backward);
   std::mt19937 random(5);
   for (int i = 0; i < 3000; ++i) {
     const auto size = [&] { return int64_t(1 << random() % 12 | random() % 50); };
@@ -126,8 +133,9 @@ void test_plan() {
         covers(shape.K, t.channels, t.channel_tiles) && covers(shape.O, t.rows, t.row_tiles) &&
         covers(shape.I, t.columns, t.column_tiles) && (t.column_tiles == 1 || (t.channels == 1 && t.rows == 1)) &&
         t.channels <= cuda::kMaxChannels && (t.channels % 8 == 0 || t.channels < 8 || t.channels == shape.K) &&
-        (run * item_bytes(dtype) >= 64 || run == shape.K * shape.I) && run * t.rows * item_bytes(dtype) <= tile_bytes(gpu) &&
-        plan.lanes <= cuda::kThreads && plan.lag >= 1 &&
+        (run * item_bytes(dtype) >= 64 || run == shape.K * shape.I) &&
+        run * t.rows * item_bytes(dtype) <= tile_bytes(shape, item_bytes(dtype), gpu) && plan.lanes <= cuda::kThreads &&
+        plan.lag >= 1 &&
         (t.channels >= 8 || t.channels == shape.K || t.columns < 256 || plan.lanes * t.channels == cuda::kThreads) &&
         plan.lag <= shape.B && plan.blocks >= 1 && plan.blocks <= gpu.processors * gpu.blocks_per_processor;
     check(good, "the plan of [%d %d %d %d], %d bytes: tiles of %d x %d x %d, %d lanes, lag %d, %d blocks", int(shape.B),

@@ -16,7 +16,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 BUILD = ROOT / "build/stand_in"
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
-TESTS = ("tests/se/test_cuda.py", "tests/csrc/cuda/stand_in/binding_tests.py")
+OWN = tuple(f"tests/csrc/cuda/stand_in/{name}_tests.py" for name in ("binding", "graph_trees"))
+TESTS = ("tests/se/test_cuda.py", "tests/se/test_cuda_ways.py", *OWN)
 
 
 def write_if_changed(path: Path, text: str) -> None:

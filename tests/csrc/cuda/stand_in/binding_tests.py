@@ -138,6 +138,26 @@ def test_graphs_run_beside_each_other_and_beside_calls() -> None:
             actual.fill_(0)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_a_graph_runs_beside_calls_on_the_stream_that_recorded_it() -> None:
+    given = arguments()
+    stream, other = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        expected = squeeze_excite(**given)
+    with torch.cuda.graph(graph, stream=stream):
+        y = squeeze_excite(**given)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        again = squeeze_excite(**given)
+    with torch.cuda.stream(other):  # nothing orders the two
+        graph.replay()
+    torch.cuda.synchronize()
+    assert_same_bits(y, expected)
+    assert_same_bits(again, expected)
+
+
 @pytest.mark.usefixtures("tickets")
 def test_a_graph_that_ends_gives_its_counters_back() -> None:
     given = arguments()

@@ -88,10 +88,16 @@ class CUDAGraph:
         return list(self.made.kinds)
 
 
+RECORDED: dict[int, torch.Stream] = {}  # of each device: torch, too, records all graphs on one stream
+
+
 @contextlib.contextmanager
-def graph(cuda_graph: CUDAGraph) -> Iterator[None]:
+def graph(cuda_graph: CUDAGraph, stream: torch.Stream | None = None) -> Iterator[None]:
     synchronize()
-    with torch.Stream(device="cuda"):
+    index = device.current_device()
+    if stream is None and index not in RECORDED:
+        RECORDED[index] = torch.Stream(device="cuda")
+    with stream or RECORDED[index]:
         cuda_graph.made = device.begin_capture()
         try:
             yield
@@ -162,9 +168,13 @@ for name, value in OF_TORCH_C.items():
 def stand_in_rules() -> Iterator[None]:
     """Fails a test that breaks a rule of the device, with the faults."""
     device.take_faults()
+    errors = device.errors_left()
     yield
     synchronize()
     settings.reset()
     device.set_device(0)
-    if faults := device.take_faults():
+    faults = device.take_faults()
+    if device.errors_left() > errors:  # torch would raise it at its next launch
+        faults.append("an error of the CUDA runtime is left behind")
+    if faults:
         pytest.fail("\n".join(dict.fromkeys(faults)), pytrace=False)

@@ -125,6 +125,7 @@ void destroy(Graph* graph);
 
 void fault(const std::string& what);
 std::vector<std::string> take_faults();
+int errors_left();  // threads in which cudaGetLastError() would still return an error
 
 struct Settings {
   int resident = 3;        // clusters, or blocks, that run at the same time

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -39,11 +40,18 @@ namespace {
 
 constexpr int kProcessors = 4, kBlocks = 2, kShared = 227 << 10, kStaticShared = 48 << 10;
 thread_local cudaError_t last_error = cudaSuccess;
+std::atomic<int> left = 0;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 
+cudaError_t take_error() {
+  if (last_error != cudaSuccess) --left;
+  return std::exchange(last_error, cudaSuccess);
+}
 cudaError_t answer(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
+  if (error == cudaSuccess) return error;
+  take_error();
+  ++left;
+  return last_error = error;
 }
 // Begins every call: the error it is to fail with, if any. A context does not survive a fork.
 cudaError_t begin() {
@@ -120,6 +128,9 @@ struct Work {
 };
 
 }  // namespace
+
+int errors_left() { return left; }
+
 }  // namespace stand_in
 
 using namespace stand_in;
@@ -140,7 +151,7 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "unspecified launch failure";
   }
 }
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaGetLastError() { return take_error(); }
 
 cudaError_t cudaRuntimeGetVersion(int* version) {
   *version = CUDART_VERSION;

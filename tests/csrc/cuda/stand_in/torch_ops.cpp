@@ -170,6 +170,7 @@ PYBIND11_MODULE(_stand_in, m) {
   m.def("set_device", [](int device) { current_device() = device; });
   m.def("synchronize", &synchronize);
   m.def("take_faults", &take_faults);
+  m.def("errors_left", &errors_left);
   m.def("begin_pool", [] { return begin_pool(*current_stream(current_device())); });
   m.def("end_pool", [] { end_pool(*current_stream(current_device())); });
   m.def("drop_pool", &drop_pool);
