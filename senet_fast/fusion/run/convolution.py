@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
-from senet_fast.fusion.run.guards import Op, affine_of, fold, names_of
+from senet_fast.fusion.run.guards import Op, affine_of, fold, names_of, prologue
 from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
 from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
@@ -123,9 +123,8 @@ class Convolution:
         if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
             x = self.front(module, v)
         elif self.front is not None:
-            options["pre_activation"] = self.pre_activation
-            if self.pre_norm is not None:
-                options["pre_scale"], options["pre_shift"] = fold(module, self.facts()[3][1])
+            norm = self.facts()[3][1]
+            options |= prologue(self.pre_activation, None if norm is None else fold(module, norm))
         if torch.compiler.is_compiling():
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])

@@ -101,6 +101,14 @@ def fold(module: nn.Module, norm: Affine, dtype: torch.dtype | None = None) -> t
     return fold_norm(mean, var, weight, bias, norm[1])  # type: ignore[arg-type]
 
 
+def prologue(activation: str, norm: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+    """What stands in front of the op, as its options; ``norm``: scale and shift."""
+    options: dict[str, Any] = {"pre_activation": activation}
+    if norm is not None:
+        options["pre_scale"], options["pre_shift"] = norm
+    return options
+
+
 class Op:
     """The op as an excitation of the tensors of a module, in the place of its ``parts``."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path, submodule_at, tensor_at
 from senet_fast.fusion.run.convolution import Convolution
-from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked, prologue
 from senet_fast.se.guards import constant, costs_nothing_in_front, only_inference
 
 
@@ -95,12 +95,7 @@ class Step:
         if not self.applies(module, x):
             y = self.original(module, before(module, v) if absorbs else x, *others)
             return y if after is None else self._after(module, y, residual)
-        options: dict[str, Any] = {}
-        if absorbs:
-            options["pre_activation"] = self.pre_activation
-            norm = self.affine(module)
-            if norm is not None:
-                options["pre_scale"], options["pre_shift"] = norm
+        options = prologue(self.pre_activation, self.affine(module)) if absorbs else {}
         finishes = after is not None and after.plain(module) and (not self.residual or fits(residual, x))
         if finishes:
             options["residual"], options["post_activation"] = residual, self.post_activation
