@@ -129,7 +129,7 @@ def test_registration() -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("residual", ["none", "other", "same", "view"])
 def test_compile(memory_format: torch.memory_format, residual: str) -> None:
-    """In the compiled graph, too, y takes the place of x, in the layout that Inductor gave the convolution's result, but
+    """In the compiled graph, too, y takes the place of x, in the layout that Inductor gave the convolution's result;
     not beside a residual of its memory, whose values may be wanted again.
     """
     convolution, block = nn.Conv2d(3, 32, 3, padding=1), FusedSE(32, 2, inplace=True).eval()

@@ -28,7 +28,7 @@ from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 INTO = torch.ops.senet_fast.squeeze_excite_into.default
-# Behind these, gradients may be wanted although they were not when the graph began, or torch.func looks at what happens.
+# Behind these, gradients may be wanted although they were not when the graph began, or torch.func looks on.
 MODES = ("_set_grad_enabled", "_enter_inference_mode", "_enter_dual_level", "_increment_nesting")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALL = (3, 5, 4)  # places of a map, where the number of them should not matter
