@@ -134,15 +134,19 @@ def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:
     Not where a gradient of x is wanted, although grad mode is off: a reentrant checkpoint, a reversible network or
     another autograd function runs its body once without gradients, keeps the inputs, and runs it again in backward.
     Such an input requires a gradient or is a view of what does; what ``detach`` returns cannot be told from any other.
-    Nor where the residual is of the same memory or of another dtype. (A compiler copies x where it is, by itself.)
+    Nor where the residual is of the same memory or of another dtype. Dynamo can only be asked what is a view of what.
     """
     if not only_inference() or x.requires_grad or (x._base is not None and x._base.requires_grad):
         return False
     if residual is not None and residual.dtype != x.dtype:
         return False
     if torch.compiler.is_compiling():
-        return True
+        return residual is None or _viewed(x) is not _viewed(residual)
     return not x.is_neg() and (residual is None or not torch._C._is_alias_of(x, residual))  # type: ignore[attr-defined]
+
+
+def _viewed(x: Tensor) -> Tensor:
+    return x if x._base is None else x._base
 
 
 @constant

@@ -90,7 +90,8 @@ class FusedSE(nn.Module):
             tensor otherwise, in graphs of exporters, beside a residual of another dtype or of the same
             memory, while the block has hooks, and where x requires a gradient or is a view of what does: a reentrant
             checkpoint, whose first pass has grad mode off, wants x again. Such a pass looks like inference if it gets
-            x detached or without a gradient: do not use ``inplace`` there.
+            x detached or without a gradient: do not use ``inplace`` there. Nor, as with other ops in place, for what a
+            branch of ``torch.cond`` or a ``nested_compile_region`` is given.
         device, dtype: of the parameters.
 
     Where ``fc1`` or ``fc2`` is not what it was built as (another class, hooks, parametrizations, a tensor subclass as

@@ -3,6 +3,8 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +147,78 @@ def test_y_in_the_place_of_x(case: str, into: int) -> None:
     assert (passed.calls, passed.into) == (1, into)
     compiled(x + 0)
     assert (passed.calls, passed.into) == (1, 0)
+
+
+def gate(block: LinearExpand, mean: Tensor) -> Tensor:
+    return block.fc(mean)[:, :, None, None]  # type: ignore[no-any-return]
+
+
+def view_is_returned(block: LinearExpand, x: Tensor) -> tuple[Tensor, Tensor]:
+    u = x * 2
+    places = u.flatten(2)
+    return u * gate(block, places.mean(2)), places
+
+
+def half_is_returned(block: LinearExpand, x: Tensor) -> tuple[Tensor, Tensor]:
+    u = x * 2
+    left, right = u.split((3, 4), 3)
+    return u * gate(block, (left.sum((2, 3)) + right.sum((2, 3))) / 35), left
+
+
+def two_gates_of_one_mean(block: LinearExpand, x: Tensor) -> Tensor:
+    """The second is none of what it scales."""
+    u = x * 2
+    mean = u.mean((2, 3))
+    return u * gate(block, mean) * gate(block, mean)
+
+
+def in_the_memory_of_another(block: LinearExpand, x: Tensor) -> Tensor:
+    magnitude = x.abs()
+    return block(torch.mul(magnitude, 2, out=x))  # type: ignore[no-any-return]
+
+
+def by_name(block: LinearExpand, x: Tensor) -> Tensor:
+    return block(F.relu(input=x * 2, inplace=True))  # type: ignore[no-any-return]
+
+
+def in_a_row(block: LinearExpand, x: Tensor) -> Tensor:
+    return block(block(x * 2))  # type: ignore[no-any-return]
+
+
+def batched(block: LinearExpand, x: Tensor) -> Tensor:
+    return torch.func.vmap(lambda one: block(one * 2))(x[None])  # type: ignore[no-any-return]
+
+
+def with_tangents(block: LinearExpand, x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.func.jvp(lambda x: block(x * 2), (x,), (x,))  # type: ignore[no-any-return]
+
+
+def without_inference_mode(block: LinearExpand, x: Tensor) -> Tensor:
+    """Which has gradients again."""
+    with torch.inference_mode(False):
+        return block(x * 2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("run", "calls", "into"),
+    [
+        *((view_is_returned, 1, 0), (half_is_returned, 1, 0), (two_gates_of_one_mean, 1, 0)),
+        *((in_the_memory_of_another, 1, 0), (by_name, 1, 1), (in_a_row, 2, 2)),
+        *((batched, 1, 0), (with_tangents, 1, 0), (without_inference_mode, 1, 0)),
+    ],
+)
+def test_what_is_left_of_x(run: Callable[..., Any], calls: int, into: int) -> None:
+    """Views of it, its mean, tensors it was written to: all have the values that they would have."""
+    block, passed = randomize(LinearExpand()), Passed()
+    x = torch.randn(2, C, 5, 7)
+    with torch.no_grad():
+        given, expected = x.clone(), x.clone()
+        results = torch.compile(run, fullgraph=True, backend=passed)(block, given), run(block, expected)
+    compiled, own = (result if isinstance(result, tuple) else (result,) for result in results)
+    for a, b in zip(own, compiled, strict=True):
+        assert relative(a, b) < 1e-5
+    assert torch.equal(given, expected)
+    assert (passed.calls, passed.into) == (calls, into)
 
 
 @pytest.mark.slow

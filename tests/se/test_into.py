@@ -129,22 +129,72 @@ def test_registration() -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("residual", ["none", "other", "same", "view"])
 def test_compile(memory_format: torch.memory_format, residual: str) -> None:
-    """In the compiled graph, too, y takes the place of x, in the layout that Inductor gave the convolution's result."""
+    """In the compiled graph, too, y takes the place of x, in the layout that Inductor gave the convolution's result;
+    not beside a residual of its memory, whose values may be wanted again.
+    """
     convolution, block = nn.Conv2d(3, 32, 3, padding=1), FusedSE(32, 2, inplace=True).eval()
 
-    def network(x: Tensor, other: Tensor) -> Tensor:
+    def network(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
         u = convolution(x)
         beside = {"none": None, "other": other, "same": u, "view": u.view(u.shape)}[residual]
-        return block(u, beside, pre_scale=torch.full((32,), 0.5), pre_activation="relu") + 1
+        y = block(u, beside, pre_scale=torch.full((32,), 0.5), pre_activation="relu")
+        return y + 1, None if beside is None else beside * 2
 
     x, other = (torch.randn(2, n, 18, 20).contiguous(memory_format=memory_format) for n in (3, 32))
     with torch.no_grad():
         y, (code,) = torch._inductor.utils.run_and_get_code(torch.compile(network, fullgraph=True), x, other)
         torch.testing.assert_close(y, network(x, other))
     (call,) = re.findall(r"ops.senet_fast.squeeze_excite\w*\.default\((.*)\)", code)
-    given = call.split(", ")
-    assert f"y={given[0]}" in given
-    assert len(re.findall(r"= empty_strided_cpu\(\(2, 32, 18, 20\), ", code)) <= 1  # for the addition behind it
+    given, in_place = call.split(", "), residual in ("none", "other")
+    assert (f"y={given[0]}" in given) == in_place
+    new = len(re.findall(r"= empty_strided_cpu\(\(2, 32, 18, 20\), ", code))
+    assert not in_place or new <= 1 + (residual == "other")  # for what is behind it
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_of_one_image() -> None:
+    """Inductor gives x and y, one buffer, different strides along the batch."""
+    layer, block = nn.Linear(8, 8), FusedSE(8, 2, inplace=True).eval()
+
+    def network(tokens: Tensor) -> Tensor:
+        return block(layer(tokens).transpose(1, 2).unflatten(2, (5, 7))) + 1
+
+    x = torch.randn(1, 35, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(network, fullgraph=True)(x), network(x))
+
+
+@pytest.mark.parametrize("pre_activation", [None, "relu"])
+def test_strides_of_axes_of_one(pre_activation: str | None) -> None:
+    """Say nothing about where a tensor lies: out may still be x and, without a prologue, the residual."""
+    arguments = make_arguments(BY_NAME["nchw"], torch.float32, residual=True)
+    pre = {} if pre_activation is None else prologue_of(arguments, pre_activation)
+    x, residual = (arguments[name][:1].contiguous() for name in ("x", "residual"))
+    expected = squeeze_excite(**arguments | {"x": x, "residual": residual}, **pre)
+    for name, given in (("x", x.clone()), ("residual", residual.clone())):
+        out = given.as_strided(given.shape, (1, *given.stride()[1:]))
+        squeeze_excite(**arguments | {"x": x, "residual": residual, name: given}, **pre, out=out)
+        assert_same_bits(given, expected)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("residual", ["same", "view", "base"])
+def test_residual_of_the_memory_of_x_under_dynamo(residual: str) -> None:
+    """Neither is written over, as in eager mode: who gave it may want it again."""
+    block = FusedSE(8, 2, inplace=True).eval()
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u = x * 2
+        view = u.view(u.shape)
+        given, beside = {"same": (u, u), "view": (u, view), "base": (view, u)}[residual]
+        return block(given, beside), given, block(x, x)
+
+    x = torch.randn(2, 8, 5, 7)
+    kept = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(x), run(kept))
+    assert torch.equal(x, kept)
 
 
 @pytest.mark.parametrize("offset", [0, 1])

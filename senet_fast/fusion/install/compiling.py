@@ -15,7 +15,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.utils._python_dispatch import _disable_current_modes
 
 from senet_fast._version import __version__
-from senet_fast.fusion.graph.functions import NEW, kind_of
+from senet_fast.fusion.graph.functions import NEW, arguments_of, kind_of
 from senet_fast.fusion.graph.nodes import descendants, region, writes
 from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
 from senet_fast.fusion.graph.sandbox import one_thread
@@ -28,7 +28,8 @@ from senet_fast.fusion.verify.matches import find, verified
 
 OP = torch.ops.senet_fast.squeeze_excite.default
 INTO = torch.ops.senet_fast.squeeze_excite_into.default
-SET_GRAD_ENABLED = torch._C._set_grad_enabled
+# Behind these, gradients may be wanted although they were not when the graph began, or torch.func looks on.
+MODES = ("_set_grad_enabled", "_enter_inference_mode", "_enter_dual_level", "_increment_nesting")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALL = (3, 5, 4)  # places of a map, where the number of them should not matter
 
@@ -44,7 +45,7 @@ class CompilePass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite ``graph`` in place."""
-        inference = not torch.is_grad_enabled() and not graph.find_nodes(op="call_function", target=SET_GRAD_ENABLED)
+        inference = not torch.is_grad_enabled() and not any(_changes_mode(node) for node in graph.nodes)
         with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
                 for site, twin in list(_found(graph, assignment)):
@@ -171,10 +172,14 @@ def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
     return any(writes(node) and node < y for node in descendants(x) - {*region(x, y)})
 
 
+def _changes_mode(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith(MODES)
+
+
 def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node], inference: bool) -> None:
     x, y = twin[site.x], twin[site.y]
     replaced = region(x, y)
-    in_place = inference and {*x.users} <= {*replaced} and _has_its_memory_alone(x)
+    in_place = inference and _is_read_here_alone(x, replaced) and _has_its_memory_alone(x)
     options = site.excitation.options(site.excitation.dims[0][1])
     with graph.inserting_before(y):
         op, more = (INTO, {"y": x}) if in_place else (OP, {})
@@ -188,10 +193,20 @@ def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node], inferenc
             graph.erase_node(node)
 
 
+def _is_read_here_alone(x: fx.Node, replaced: list[fx.Node]) -> bool:
+    """Whether nothing but sizes is left of what is computed from ``x``, whose node is that of y from then on: neither
+    a view of its memory nor what a block behind it would take for the mean of y.
+    """
+    inside = {*replaced}
+    left = [node for node in replaced[:-1] if not inside.issuperset(node.users)]
+    readers = {user for user in x.users if user.target is not INTO}  # which made x, as the y of a block in front
+    return readers <= inside and all(isinstance(value_of(node), int | torch.SymInt | torch.Size) for node in left)
+
+
 def _has_its_memory_alone(node: fx.Node) -> bool:
-    if kind_of(node) not in NEW:
+    if kind_of(node) not in NEW or node.kwargs.get("out") is not None:
         return False
     if not writes(node):
         return True
-    written = node.args[0]
+    written = arguments_of(node).get("input")
     return isinstance(written, fx.Node) and [*written.users] == [node] and _has_its_memory_alone(written)
