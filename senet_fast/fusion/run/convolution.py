@@ -108,7 +108,7 @@ class Convolution:
             and residual.shape == (v.shape[0], channels, *v.shape[2:])
         ):
             return False
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return bool(_pays_compiled(side, v.dtype))
         if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
             return False
@@ -126,7 +126,7 @@ class Convolution:
             options["pre_activation"] = self.pre_activation
             if self.pre_norm is not None:
                 options["pre_scale"], options["pre_shift"] = fold(module, self.facts()[3][1])
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)
