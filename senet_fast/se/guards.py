@@ -140,7 +140,7 @@ def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:
         return False
     if residual is not None and residual.dtype != x.dtype:
         return False
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():  # is_compiling() is True in all threads while one of them compiles
         return residual is None or _viewed(x) is not _viewed(residual)
     return not x.is_neg() and (residual is None or not torch._C._is_alias_of(x, residual))  # type: ignore[attr-defined]
 
@@ -151,10 +151,16 @@ def _viewed(x: Tensor) -> Tensor:
 
 @constant
 def freezes() -> bool:
-    """Whether weights are constants of the graph that is compiled."""
+    """Whether weights are constants of the graph that Dynamo traces: torch.compile's option or Inductor's config."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._inductor import config  # imports Dynamo as well
 
-    return bool(config.freezing)
+    backend: Any = InstructionTranslator.current_tx().output.compiler_fn
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    options = getattr(backend, "config", None)
+    given = options.get("freezing") if isinstance(options, dict) else None
+    return bool(config.freezing if given is None else given)
 
 
 def costs_nothing_in_front(x: Tensor) -> bool:

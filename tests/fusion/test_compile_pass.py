@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo import BTC, ECA, ZOO, C, Effective, Helper, LinearExpand
 
 import senet_fast
+from senet_fast import squeeze_excite
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -177,6 +178,40 @@ def in_the_memory_of_another(block: LinearExpand, x: Tensor) -> Tensor:
     return block(torch.mul(magnitude, 2, out=x))  # type: ignore[no-any-return]
 
 
+@torch.library.custom_op("compile_pass_tests::double", mutates_args={"x"})
+def double(x: Tensor) -> None:
+    x.mul_(2)
+
+
+def changed_within(block: LinearExpand, x: Tensor) -> Tensor:
+    u = x * 2
+    scale = gate(block, u.mean((2, 3)))
+    torch.ops.compile_pass_tests.double(u)
+    return u * scale
+
+
+def weights(block: LinearExpand) -> list[Tensor]:
+    return [block.fc[0].weight, block.fc[0].bias, block.fc[2].weight, block.fc[2].bias]
+
+
+def op_within(block: LinearExpand, x: Tensor) -> Tensor:
+    u = x * 2
+    scale = gate(block, u.mean((2, 3)))
+    squeeze_excite(u, *weights(block), out=u)
+    return u * scale
+
+
+def op_in_front(block: LinearExpand, x: Tensor) -> Tensor:
+    u = x * 2
+    return block(squeeze_excite(u, *weights(block), out=u))  # type: ignore[no-any-return]
+
+
+def op_behind(block: LinearExpand, x: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.empty(x.shape)
+    u = x * 2
+    return block(u), squeeze_excite(u, *weights(block), out=out)
+
+
 def by_name(block: LinearExpand, x: Tensor) -> Tensor:
     return block(F.relu(input=x * 2, inplace=True))  # type: ignore[no-any-return]
 
@@ -204,6 +239,7 @@ def without_inference_mode(block: LinearExpand, x: Tensor) -> Tensor:
     [
         *((view_is_returned, 1, 0), (half_is_returned, 1, 0), (two_gates_of_one_mean, 1, 0)),
         *((in_the_memory_of_another, 1, 0), (by_name, 1, 1), (in_a_row, 2, 2)),
+        *((changed_within, 0, 0), (op_within, 1, 1), (op_in_front, 2, 2), (op_behind, 2, 1)),  # theirs counted
         *((batched, 1, 0), (with_tangents, 1, 0), (without_inference_mode, 1, 0)),
     ],
 )

@@ -16,6 +16,7 @@ from torch._inductor import config
 from zoo import C, LinearExpand
 
 from senet_fast import fuse, unfuse
+from senet_fast.se.guards import freezes
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 PROLOGUE = "a prologue"
@@ -64,6 +65,25 @@ def test_what_a_frozen_convolution_has_for_free(freezing: bool) -> None:
         assert relative(plain(x), run(x)) < 1e-5
     assert names.count(PROLOGUE) == (0 if freezing else 1)
     assert names.count("squeeze_excite_into") == 1
+
+
+class WithOptions(torch._TorchCompileInductorWrapper):  # type: ignore[name-defined, misc]
+    """What torch.compile(options=...) makes of them, without the compilation."""
+
+    def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        return graph.forward
+
+
+@pytest.mark.parametrize(
+    ("options", "default"), [({}, False), ({}, True), ({"freezing": False}, True), ({"freezing": True}, False)]
+)
+def test_freezing_by_an_option(options: dict[str, bool], default: bool) -> None:
+    def answer(x: Tensor) -> Tensor:
+        return x + freezes()
+
+    with config.patch(freezing=default):
+        run = torch._dynamo.optimize(WithOptions(None, options, None), nopython=True)(answer)
+        assert run(torch.zeros(1)) == options.get("freezing", default)
 
 
 @pytest.mark.slow

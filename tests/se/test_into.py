@@ -211,6 +211,16 @@ def test_residual_in_the_memory_of_out(offset: int, pre_activation: str | None) 
     assert_same_bits(squeeze_excite(**arguments, **pre, out=out), expected)
 
 
+def test_while_another_thread_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says in every thread that it is compiling."""
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    block, x = FusedSE(8, 2, inplace=True).eval(), torch.randn(2, 8, 5, 7)
+    kept = x.clone()
+    with torch.no_grad():
+        block(x, x.data)  # no view, as far as torch knows
+    assert torch.equal(x, kept)
+
+
 def test_transforms_are_refused() -> None:
     """Rather than a tangent lost in memory that is written to."""
     arguments = make_arguments(BY_NAME["nchw"], torch.float32)

@@ -167,9 +167,18 @@ def _weights(site: Site, twin: dict[fx.Node, fx.Node]) -> list[fx.Node | None]:
 
 
 def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
-    """Whether x, or what is computed from it beside the block, is changed in place before y."""
+    """Whether x, or what is computed from it beside the block, is changed in place within the block, before y."""
     x, y = twin[site.x], twin[site.y]
-    return any(writes(node) and node < y for node in descendants(x) - {*region(x, y)})
+    made_of_x, inside = descendants(x), region(x, y)
+    first = next(node for node in inside if node in made_of_x)
+    return any(_mutates(node) and first < node < y for node in made_of_x - {*inside})
+
+
+def _mutates(node: fx.Node) -> bool:
+    """Whether it changes one of its arguments, by its name or by the schema of somebody's own op."""
+    op: Any = node.target
+    overloads = [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+    return writes(node) or any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in overloads)
 
 
 def _changes_mode(node: fx.Node) -> bool:
@@ -197,9 +206,10 @@ def _is_read_here_alone(x: fx.Node, replaced: list[fx.Node]) -> bool:
     """Whether nothing but sizes is left of what is computed from ``x``, whose node is that of y from then on: neither
     a view of its memory nor what a block behind it would take for the mean of y.
     """
-    inside = {*replaced}
+    inside, made_of_x = {*replaced}, descendants(x)
+    first = next(node for node in replaced if node in made_of_x)
     left = [node for node in replaced[:-1] if not inside.issuperset(node.users)]
-    readers = {user for user in x.users if user.target is not INTO}  # which made x, as the y of a block in front
+    readers = {user for user in x.users if user.target is not INTO or first < user}  # else it made x, a block's y
     return readers <= inside and all(isinstance(value_of(node), int | torch.SymInt | torch.Size) for node in left)
 
 

@@ -108,7 +108,7 @@ class Convolution:
             and residual.shape == (v.shape[0], channels, *v.shape[2:])
         ):
             return False
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return bool(_pays_compiled(side, v.dtype))
         if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
             return False
@@ -125,7 +125,7 @@ class Convolution:
         elif self.front is not None:
             norm = self.facts()[3][1]
             options |= prologue(self.pre_activation, None if norm is None else fold(module, norm))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)
