@@ -177,7 +177,9 @@ def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
 def _mutates(node: fx.Node) -> bool:
     """Whether it changes one of its arguments, by its name or by the schema of somebody's own op."""
     op: Any = node.target
-    overloads = [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+    overloads = [op]
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        overloads = [getattr(op, name) for name in op.overloads()]  # type: ignore[no-untyped-call]
     return writes(node) or any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in overloads)
 
 
