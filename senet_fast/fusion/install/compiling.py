@@ -177,7 +177,8 @@ def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
 def _mutates(node: fx.Node) -> bool:
     """Whether it changes one of its arguments, by its name or by the schema of somebody's own op."""
     op: Any = node.target
-    overloads = [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+    packet = isinstance(node.target, torch._ops.OpOverloadPacket)
+    overloads = [getattr(op, name) for name in op.overloads()] if packet else [op]
     return writes(node) or any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in overloads)
 
 
