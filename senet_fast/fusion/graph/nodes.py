@@ -78,7 +78,11 @@ def asks_for_rank(node: fx.Node) -> bool:
 
 
 def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
-    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option."""
+    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option; or any
+    input, where it is an op whose schema says that it changes one.
+    """
+    if node.op == "call_function" and _is_mutable(node.target) and (to is None or to in node.all_input_nodes):
+        return True
     if to is not None and node.args[:1] != (to,):
         return False
     if node.op == "call_module":
@@ -88,6 +92,13 @@ def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = 
     if getattr(node.target, "__module__", None) == "torch.nn.functional":  # F.relu(x, True)
         in_place |= any(value is True for value in node.args[1:])
     return in_place or name in ("imul", "iadd", "setitem") or name.partition(".")[0].endswith("_")
+
+
+def _is_mutable(op: Any) -> bool:
+    overloads = [op]
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        overloads = [getattr(op, name) for name in op.overloads() if "out" not in name]  # type: ignore[no-untyped-call]
+    return any(isinstance(one, torch._ops.OpOverload) and one._schema.is_mutable for one in overloads)
 
 
 def region(x: fx.Node, y: fx.Node) -> list[fx.Node]:

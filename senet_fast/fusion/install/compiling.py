@@ -171,16 +171,7 @@ def _overwritten(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
     x, y = twin[site.x], twin[site.y]
     made_of_x, inside = descendants(x), region(x, y)
     first = next(node for node in inside if node in made_of_x)
-    return any(_mutates(node) and first < node < y for node in made_of_x - {*inside})
-
-
-def _mutates(node: fx.Node) -> bool:
-    """Whether it changes one of its arguments, by its name or by the schema of somebody's own op."""
-    op: Any = node.target
-    overloads = [op]
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        overloads = [getattr(op, name) for name in op.overloads()]  # type: ignore[no-untyped-call]
-    return writes(node) or any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in overloads)
+    return any(writes(node) and first < node < y for node in made_of_x - {*inside})
 
 
 def _changes_mode(node: fx.Node) -> bool:
