@@ -78,10 +78,11 @@ def asks_for_rank(node: fx.Node) -> bool:
 
 
 def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = None) -> bool:
-    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option; or any
-    input, where it is an op whose schema says that it changes one.
+    """Whether ``node`` changes its first input (or, if given, ``to``), by its name or its module's or own option; or an
+    input (or ``to``) by the schema of an op, statistics of its own not counted.
     """
-    if node.op == "call_function" and _is_mutable(node.target) and (to is None or to in node.all_input_nodes):
+    written = _written(node)
+    if to in written or (to is None and any(n.op not in ("get_attr", "placeholder") for n in written)):
         return True
     if to is not None and node.args[:1] != (to,):
         return False
@@ -94,11 +95,16 @@ def writes(node: fx.Node, module: nn.Module | None = None, to: fx.Node | None = 
     return in_place or name in ("imul", "iadd", "setitem") or name.partition(".")[0].endswith("_")
 
 
-def _is_mutable(op: Any) -> bool:
-    overloads = [op]
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        overloads = [getattr(op, name) for name in op.overloads() if "out" not in name]  # type: ignore[no-untyped-call]
-    return any(isinstance(one, torch._ops.OpOverload) and one._schema.is_mutable for one in overloads)
+def _written(node: fx.Node) -> list[fx.Node]:
+    """What an op changes by its schema."""
+    op: Any = node.target
+    if isinstance(op, torch._ops.OpOverloadPacket) and "default" in op.overloads():  # type: ignore[no-untyped-call]
+        op = op.default
+    if not isinstance(op, torch._ops.OpOverload) or not op._schema.is_mutable:
+        return []
+    given = dict(zip((argument.name for argument in op._schema.arguments), node.args, strict=False)) | node.kwargs
+    changed = [a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [value for name in changed if isinstance(value := given.get(name), fx.Node)]
 
 
 def region(x: fx.Node, y: fx.Node) -> list[fx.Node]:
