@@ -86,11 +86,12 @@ class Site:
 
 
 def check_reads_only(module: nn.Module, site: Site) -> None:
-    """Refused where the excitation, or something beside it, writes to x."""
+    """Refused where the excitation, or something beside it from its first node on, writes to x."""
     ends = [node for node in (site.product, site.y) if node is not None]
     if any(writes(node) for node in ends):
         raise Refused("site", "it changes its input in place", node=site.y)
-    if any(writes(user, module, site.x) for user in site.x.users if user not in ends):
+    later = [user for user in site.x.users if user not in ends and not user < site.block[0]]
+    if any(writes(user, module, site.x) for user in later):
         raise Refused("site", "x is changed in place beside it", node=site.x)
 
 
