@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bootstrap import ROOT, Problem, requirements
@@ -117,7 +117,8 @@ def sources(to: Path) -> Path:
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", to / "sdist"], cwd=ROOT, check=True)
     (archive,) = (to / "sdist").glob("*.tar.gz")
     with tarfile.open(archive) as file:
-        file.extractall(to / "source", filter="data")
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+        file.extractall(to / "source", **safely)
     shutil.rmtree(to / "sdist")
     (folder,) = (to / "source").iterdir()
     return folder
