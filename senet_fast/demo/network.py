@@ -166,7 +166,7 @@ def run(sizes: Sizes) -> Network:
             step("compiling and timing SE-MobileNet, a minute at most")
             try:
                 settings.append(time_setting(small, FROZEN, torch.float32, sizes.network_seconds))
-            except Exception as error:
+            except Exception as error:  # without a C++ compiler, say; the report tells
                 notes.append(f"torch.compile of SE-MobileNet failed: {first_line(error)}")
 
         inputs = stage_inputs(large.before, images)

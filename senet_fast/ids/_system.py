@@ -39,7 +39,7 @@ def runs(pid: int) -> bool:
 
 def boot() -> str:
     """What names this run of the kernel: a file that the last run did not get to write back is then recognised."""
-    with suppress(OSError):
+    with suppress(OSError):  # not Linux, or a container hides it: the system is asked below, and may say nothing
         return proc("sys/kernel/random/boot_id").strip()
     return _sysctl("kern.bootsessionuuid") or UNKNOWN_BOOT
 
