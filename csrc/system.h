@@ -3,6 +3,9 @@
 #pragma once
 
 #include <sys/mman.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include <cstdint>
@@ -131,6 +134,16 @@ inline std::int64_t cache_bytes(int level) {
   return bytes > 0 ? bytes : 0;
 #else
   return 0;
+#endif
+}
+
+// Whether this process may use AMX's tiles, of which a thread has 8 KB more state to save.
+inline bool allow_tiles() {
+#if SENET_LINUX && defined(__x86_64__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: Linux 5.16
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
 #endif
 }
 

@@ -36,18 +36,53 @@ Tensor conv_meta(SENET_CONV_ARGUMENTS) {
   return at::empty_symint(sizes, x.options(), format_of(x));
 }
 
-Tensor conv_autograd(SENET_CONV_ARGUMENTS) {
-  for (const Tensor& t : {x, weight, or_undefined(bias), fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight),
-                          or_undefined(fc2_bias), or_undefined(residual), or_undefined(norm_scale), or_undefined(norm_shift),
-                          or_undefined(pre_scale), or_undefined(pre_shift)}) {
+// y is what conv_meta would make but for its layout, and may be the residual.
+void conv_into_meta(SENET_CONV_ARGUMENTS, const Tensor& y) {
+  const Tensor like = conv_meta(SENET_CONV_PASS);
+  TORCH_CHECK_VALUE(y.sym_sizes().equals(like.sym_sizes()), SENET_CONV, "y has shape ", y.sym_sizes(), "; expected ",
+                    like.sym_sizes());
+  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type(), SENET_CONV, "y is ", y.scalar_type(), "; expected the dtype of x (",
+                   x.scalar_type(), ")");
+}
+
+void refuse_gradients(std::initializer_list<Tensor> tensors) {
+  for (const Tensor& t : tensors) {
     if (!t.defined()) continue;
     TORCH_CHECK(!at::GradMode::is_enabled() || !t.requires_grad(), SENET_CONV,
                 "has no derivative; expected torch.no_grad() or inputs that require no gradient");
     TORCH_CHECK(!t.key_set().has(c10::DispatchKey::FuncTorchGradWrapper) && !t._fw_grad(0).defined(), SENET_CONV,
                 "takes neither tangents nor torch.func's tensors");
   }
+}
+#define SENET_CONV_TENSORS                                                                                             \
+  x, weight, or_undefined(bias), fc1_weight, or_undefined(fc1_bias), or_undefined(fc2_weight), or_undefined(fc2_bias), \
+      or_undefined(residual), or_undefined(norm_scale), or_undefined(norm_shift), or_undefined(pre_scale),             \
+      or_undefined(pre_shift)
+
+Tensor conv_autograd(SENET_CONV_ARGUMENTS) {
+  refuse_gradients({SENET_CONV_TENSORS});
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_conv(SENET_CONV_PASS);
+}
+
+void call_conv_into(SENET_CONV_ARGUMENTS, const Tensor& y) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("senet_fast::squeeze_excite_conv_into", "").typed<ConvIntoOp>();
+  op.call(SENET_CONV_PASS, y);
+}
+
+void conv_into_autograd(SENET_CONV_ARGUMENTS, const Tensor& y) {
+  refuse_gradients({SENET_CONV_TENSORS, y});
+  at::AutoDispatchBelowAutograd guard;
+  call_conv_into(SENET_CONV_PASS, y);
+}
+
+void conv_into_inplace(SENET_CONV_ARGUMENTS, const Tensor& y) {
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    call_conv_into(SENET_CONV_PASS, y);
+  }
+  if (!y.is_inference()) y.unsafeGetTensorImpl()->bump_version();
 }
 
 // The types under autocast are those of the convolution: x and the residual are cast. Weights stay as they are: the op reads
@@ -162,18 +197,31 @@ Tensor call_conv(SENET_CONV_ARGUMENTS) {
 }  // namespace senet::bindings
 
 TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
+  const std::string arguments =
+      "Tensor x, Tensor weight, Tensor? bias, Tensor fc1_weight, Tensor? fc1_bias=None, Tensor? fc2_weight=None, "
+      "Tensor? fc2_bias=None, Tensor? residual=None, *, str side='input', Tensor? norm_scale=None, Tensor? norm_shift=None, "
+      "str excitation='two_fc', str activation='relu', str gate='sigmoid', bool add_one=False, "
+      "str post_activation='identity', Tensor? pre_scale=None, Tensor? pre_shift=None, str pre_activation='identity', "
+      "Tensor[] prepared";
   // y is laid out by what x is: any layout will do
-  m.def(torch::schema("squeeze_excite_conv(Tensor x, Tensor weight, Tensor? bias, Tensor fc1_weight, Tensor? fc1_bias=None, "
-                      "Tensor? fc2_weight=None, Tensor? fc2_bias=None, Tensor? residual=None, *, str side='input', "
-                      "Tensor? norm_scale=None, Tensor? norm_shift=None, str excitation='two_fc', str activation='relu', "
-                      "str gate='sigmoid', bool add_one=False, str post_activation='identity', Tensor? pre_scale=None, "
-                      "Tensor? pre_shift=None, str pre_activation='identity', Tensor[] prepared) -> Tensor"),
-        {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+  const auto define = [&](const std::string& schema) {
+    m.def(torch::schema(schema.c_str()), {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+  };
+  define("squeeze_excite_conv(" + arguments + ") -> Tensor");
+  // the same with y in memory of the caller's, which may be that of the residual
+  define("squeeze_excite_conv_into(" + arguments + ", Tensor(a!) y) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(senet_fast, Meta, m) { m.impl("squeeze_excite_conv", &senet::bindings::conv_meta); }
+TORCH_LIBRARY_IMPL(senet_fast, Meta, m) {
+  m.impl("squeeze_excite_conv", &senet::bindings::conv_meta);
+  m.impl("squeeze_excite_conv_into", &senet::bindings::conv_into_meta);
+}
 TORCH_LIBRARY_IMPL(senet_fast, CUDA, m) { m.impl("squeeze_excite_conv", &senet::bindings::conv_composed); }
-TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) { m.impl("squeeze_excite_conv", &senet::bindings::conv_autograd); }
+TORCH_LIBRARY_IMPL(senet_fast, Autograd, m) {
+  m.impl("squeeze_excite_conv", &senet::bindings::conv_autograd);
+  m.impl("squeeze_excite_conv_into", &senet::bindings::conv_into_autograd);
+}
+TORCH_LIBRARY_IMPL(senet_fast, ADInplaceOrView, m) { m.impl("squeeze_excite_conv_into", &senet::bindings::conv_into_inplace); }
 TORCH_LIBRARY_IMPL(senet_fast, AutocastCPU, m) {
   m.impl("squeeze_excite_conv", &senet::bindings::conv_autocast<c10::DispatchKey::AutocastCPU>);
 }

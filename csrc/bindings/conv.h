@@ -39,6 +39,7 @@ struct ConvArguments {
 };
 
 using ConvOp = Tensor(SENET_CONV_ARGUMENTS);
+using ConvIntoOp = void(SENET_CONV_ARGUMENTS, const Tensor& y);
 
 // Whether the gate is on what comes out of the convolution; ValueError for a side other than "input" and "output".
 bool gates_output(std::string_view side);

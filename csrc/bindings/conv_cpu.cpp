@@ -1,4 +1,5 @@
 // A 1x1 convolution with Squeeze-and-Excitation beside it, on the CPU: what of the weights is prepared, and the fused call.
+#include <ATen/MemoryOverlap.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv1d.h>
@@ -22,7 +23,7 @@ namespace {
 using Prepared = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // weight, scale, shift, fc1_weight, fc1_bias
 constexpr std::int64_t kVector = 16;                                  // channels, as product.inl has them
 
-bool has_amx() {
+bool torch_has_amx() {
 #if defined(CPUBLAS_BRGEMM_BF16BF16F32)
   static const bool has = at::native::cpublas::could_pack(at::kBFloat16);
   return has;
@@ -31,29 +32,28 @@ bool has_amx() {
 #endif
 }
 
-// What the kernels multiply where x has this type.
-at::ScalarType multiplied(Dtype dtype) {
-  return kernels().product(dtype).multiplied == Dtype::bf16 ? at::kBFloat16 : at::kFloat;
+at::ScalarType multiplied(const ProductKernels& product) {
+  return product.multiplied == Dtype::bf16 ? at::kBFloat16 : at::kFloat;
 }
 
-// The shape of a prepared weight: [C_out / 16, C_in, 16] beside channels_last, each with zeros up to the whole, and with
-// bfloat16 [C_out / 16, C_in / 2, 16, 2]; [C_out, C_in] beside nchw.
-c10::DimVector packed_sizes(std::int64_t outputs, std::int64_t inputs, at::ScalarType type, bool channels_last) {
-  const std::int64_t step = type == at::kBFloat16 ? 2 : 1, steps = (inputs + step - 1) / step;
-  if (!channels_last) return {outputs, steps * step};
-  c10::DimVector sizes = {(outputs + kVector - 1) / kVector, steps, kVector};
-  if (step > 1) sizes.push_back(step);
+// The shape of a prepared weight: [C_out / 16, C_in, 16] beside channels_last, with zeros up to whole vectors and steps, and
+// with bfloat16 [C_out / 16, C_in / 2, 16, 2]; [C_out, C_in] beside nchw.
+c10::DimVector packed_sizes(std::int64_t outputs, std::int64_t inputs, const ProductKernels& product, bool channels_last) {
+  const std::int64_t whole = product.steps(inputs) * product.per_step, group = product.group();
+  if (!channels_last) return {outputs, whole};
+  c10::DimVector sizes = {(outputs + kVector - 1) / kVector, whole / group, kVector};
+  if (group > 1) sizes.push_back(group);
   return sizes;
 }
 
-Tensor pack(const Tensor& weight, at::ScalarType type, bool channels_last) {
-  const Tensor w = weight.flatten(1).to(type).contiguous();
-  const c10::DimVector sizes = packed_sizes(w.size(0), w.size(1), type, channels_last);
-  const std::int64_t step = type == at::kBFloat16 ? 2 : 1, steps = (w.size(1) + step - 1) / step;
+Tensor pack(const Tensor& weight, const ProductKernels& product, bool channels_last) {
+  const Tensor w = weight.flatten(1).to(multiplied(product)).contiguous();
+  const c10::DimVector sizes = packed_sizes(w.size(0), w.size(1), product, channels_last);
+  const std::int64_t whole = product.steps(w.size(1)) * product.per_step, group = product.group();
   const std::int64_t rows = channels_last ? sizes[0] * kVector : w.size(0);
-  const Tensor padded = at::constant_pad_nd(w, {0, steps * step - w.size(1), 0, rows - w.size(0)});  // a copy, always
+  const Tensor padded = at::constant_pad_nd(w, {0, whole - w.size(1), 0, rows - w.size(0)});  // a copy, always
   if (!channels_last) return padded;
-  return padded.view({sizes[0], kVector, steps, step}).transpose(1, 2).contiguous().view(sizes);
+  return padded.view({sizes[0], kVector, whole / group, group}).transpose(1, 2).contiguous().view(sizes);
 }
 
 Prepared prepare(const Tensor& weight, const OptionalTensor& bias, const Tensor& fc1_weight, const OptionalTensor& fc1_bias,
@@ -65,7 +65,7 @@ Prepared prepare(const Tensor& weight, const OptionalTensor& bias, const Tensor&
   Tensor scale = factor.defined() ? factor : at::ones({weight.size(0)}, floats.dtype(at::kDouble));
   Tensor shift = b.defined() ? b * scale : at::zeros({weight.size(0)}, scale.options());
   if (offset.defined()) shift = shift + offset;
-  const Tensor packed = pack(weight, multiplied(dtype == at::kBFloat16 ? Dtype::bf16 : Dtype::f32), channels_last);
+  const Tensor packed = pack(weight, kernels().product(dtype == at::kBFloat16 ? Dtype::bf16 : Dtype::f32), channels_last);
   // .to() may return what it is given: what is returned here is new
   const auto made = [&](const Tensor& t) { return t.to(floats, false, /*copy=*/true).contiguous(); };
   if (!gates_output(side)) return {packed, made(scale), made(shift), at::empty({0}, floats), at::empty({0}, floats)};
@@ -132,7 +132,8 @@ ConvParams params_of_conv(const ConvArguments& a, bool channels_last) {
   return p;
 }
 
-Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
+// y: where that is defined, its memory takes the result if it is laid out as a new one would be. The result is returned.
+Tensor conv_made(SENET_CONV_ARGUMENTS, Tensor y) {
   const ConvArguments a{SENET_CONV_PASS};
   check_conv(a);
   const at::MemoryFormat format = format_of(x);
@@ -142,9 +143,9 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   if (x.numel() == 0) return at::empty(sizes, x.options(), format);
   ConvParams p = params_of_conv(a, last);
   if (!prepared.empty()) check_prepared(a, p);
-  const at::ScalarType type = p.dtype == Dtype::f64 ? at::kDouble : multiplied(p.dtype);
-  const bool fits = !prepared.empty() && prepared[0].scalar_type() == type && prepared[0].is_contiguous() &&
-                    prepared[0].sizes().equals(packed_sizes(p.C_out, p.shape.K, type, last));
+  const ProductKernels& product = kernels().product(p.dtype);
+  const bool fits = !prepared.empty() && p.dtype != Dtype::f64 && prepared[0].scalar_type() == multiplied(product) &&
+                    prepared[0].is_contiguous() && prepared[0].sizes().equals(packed_sizes(p.C_out, p.shape.K, product, last));
   p.epilogue.residual = pointer_of(or_undefined(residual));  // its presence counts for the planner
   const ConvRoute route = route_conv(p, fits);
   if (!fits && !prepared.empty() && route_conv(p, true).composed_because == nullptr) {
@@ -169,8 +170,10 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
                     ") are not dense in memory; x is copied");
   }
   const Tensor in = dense ? x : x.contiguous(format);
-  const Tensor y = at::empty(sizes, x.options(), format);
-  advise_huge_pages(y);
+  if (!y.defined() || !y.is_contiguous(format)) {
+    y = at::empty(sizes, x.options(), format);
+    advise_huge_pages(y);
+  }
   Tensor added;
   if (or_undefined(residual).defined()) {
     added = dense_images(*residual, last) ? *residual : residual->contiguous(format);
@@ -199,6 +202,14 @@ Tensor conv_cpu(SENET_CONV_ARGUMENTS) {
   return y;
 }
 
+Tensor conv_cpu(SENET_CONV_ARGUMENTS) { return conv_made(SENET_CONV_PASS, {}); }
+
+void conv_into_cpu(SENET_CONV_ARGUMENTS, const Tensor& y) {
+  at::assert_no_overlap(y, x);
+  const Tensor made = conv_made(SENET_CONV_PASS, y);
+  if (!made.is_same(y)) y.copy_(made);
+}
+
 ForcedConvPlan& forced_conv_plan() {
   static ForcedConvPlan forced;
   return forced;
@@ -210,8 +221,9 @@ void force_plan_conv(const ForcedConvPlan& forced) { forced_conv_plan() = forced
 
 ConvRoute route_conv(const ConvParams& p, bool prepared) {
   const ForcedConvPlan& forced = forced_conv_plan();
-  ConvRoute route{not_fused(p.dtype, p.pixels(), has_amx()), {}};
-  if (p.dtype == Dtype::f64) return route;
+  if (p.dtype == Dtype::f64) return {"x is float64, for which there is no matrix product here", {}};
+  const ProductKernels& product = kernels().product(p.dtype);
+  ConvRoute route{not_fused(p.dtype, p.pixels(), product, torch_has_amx()), {}};
   if (!route.composed_because && !prepared) {
     const std::int64_t outputs = !p.gates_output ? 0 : p.excitation == Excitation::two_fc ? p.shape.R : p.C_out;
     route.composed_because = not_worth_preparing(p.shape, outputs);
@@ -219,14 +231,14 @@ ConvRoute route_conv(const ConvParams& p, bool prepared) {
   if (forced.fused) route.composed_because = *forced.fused ? nullptr : "force_plan_conv";
   if (route.composed_because) return route;
   ConvPlan& plan = route.plan;
-  plan = plan_conv(p, kernels().product(p.dtype), machine());
+  plan = plan_conv(p, product, machine());
   plan.stream = forced.stream.value_or(plan.stream);
   plan.threads = forced.threads.value_or(plan.threads);
   plan.images_per_tile = forced.images.value_or(plan.images_per_tile);
   plan.across = forced.across.value_or(plan.across);
   plan.channels = forced.channels.value_or(plan.channels);
   plan.tiles_a_pass = forced.tiles_a_pass.value_or(plan.tiles_a_pass);
-  if (forced.pixels) plan.cut(*forced.pixels, p);
+  if (forced.pixels) plan.cut(*forced.pixels, p, product);
   return route;
 }
 
@@ -240,7 +252,10 @@ TORCH_LIBRARY_FRAGMENT(senet_fast, m) {
                       "Tensor fc1_weight, Tensor fc1_bias)"),
         {at::Tag::pt2_compliant_tag});
 }
-TORCH_LIBRARY_IMPL(senet_fast, CPU, m) { m.impl("squeeze_excite_conv", &senet::bindings::conv_cpu); }
+TORCH_LIBRARY_IMPL(senet_fast, CPU, m) {
+  m.impl("squeeze_excite_conv", &senet::bindings::conv_cpu);
+  m.impl("squeeze_excite_conv_into", &senet::bindings::conv_into_cpu);
+}
 TORCH_LIBRARY_IMPL(senet_fast, CompositeExplicitAutograd, m) {
   m.impl("squeeze_excite_conv_prepare", &senet::bindings::prepare);
 }

@@ -29,7 +29,7 @@ void refuse(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 void refuse_all(torch::Library& m) {
   for (const char* name : {"squeeze_excite", "squeeze_excite_prologue", "squeeze_excite_into", "squeeze_excite_forward",
-                           "squeeze_excite_backward", "squeeze_excite_conv"})
+                           "squeeze_excite_backward", "squeeze_excite_conv", "squeeze_excite_conv_into"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse>());
 }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from senet_fast.se.decomposition import onnx_by_torchscript
 from senet_fast.se.decomposition import squeeze_excite_conv as plain_squeeze_excite_conv
+from senet_fast.se.inductor import lower_in_place
 
 _conv = torch.ops.senet_fast.squeeze_excite_conv.default
 _prepare = torch.ops.senet_fast.squeeze_excite_conv_prepare.default
@@ -133,5 +134,7 @@ def squeeze_excite_conv(
         options["pre_shift"] = pre_shift
     if pre_activation != "identity":
         options["pre_activation"] = pre_activation
+    if torch.compiler.is_dynamo_compiling():
+        lower_in_place()
     op = plain_squeeze_excite_conv if onnx_by_torchscript() else _conv
     return op(*tensors, **options, prepared=prepared or ())

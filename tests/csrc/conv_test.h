@@ -107,14 +107,14 @@ Doubles naive_conv(const ConvCase& c, const ConvInputs& in, Dtype multiplied) {
   return y;
 }
 
-// As product.inl orders it: by pixels [C_out / 16][C_in / step][16][step], else [C_out][C_in], zeros up to whole ones.
-Doubles packed(const ConvCase& c, const Doubles& weight, int64_t step) {
-  const int64_t steps = (c.C_in + step - 1) / step, rows = c.by_pixels ? (c.C_out + 15) / 16 * 16 : c.C_out;
-  Doubles all(static_cast<std::size_t>(rows * steps * step));
+// As product.inl orders it: by pixels [C_out / 16][C_in / group][16][group], else [C_out][C_in], zeros up to whole steps.
+Doubles packed(const ConvCase& c, const Doubles& weight, const ProductKernels& product) {
+  const int64_t group = product.group(), whole = product.steps(c.C_in) * product.per_step;
+  Doubles all(static_cast<std::size_t>((c.by_pixels ? (c.C_out + 15) / 16 * 16 : c.C_out) * whole));
   for (int64_t n = 0; n < c.C_out; ++n) {
     for (int64_t k = 0; k < c.C_in; ++k) {
-      const int64_t panel = ((n / 16 * steps + k / step) * 16 + n % 16) * step + k % step;
-      all[c.by_pixels ? panel : n * steps * step + k] = weight[n * c.C_in + k];
+      const int64_t panel = ((n / 16 * whole / group + k / group) * 16 + n % 16) * group + k % group;
+      all[c.by_pixels ? panel : n * whole + k] = weight[n * c.C_in + k];
     }
   }
   return all;
@@ -138,7 +138,7 @@ Output run_conv(const ConvCase& c, const ConvInputs& in, const Kernels& kernels,
   const ProductKernels& product = kernels.product(c.dtype);
   const Dtype first = c.gates_output ? Dtype::f32 : c.weight_dtype;
   const Input x(spread(in.x), c.dtype), residual(spread(in.residual), c.dtype);
-  const Input weight(packed(c, in.weight, product.per_step()), product.multiplied), scale(in.scale, Dtype::f32),
+  const Input weight(packed(c, in.weight, product), product.multiplied), scale(in.scale, Dtype::f32),
       shift(in.shift, Dtype::f32), w1(in.w1, first), b1(in.b1, first), w2(in.w2, c.weight_dtype), b2(in.b2, c.weight_dtype),
       pre_scale(in.pre_scale, Dtype::f32), pre_shift(in.pre_shift, Dtype::f32);
   Output y(in.residual.size(), c.dtype, 1);
@@ -159,7 +159,7 @@ Output run_conv(const ConvCase& c, const ConvInputs& in, const Kernels& kernels,
   ConvPlan plan = plan_conv(p, product, Machine());
   plan.threads = cut.threads, plan.images_per_tile = cut.images;
   plan.across = cut.across, plan.channels = cut.channels, plan.tiles_a_pass = cut.tiles_a_pass, plan.stream = cut.stream;
-  plan.cut(cut.pixels, p);
+  plan.cut(cut.pixels, p, product);
   conv(p, kernels, plan, run_team);
   return y;
 }
@@ -186,11 +186,11 @@ void test_conv() {
       c.add_one = random() % 2, c.residual = random() % 2, c.biases = random() % 3 != 0, c.prologue = random() % 2;
       c.gap = random() % 2 ? 0 : 1 + random() % 9;
       const ConvInputs in = conv_inputs(c, ++seed);
-      std::vector<Output> first[3];  // those with the same bits: all with fused multiply-adds, but pairs of bfloat16
+      std::vector<Output> first[4];  // those with the same bits: all with fused multiply-adds, but pairs and tiles of bfloat16
       for_isas([&](const Kernels& kernels) {
         const Dtype multiplied = kernels.product(c.dtype).multiplied;
         const bool baseline = std::strcmp(kernels.name, "baseline") == 0, pairs = multiplied == Dtype::bf16;
-        std::vector<Output>& same = first[baseline ? 0 : pairs ? 2 : 1];
+        std::vector<Output>& same = first[baseline ? 0 : !pairs ? 1 : kernels.product(c.dtype).per_step == 2 ? 2 : 3];
         const Doubles want = naive_conv(c, in, pairs && !c.gates_output ? Dtype::bf16 : Dtype::f64);
         for (const ConvCut& cut :
              {ConvCut{1, c.B, 64, 1, 256, 1, false}, {3, 2, 16, 1, 64, 3, true}, {4, 1, 5, 2, 128, 2, false}}) {

@@ -13,7 +13,7 @@ from senet_fast.se import _C
 
 LIBRARY = Path(_C.__file__).with_name("libsenet_fast.so")
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
-MULTIPLIES = re.compile(r"\t(vfmadd|vdpbf16ps|mulps)")
+MULTIPLIES = re.compile(r"\t(vfmadd|vdpbf16ps|tdpbf16ps|mulps)")
 STORES = re.compile(r"\tv?mov\S* +%[^,]*,[^,]*\([^)]*\)")  # AT&T's order: what is written comes last
 BACK = re.compile(r"\tj\w+ +([0-9a-f]+)")
 
@@ -23,7 +23,7 @@ def products(isa: str) -> list[list[str]]:
     symbols = subprocess.run(
         [needs.program("nm"), "-C", "-S", str(LIBRARY)], check=True, capture_output=True, text=True
     ).stdout
-    name = rf"(?:void )?senet::{isa}::.*::Product<.*>::(?:columns<\d>|multiply)\("
+    name = rf"(?:void )?senet::{isa}::.*::(?:Product<.*>|Registers<.*>|Tiles)::(?:columns<\d>|multiply)\("
     found = re.findall(rf"^(\w+) (\w+) \w {name}", symbols, re.MULTILINE)
     return [disassembled(int(begin, 16), int(size, 16)) for begin, size in found]
 

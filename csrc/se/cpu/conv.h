@@ -13,7 +13,7 @@ class ConvForward : Call<float> {
     const std::int64_t images = plan.images_per_tile;
     set_prologue(p.prologue);
     if (pre_scale_) u_ = buffer(images * elements() * item_bytes(p.dtype) / 4 + 17);
-    steps_ = (shape_.K + product_.per_step() - 1) / product_.per_step();
+    steps_ = product_.steps(shape_.K);
     squeezed_ = buffer(images * shape_.K);
     hidden_ = buffer(images * p.hidden());
     scale_ = buffer(images * p.gated());
@@ -23,13 +23,13 @@ class ConvForward : Call<float> {
     }
     // Rows of x are multiplied where they lie if nothing has to be done to them: their gate may as well be on the weights,
     // of which there are fewer where the map is large. Not a choice of the plan: roundings differ.
-    const bool as_they_lie = p.by_pixels && p.dtype == product_.multiplied && shape_.K % product_.per_step() == 0;
+    const bool as_they_lie = p.by_pixels && p.dtype == product_.multiplied && shape_.K % product_.per_step == 0;
     scales_weights_ = as_they_lie && !p.gates_output && 2 * p.C_out <= p.pixels();
     direct_ = as_they_lie && (p.gates_output || scales_weights_);
-    panel_bytes_ = 16 * steps_ * product_.per_step() * item_bytes(product_.multiplied);
+    panel_bytes_ = 16 * steps_ * product_.per_step * item_bytes(product_.multiplied);
     if (scales_weights_) weights_scaled_ = buffer(images * panels() * panel_bytes_ / 4 + 16);
     const std::int64_t lanes = (plan.pixels + 15) / 16 * 16;
-    tile_bytes_ = direct_ ? 0 : (lanes * steps_ * product_.per_step() * item_bytes(product_.multiplied) + 63) / 64 * 64;
+    tile_bytes_ = direct_ ? 0 : (lanes * steps_ * product_.per_step * item_bytes(product_.multiplied) + 63) / 64 * 64;
     const std::int64_t floats = plan.tiles_a_pass * tile_bytes_ / 4 + plan.channels * (p.by_pixels ? plan.pixels : lanes);
     own_floats_ = (floats + 31) / 16 * 16;
     own_ = buffer(plan.threads * own_floats_ + 16);
@@ -165,7 +165,7 @@ class ConvForward : Call<float> {
 
   // y of a tile's pixels and the channels [begin, end)
   void block(std::int64_t b, const Tile& tile, const void* in, std::int64_t begin, std::int64_t end, float* sums) const {
-    const std::int64_t N = p_.C_out, P = p_.pixels(), row = steps_ * product_.per_step();
+    const std::int64_t N = p_.C_out, P = p_.pixels(), row = steps_ * product_.per_step;
     const float *scale = p_.gates_output ? factor_.get() + tile.i * N : p_.scale,
                 *shift = p_.gates_output ? offset_.get() + tile.i * N : p_.shift;
     const auto* weight = scales_weights_ ? scaled(tile.i) : static_cast<const char*>(p_.weight);

@@ -17,16 +17,17 @@ struct ConvPlan : Plan {      // images_per_tile: squeezed and excited together,
   std::int64_t tiles_a_pass;  // over which a block of weights is kept in the cache
   const char *images_because, *across_because, *pass_because;
 
-  void cut(std::int64_t wanted, const ConvParams& p) {  // tiles of so many pixels
-    pixels = p.by_pixels ? wanted : (wanted + 15) / 16 * 16;
+  // Tiles of so many pixels; where these are columns, or rows of AMX's tiles, whole ones.
+  void cut(std::int64_t wanted, const ConvParams& p, const ProductKernels& product) {
+    pixels = p.by_pixels && product.per_step < 32 ? wanted : (wanted + 15) / 16 * 16;
     tiles = (p.pixels() + pixels - 1) / pixels;
   }
 };
 
 // Why the fused kernel is not the right one, and today's op and a convolution are; null where it is.
-inline const char* not_fused(Dtype dtype, std::int64_t pixels, bool has_amx) {
-  if (dtype == Dtype::f64) return "x is float64, for which there is no matrix product here";
-  if (dtype == Dtype::bf16 && has_amx) return "the processor has AMX, with which torch's own convolution of bfloat16 is faster";
+inline const char* not_fused(Dtype dtype, std::int64_t pixels, const ProductKernels& product, bool torch_has_amx) {
+  if (dtype == Dtype::bf16 && product.per_step < 32 && torch_has_amx)
+    return "torch's own convolution of bfloat16 uses AMX, which these kernels do not";
   if (pixels < 8) return "maps of fewer than 8 pixels: one product over all images is faster";
   return nullptr;
 }
@@ -70,7 +71,7 @@ inline ConvPlan plan_conv(const ConvParams& p, const ProductKernels& product, co
       break;
     }
   }
-  plan.cut((P + plan.tiles - 1) / plan.tiles, p);
+  plan.cut((P + plan.tiles - 1) / plan.tiles, p, product);
   // By pixels a residual has rows of channels: pieces of 128 bytes of them, from memory, took twice as long as whole rows.
   // Without one narrow blocks are better: their sums stay in L1.
   plan.channels = p.by_pixels && p.epilogue.residual ? 4 * kConvTile : kConvTile;

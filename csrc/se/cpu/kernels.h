@@ -70,9 +70,10 @@ struct ActivationKernels {
 };
 
 // A 1x1 convolution of maps of one type, in tiles: product.inl has the order of `left` and `right` in memory. x, y and the
-// residual have that type; what is multiplied is float32 or, two k a step, bfloat16.
+// residual have that type; what is multiplied is float32 or, in pairs of k, bfloat16, up to `per_step` k at once.
 struct ProductKernels {
   Dtype multiplied;
+  std::int64_t per_step;
   // out[m][n] = sum over k of left[m][k] * right[k][n], for `vectors` of 16 columns
   void (*multiply)(std::int64_t M, std::int64_t vectors, std::int64_t steps, const void* left, std::int64_t left_stride,
                    const void* right, float* out, std::int64_t out_stride);
@@ -86,7 +87,8 @@ struct ProductKernels {
   void (*finish)(float* sums, std::int64_t sums_stride, std::int64_t M, std::int64_t N, const float* scale, const float* shift,
                  bool by_rows, const void* residual, const Activation&, void* y, std::int64_t y_stride, bool stream);
 
-  std::int64_t per_step() const { return multiplied == Dtype::bf16 ? 2 : 1; }
+  std::int64_t group() const { return multiplied == Dtype::bf16 ? 2 : 1; }  // neighbours in k side by side in a vector
+  std::int64_t steps(std::int64_t K) const { return (K + per_step - 1) / per_step; }
 };
 
 // BatchNorm in training with SE, an addition and ReLU behind it (norm.h). Maps are [O, K, I], numbers [K], all of one image;

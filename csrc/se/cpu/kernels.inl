@@ -60,7 +60,7 @@ void activation_grad(const Activation& activation, const A* z_, const A* grad, A
 #if defined(SENET_BF16_CONVERSION)  // what the conversions change; the rest of this ISA's table is AVX-512's
 constexpr DataKernels<float> bf16_data = Data<float, bf16>::table();
 constexpr WeightKernels<float> bf16_weights = Weights<float, bf16>::table();
-constexpr ProductKernels bf16_product = Product<bf16, Pairs>::table();
+constexpr ProductKernels bf16_product = Product<bf16, Registers<Pairs>>::table(), amx_product = Product<bf16, Tiles>::table();
 #else
 extern const Kernels kernels;
 constinit const Kernels kernels = {
@@ -76,9 +76,9 @@ constinit const Kernels kernels = {
     Weights<double, float>::table(),
     {activation_value<float>, activation_grad<float>},
     {activation_value<double>, activation_grad<double>},
-    Product<float, Floats>::table(),
-    Product<bf16, Floats>::table(),
-    Product<f16, Floats>::table(),
+    Product<float, Registers<Floats>>::table(),
+    Product<bf16, Registers<Floats>>::table(),
+    Product<f16, Registers<Floats>>::table(),
     Norm<float>::table(),
     Norm<double>::table(),
 };

@@ -48,4 +48,15 @@ bool has_f16c() {
 #endif
 }
 
+bool may_use_amx() {
+#if defined(__x86_64__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // clang 16's __builtin_cpu_supports does not know them
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) && (d & kAmxTile);
+  return has && system::allow_tiles();
+#else
+  return false;
+#endif
+}
+
 }  // namespace senet

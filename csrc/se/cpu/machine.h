@@ -17,4 +17,7 @@ Machine machine_of(std::int64_t threads);  // this machine, with so many threads
 
 bool has_f16c();  // whether an x86-64 converts half floats: clang's __builtin_cpu_supports knows it only from version 19 on
 
+// Whether the processor multiplies tiles of bfloat16 and the system lets this process, which it asks for all of its threads.
+bool may_use_amx();
+
 }  // namespace senet

@@ -2,7 +2,7 @@
 //
 // The sum over k of left[m][k] * right[k][n]: rows m of `left` lie somewhere with a stride, `right` is packed in vectors of 16
 // columns, [n / 16][k][16], each vector a stream of its own. A sum is one chain over k, whatever the tile: the same bits for
-// every cut of the work, and on every ISA that has fused multiply-adds.
+// every cut of the work, and, of floats, on every ISA that has fused multiply-adds.
 
 // Rows of a tile beside kN vectors of columns: as many sums as the registers hold, enough to hide the multiplication's latency.
 template <int kN>
@@ -17,11 +17,11 @@ constexpr int tile_rows() {
 }
 constexpr int kTileColumns = SENET_VECTOR_BYTES == 64 ? 4 : 1;  // vectors
 
-// What is multiplied: floats, one k a step.
+// What is multiplied: floats, one k a step. kGroup: neighbours in k that lie side by side in a vector.
 struct Floats {
   using Item = float;
   static constexpr Dtype dtype = Dtype::f32;
-  static constexpr int kPerStep = 1;
+  static constexpr int kGroup = 1, kPerStep = 1;
 
   static SENET_INLINE Vec<float> spread(const float* left) { return broadcast(*left); }
   static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
@@ -34,7 +34,7 @@ struct Floats {
 struct Pairs {
   using Item = bf16;
   static constexpr Dtype dtype = Dtype::bf16;
-  static constexpr int kPerStep = 2;
+  static constexpr int kGroup = 2, kPerStep = 2;
 
   static SENET_INLINE Vec<float> spread(const bf16* left) {
     int pair;
@@ -51,12 +51,12 @@ struct Pairs {
 };
 #endif
 
-// T: the type of x and y; U: what is multiplied
-template <class T, class U>
-struct Product {
+// Sums in vector registers.
+template <class U>
+struct Registers : U {
   using Item = typename U::Item;
   static constexpr int kLanes = Vec<float>::kLanes;
-  static constexpr int64_t kVectorItems = kLanes * U::kPerStep;
+  static constexpr int64_t kVectorItems = kLanes * U::kGroup;
 
   template <int kM, int kN>
   static SENET_INLINE void tile(int64_t steps, const Item* left, int64_t left_stride, const Item* right, float* out,
@@ -102,9 +102,8 @@ struct Product {
     tiles<1, kN>(m, M, steps, left, left_stride, right, out, out_stride);
   }
 
-  static void multiply(int64_t M, int64_t vectors, int64_t steps, const void* left_, int64_t left_stride, const void* right_,
+  static void multiply(int64_t M, int64_t vectors, int64_t steps, const Item* left, int64_t left_stride, const Item* right,
                        float* out, int64_t out_stride) {
-    const Item *left = static_cast<const Item*>(left_), *right = static_cast<const Item*>(right_);
     while (vectors > 0) {
       int64_t now = 1;
       if constexpr (kTileColumns == 4) {
@@ -121,19 +120,114 @@ struct Product {
       out += now * kLanes;
     }
   }
+};
+
+#if defined(SENET_BF16_CONVERSION)
+// Or in AMX's tiles of at most 16 rows, 32 k a step, with `right` as for Pairs. Tiles 0 to 3 are the sums, two by two, 4 and 5
+// of `left`, 6 and 7 of `right`: four sums at a time hide the latency of a multiplication.
+struct Tiles {
+  using Item = bf16;
+  static constexpr Dtype dtype = Dtype::bf16;
+  static constexpr int kGroup = 2, kPerStep = 32;
+
+  // Tiles below each other of so many rows; none of 0 rows is used.
+  static SENET_INLINE void configure(int64_t first, int64_t second) {
+    struct alignas(64) {
+      unsigned char palette, start_row, reserved[14];
+      unsigned short row_bytes[16];
+      unsigned char rows[16];
+    } shape = {};
+    shape.palette = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+      const bool lower = tile == 2 || tile == 3 || tile == 5;
+      const int64_t rows = tile >= 6 ? 16 : lower ? second : first;
+      shape.rows[tile] = static_cast<unsigned char>(rows);
+      shape.row_bytes[tile] = rows > 0 ? 64 : 0;
+    }
+    // The compiler is not told what the loads of tiles read: all of memory is to be written by now.
+    __asm__ volatile("ldtilecfg %0" : : "m"(shape) : "memory");
+  }
+
+  template <int kM, int kN>
+  static SENET_INLINE void tile(int64_t steps, const bf16* left, int64_t left_stride, const bf16* right, float* out,
+                                int64_t out_stride) {
+    const int64_t panel = steps * 16 * kPerStep, row_bytes = left_stride * 2, out_bytes = out_stride * 4;
+    _tile_zero(0);
+    if constexpr (kN == 2) _tile_zero(1);
+    if constexpr (kM == 2) _tile_zero(2);
+    if constexpr (kM == 2 && kN == 2) _tile_zero(3);
+    for (int64_t k = 0; k < steps; ++k, left += kPerStep, right += 16 * kPerStep) {
+      _tile_loadd(6, right, 64);
+      _tile_loadd(4, left, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kN == 2) {
+        _tile_loadd(7, right + panel, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (kM == 2) {
+        _tile_loadd(5, left + 16 * left_stride, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (kN == 2) _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, out, out_bytes);
+    if constexpr (kN == 2) _tile_stored(1, out + 16, out_bytes);
+    if constexpr (kM == 2) _tile_stored(2, out + 16 * out_stride, out_bytes);
+    if constexpr (kM == 2 && kN == 2) _tile_stored(3, out + 16 * out_stride + 16, out_bytes);
+  }
+
+  template <int kM>
+  static SENET_INLINE void columns(int64_t vectors, int64_t steps, const bf16* left, int64_t left_stride, const bf16* right,
+                                   float* out, int64_t out_stride) {
+    int64_t n = 0;
+    for (; n + 2 <= vectors; n += 2) {
+      tile<kM, 2>(steps, left, left_stride, right + n * steps * 16 * kPerStep, out + n * 16, out_stride);
+    }
+    if (n < vectors) tile<kM, 1>(steps, left, left_stride, right + n * steps * 16 * kPerStep, out + n * 16, out_stride);
+  }
+
+  static SENET_INLINE void multiply(int64_t M, int64_t vectors, int64_t steps, const bf16* left, int64_t left_stride,
+                                    const bf16* right, float* out, int64_t out_stride) {
+    int64_t configured = 0;
+    for (; M > 0; M -= 32, left += 32 * left_stride, out += 32 * out_stride) {
+      const int64_t rows = M < 32 ? M : 32;
+      if (rows != configured) configure(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16);
+      configured = rows;
+      (rows > 16 ? columns<2> : columns<1>)(vectors, steps, left, left_stride, right, out, out_stride);
+    }
+    _tile_release();  // the thread's state is small again where it is saved; oneDNN configures its tiles itself
+  }
+};
+#endif
+
+// T: the type of x and y; U: what is multiplied, and how
+template <class T, class U>
+struct Product {
+  using Item = typename U::Item;
+  static constexpr int kLanes = Vec<float>::kLanes;
+  static constexpr int64_t kVectorItems = kLanes * U::kGroup;
+
+  // Of K and the zeros up to a whole step.
+  static SENET_INLINE int64_t groups(int64_t K) { return (K + U::kPerStep - 1) / U::kPerStep * (U::kPerStep / U::kGroup); }
+
+  static void multiply(int64_t M, int64_t vectors, int64_t steps, const void* left, int64_t left_stride, const void* right,
+                       float* out, int64_t out_stride) {
+    U::multiply(M, vectors, steps, static_cast<const Item*>(left), left_stride, static_cast<const Item*>(right), out,
+                out_stride);
+  }
 
   // out[m] = row m of x, times scale unless that is null, as items; zeros up to a whole step behind K
   static void rows(const void* x_, int64_t x_stride, int64_t M, int64_t K, const float* scale, void* out_) {
     const T* x = static_cast<const T*>(x_);
     Item* out = static_cast<Item*>(out_);
-    const int64_t whole = (K + U::kPerStep - 1) / U::kPerStep * U::kPerStep;
+    const int64_t whole = groups(K) * U::kGroup;
     for (int64_t m = 0; m < M; ++m) {
       const T* from = x + m * x_stride;
       Item* to = out + m * whole;
       map_vectors<float>(K, [&](int64_t k, auto load, auto store) {
         store(scale ? load(from + k) * load(scale + k) : load(from + k), to + k);
       });
-      if (whole > K) to[K] = {};
+      for (int64_t k = K; k < whole; ++k) to[k] = {};
     }
   }
 
@@ -141,20 +235,21 @@ struct Product {
   static void pack(const void* x_, int64_t x_stride, int64_t n, int64_t K, const float* scale, void* out_) {
     const T* x = static_cast<const T*>(x_);
     Item* out = static_cast<Item*>(out_);
-    const int64_t steps = (K + U::kPerStep - 1) / U::kPerStep;
-    for (int64_t k = 0; k < steps; ++k) {
+    const int64_t all = groups(K);
+    for (int64_t k = 0; k < all; ++k) {
       for (int64_t first = 0; first < n; first += kLanes) {
         const int64_t rest = n - first;
         const auto row = [&](int64_t at) {
+          if (at >= K) return broadcast(0.0f);
           const T* from = x + at * x_stride + first;
           const Vec<float> v = rest < kLanes ? load<float>(from, rest) : load<float>(from);
           return scale ? v * broadcast(scale[at]) : v;
         };
-        Item* to = out + (first / kLanes * steps + k) * kVectorItems;
-        if constexpr (U::kPerStep == 1) {
+        Item* to = out + (first / kLanes * all + k) * kVectorItems;
+        if constexpr (U::kGroup == 1) {
           store(row(k), to);
         } else {
-          store_pairs(row(2 * k), 2 * k + 1 < K ? row(2 * k + 1) : broadcast(0.0f), to);
+          store_pairs(row(2 * k), row(2 * k + 1), to);
         }
       }
     }
@@ -171,15 +266,15 @@ struct Product {
   static void scale_packed(const void* right_, int64_t vectors, int64_t K, const float* scale, void* scaled_) {
     const Item* right = static_cast<const Item*>(right_);
     Item* scaled = static_cast<Item*>(scaled_);
-    const int64_t steps = (K + U::kPerStep - 1) / U::kPerStep;
+    const int64_t all = groups(K);
+    const auto factor = [&](int64_t k) { return broadcast(k < K ? scale[k] : 0.0f); };
     for (int64_t n = 0; n < vectors; ++n) {
-      for (int64_t k = 0; k < steps; ++k, right += kVectorItems, scaled += kVectorItems) {
-        if constexpr (U::kPerStep == 1) {
-          store(load<float>(right) * broadcast(scale[k]), scaled);
+      for (int64_t k = 0; k < all; ++k, right += kVectorItems, scaled += kVectorItems) {
+        if constexpr (U::kGroup == 1) {
+          store(load<float>(right) * factor(k), scaled);
         } else {
           const Two<float> pairs = EvenOdd::load_two<float>(right);
-          const float odd = 2 * k + 1 < K ? scale[2 * k + 1] : 0;
-          store_pairs(pairs.first * broadcast(scale[2 * k]), pairs.second * broadcast(odd), scaled);
+          store_pairs(pairs.first * factor(2 * k), pairs.second * factor(2 * k + 1), scaled);
         }
       }
     }
@@ -219,5 +314,5 @@ struct Product {
     }
   }
 
-  static constexpr ProductKernels table() { return {U::dtype, multiply, rows, pack, scale_packed, finish}; }
+  static constexpr ProductKernels table() { return {U::dtype, U::kPerStep, multiply, rows, pack, scale_packed, finish}; }
 };
