@@ -18,6 +18,7 @@ COMMANDS = {  # results: the module that renders them
     **{
         "se": "table",
         "gated": "se.gated",
+        "activations": "se.activations",
         "ids": "ids.table",
         "ids_scaling": "ids.scaling",
         "ids_alternatives": "ids.alternatives",
