@@ -59,6 +59,9 @@ def with_convolution(module: fx.GraphModule, site: Site, twin: Twins, taken: set
         reason.node = reason.node or site.y.name
         note(reason)
         return site
+    except Exception as error:  # whatever the op or the graph does with these tensors
+        note(Refused("neighbours", "the op does not take what is beside it", node=site.y), error)
+        return site
     taken.update(found.nodes)
     return found
 
@@ -128,7 +131,7 @@ def _check_constants(site: Site, twin: Twins) -> None:
 
 
 def _check_layout(site: Site, twin: Twins, number: Number) -> None:
-    """Refused unless the op takes these shapes, and y has the strides that it had: the graph may view it."""
+    """Refused unless y has the strides that it had: the graph may view it. Raises what the op does of other shapes."""
 
     def empty(node: fx.Node) -> Tensor:
         value = value_of(node)
@@ -138,12 +141,9 @@ def _check_layout(site: Site, twin: Twins, number: Number) -> None:
     named = {node.name: node for node in twin.values()}
     args, options = _arguments(site, lambda node: empty(twin[node]), lambda path: empty(named[str(path)]))
     wanted = empty(twin[site.last])
-    try:
-        made = convolve_frozen(*args, **options)
-    except (ValueError, TypeError) as error:
-        raise Refused("neighbours", f"the op does not take them: {error}") from error
+    made = convolve_frozen(*args, **options)
     if made.shape != wanted.shape or _steps(made) != _steps(wanted):
-        raise Refused("neighbours", "what is behind the block has another layout than x")
+        raise Refused("neighbours", "what is behind it has another layout than x")
 
 
 def _steps(tensor: Tensor) -> list[int]:
