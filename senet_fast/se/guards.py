@@ -151,8 +151,8 @@ def _viewed(x: Tensor) -> Tensor:
 
 @constant
 def freezes() -> bool:
-    """Whether weights are constants of the graph that Dynamo traces: by Inductor's config, if torch.compile's option does
-    not say otherwise. That option alone leaves them inputs, for Dynamo asks the config.
+    """Whether weights are constants of the graph that Dynamo traces: by Inductor's config, unless an option of
+    torch.compile says otherwise. That option alone leaves them inputs, for Dynamo asks the config.
     """
     from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._inductor import config  # imports Dynamo as well
