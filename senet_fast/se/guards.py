@@ -151,7 +151,9 @@ def _viewed(x: Tensor) -> Tensor:
 
 @constant
 def freezes() -> bool:
-    """Whether weights are constants of the graph that Dynamo traces: torch.compile's option or Inductor's config."""
+    """Whether weights are constants of the graph that Dynamo traces: by Inductor's config, unless an option of
+    torch.compile says otherwise. That option alone leaves them inputs, for Dynamo asks the config.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._inductor import config  # imports Dynamo as well
 
@@ -160,7 +162,7 @@ def freezes() -> bool:
         backend = backend._torchdynamo_orig_backend
     options = getattr(backend, "config", None)
     given = options.get("freezing") if isinstance(options, dict) else None
-    return bool(config.freezing if given is None else given)
+    return bool(config.freezing and (given is None or given))
 
 
 def costs_nothing_in_front(x: Tensor) -> bool:

@@ -91,18 +91,23 @@ class Passed:
         self.calls = 0
         self.changed = False
         self.into = 0  # calls of the latest whose y takes the place of x
+        self.convolutions = 0  # and calls with a convolution
+        self.graphs, self.graph = 0, None
 
     def __call__(self, module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         from torch._dynamo.backends.common import aot_autograd
 
         from senet_fast import compile_pass
+        from senet_fast.fusion.run.convolution import convolve_frozen
 
         before = str(module.graph)
         compile_pass(module.graph)
         module.recompile()
+        self.graphs, self.graph = self.graphs + 1, module.graph
         self.changed = str(module.graph) != before
         self.calls = sum("senet_fast" in str(node.target) for node in module.graph.nodes)  # of the latest
         self.into = sum("squeeze_excite_into" in str(node.target) for node in module.graph.nodes)
+        self.convolutions = sum(node.target is convolve_frozen for node in module.graph.nodes)
         if not self.traced:
             return module.forward
         return aot_autograd(fw_compiler=lambda graph, _: graph)(module, inputs)  # type: ignore[no-any-return]

@@ -75,7 +75,8 @@ class WithOptions(torch._TorchCompileInductorWrapper):  # type: ignore[name-defi
 
 
 @pytest.mark.parametrize(
-    ("options", "default"), [({}, False), ({}, True), ({"freezing": False}, True), ({"freezing": True}, False)]
+    ("options", "default"),
+    [({}, False), ({}, True), ({"freezing": False}, True), ({"freezing": True}, True), ({"freezing": True}, False)],
 )
 def test_freezing_by_an_option(options: dict[str, bool], default: bool) -> None:
     def answer(x: Tensor) -> Tensor:
@@ -83,7 +84,23 @@ def test_freezing_by_an_option(options: dict[str, bool], default: bool) -> None:
 
     with config.patch(freezing=default):
         run = torch._dynamo.optimize(WithOptions(None, options, None), nopython=True)(answer)
-        assert run(torch.zeros(1)) == options.get("freezing", default)
+        assert run(torch.zeros(1)) == (default and options.get("freezing", True))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
+@pytest.mark.parametrize("default", [False, True])
+def test_weights_are_constants_by_the_config(default: bool) -> None:
+    """torch's option leaves them inputs, from which the convolution would be prepared in every call."""
+    fused = randomize(Projected()).eval()
+    fuse(fused)
+    with config.patch(freezing=default), torch.no_grad():
+        run = torch.compile(fused, fullgraph=True, options={"freezing": True})
+        run(x := torch.randn(2, C, 7, 9))
+        with torch.autograd.profiler.profile() as profile:
+            run(x)
+    names = [event.name for event in profile.function_events if event.name.startswith("senet_fast::")]
+    assert names == ["senet_fast::squeeze_excite_conv" if default else "senet_fast::squeeze_excite_into"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from senet_fast.fusion.graph.refusal import LOG, Refused, note, noted
 from senet_fast.fusion.graph.sandbox import one_thread
 from senet_fast.fusion.graph.sizes import Number, hint, others, value_of
 from senet_fast.fusion.graph.tracing import View
+from senet_fast.fusion.install.compiled_convolutions import freezes, replace_with_convolution, with_convolution
 from senet_fast.fusion.install.graph_sites import check_rewritable
 from senet_fast.fusion.recognise.excitation import Excitation
 from senet_fast.fusion.recognise.site import Site
@@ -46,9 +47,10 @@ class CompilePass(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite ``graph`` in place."""
         inference = not torch.is_grad_enabled() and not any(_changes_mode(node) for node in graph.nodes)
+        frozen = inference and freezes()
         with _disable_current_modes(), _outside(), noted() as refusals:
             for assignment in _assignments(graph):
-                for site, twin in list(_found(graph, assignment)):
+                for site, twin in list(_found(graph, assignment, frozen)):
                     _replace(graph, site, twin, inference)
         for refused in refusals:
             LOG.debug("a graph of torch.compile: %s", refused.details)
@@ -97,16 +99,22 @@ def _assignments(graph: fx.Graph) -> list[list[Sizes]]:
     return [[Sizes(number) for number in (hint, *numbers)]] if numbers else [[Sizes(hint, small=True)], [Sizes(hint)]]
 
 
-def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Site, dict[fx.Node, fx.Node]]]:
-    """Matches in a shadow of ``graph`` that are the same for all sizes of ``assignment``, and whose node is whose."""
-    agreed: list[dict[fx.Node, Excitation]] = []
+def _found(graph: fx.Graph, assignment: list[Sizes], frozen: bool) -> Iterator[tuple[Site, dict[fx.Node, fx.Node]]]:
+    """Matches in a shadow of ``graph`` that are the same for all sizes of ``assignment``, and whose node is whose.
+
+    ``frozen``: with the convolutions beside them, where they are the same for all sizes as well.
+    """
+    agreed: list[dict[fx.Node, tuple[Excitation, list[fx.Node]]]] = []
     for sizes in assignment:
         module, twin = _shadow(graph, sizes)
         sites = [site for site in find(View(module, module.graph))[0] if _supported(site, twin)]
-        agreed.append({twin[site.y]: site.excitation for site in sites})
-    for site in sites:
+        taken: set[fx.Node] = set()
+        wide = [with_convolution(module, site, twin, taken, sizes.number) if frozen else site for site in sites]
+        agreed.append({twin[site.y]: (site.excitation, [twin[node] for node in site.nodes]) for site in wide})
+    for site, widest in zip(sites, wide, strict=True):
         y = twin[site.y]
-        if all(found.get(y) == site.excitation for found in agreed) and not _overwritten(site, twin):
+        others = [found.get(y, (None, None)) for found in agreed]
+        if all(excitation == site.excitation for excitation, _ in others) and not _overwritten(site, twin):
             try:
                 check_rewritable(module, site, (), folds=False)
                 if assignment[0].small:
@@ -116,7 +124,7 @@ def _found(graph: fx.Graph, assignment: list[Sizes]) -> Iterator[tuple[Site, dic
             except Refused as reason:
                 note(reason)
                 continue
-            yield site, twin
+            yield (widest if all(nodes == agreed[-1][y][1] for _, nodes in others) else site), twin
 
 
 def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
@@ -129,7 +137,7 @@ def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node
         if node.op == "placeholder" and isinstance(value, torch.SymInt):
             env[node] = sizes.number(value)
             continue
-        if node.op == "placeholder" and _is_weight(node, value):
+        if isinstance(value, Tensor) and _is_weight(node, value):
             made = torch.empty([int(n) for n in value.shape], device="meta", dtype=value.dtype)
             if isinstance(value, nn.Parameter):
                 root.register_parameter(node.name, nn.Parameter(made, requires_grad=value.is_floating_point()))
@@ -145,8 +153,10 @@ def _shadow(graph: fx.Graph, sizes: Sizes) -> tuple[fx.GraphModule, dict[fx.Node
     return fx.GraphModule(root, copied), twin
 
 
-def _is_weight(node: fx.Node, value: Any) -> bool:
-    return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and "_buffers_" in str(node.target))
+def _is_weight(node: fx.Node, value: Tensor) -> bool:
+    """Whether it is a parameter or buffer: an attribute of Dynamo's graph if that is to be frozen, else an input."""
+    given = node.op == "placeholder" and (isinstance(value, nn.Parameter) or "_buffers_" in str(node.target))
+    return given or node.op == "get_attr"
 
 
 def _supported(site: Site, twin: dict[fx.Node, fx.Node]) -> bool:
@@ -179,17 +189,20 @@ def _changes_mode(node: fx.Node) -> bool:
 
 
 def _replace(graph: fx.Graph, site: Site, twin: dict[fx.Node, fx.Node], inference: bool) -> None:
-    x, y = twin[site.x], twin[site.y]
-    replaced = region(x, y)
-    in_place = inference and _is_read_here_alone(x, replaced) and _has_its_memory_alone(x)
-    options = site.excitation.options(site.excitation.dims[0][1])
-    with graph.inserting_before(y):
-        op, more = (INTO, {"y": x}) if in_place else (OP, {})
-        call = graph.call_function(op, (x, *_weights(site, twin)), {**options, **more})
+    x, last = twin[site.x], twin[site.last]
+    replaced = region(x, last) if site.conv is None else [twin[node] for node in site.nodes]
+    in_place = site.conv is None and inference and _is_read_here_alone(x, replaced) and _has_its_memory_alone(x)
+    with graph.inserting_before(last):
+        if site.conv is not None:
+            call = replace_with_convolution(graph, site, twin)
+        else:
+            options = site.excitation.options(site.excitation.dims[0][1])
+            op, more = (INTO, {"y": x}) if in_place else (OP, {})
+            call = graph.call_function(op, (x, *_weights(site, twin)), {**options, **more})
     fused = x if in_place else call
-    fused.meta = dict(y.meta)
-    y.replace_all_uses_with(fused)
-    twin[site.y] = fused  # the x of a block behind it
+    fused.meta = dict(last.meta)
+    last.replace_all_uses_with(fused)
+    twin[site.last] = fused  # the x of a block behind it
     for node in reversed(replaced):
         if not node.users:
             graph.erase_node(node)

@@ -37,7 +37,7 @@ def site_of(
     add_neighbours(copied, site, training=True, inference=True, free=lambda nodes: _free(module, nodes, taken))
     if site.prologue is not None and site.maker is None and any(writes(n, copied) for n in site.prologue.nodes):
         site.prologue = None
-    if not site.has_neighbours or _overtakes(copied, site):
+    if not site.has_neighbours or overtakes(copied, site):
         return bare
     checked = _checked(copied, site, (hint, *numbers))
     if checked is None:
@@ -57,7 +57,7 @@ def _free(module: fx.GraphModule, nodes: tuple[fx.Node, ...], taken: set[fx.Node
     return not taken & {*nodes}
 
 
-def _overtakes(module: fx.GraphModule, site: Site) -> bool:
+def overtakes(module: fx.GraphModule, site: Site) -> bool:
     """Whether something else writes to memory between the two ends, which become one call."""
     order = [*site.y.graph.nodes]
     between = order[order.index(site.source) + 1 : order.index(site.last)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
-from senet_fast.fusion.run.guards import Op, affine_of, fold, names_of, prologue
+from senet_fast.fusion.run.guards import Op, affine_of, fold, folded, names_of, prologue
 from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
 from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
@@ -44,12 +44,64 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.dim() in LAYOUTS and x.stride(1) == 1
 
 
+def pays_frozen(side: str, dtype: torch.dtype) -> bool:
+    """Whether the op has a kernel for this type, where weights are constants, so that they are prepared once."""
+    return _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
+
+
 @constant
 def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
-    """Whether weights are constants of the graph that is compiled, so that they are prepared once, and the op has a
-    kernel for this type.
+    """Whether weights are constants of the graph that is compiled, and that pays."""
+    return freezes() and pays_frozen(side, dtype)
+
+
+# weight, bias, scale and shift of the norm behind, and the weights of the excitation
+Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Any, ...]]
+
+
+def _prepare(tensors: Tensors, side: str, excitation: str, dtype: torch.dtype, channels_last: bool) -> Prepared:
+    weight, bias, scale, shift, (fc1_weight, fc1_bias, *_) = tensors
+    return prepare(
+        *(weight, bias, fc1_weight, fc1_bias),
+        side=side,
+        norm_scale=scale,
+        norm_shift=shift,
+        excitation=excitation,
+        dtype=dtype,
+        channels_last=channels_last,
+    )
+
+
+def _call(x: Tensor, tensors: Tensors, residual: Tensor | None, prepared: Prepared | None, **options: Any) -> Tensor:
+    weight, bias, scale, shift, excitation = tensors
+    return squeeze_excite_conv(
+        *(x, weight, bias, *excitation),
+        residual=residual,
+        norm_scale=scale,
+        norm_shift=shift,
+        prepared=prepared,
+        **options,
+    )
+
+
+def convolve_frozen(
+    x: Tensor,
+    layer: tuple[Tensor, Tensor | None],
+    norm: tuple[tuple[Tensor | None, ...], float] | None,
+    weights: tuple[Tensor | None, ...],
+    residual: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """The op in a graph for Inductor whose weights are constants: folded and prepared there, for channels_last, which
+    the op's lowering gives x (:mod:`senet_fast.se.inductor`). ``norm``: its tensors and eps. ``weights``: those of the
+    excitation.
     """
-    return freezes() and _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
+    # Folded in float32, or it would be rounded once more than in the module.
+    scale, shift = (None, None) if norm is None else folded(*norm, torch.float32)
+    tensors = (*layer, scale, shift, weights)
+    kind = options.get("excitation", "two_fc")
+    prepared = _prepare(tensors, options["side"], kind, x.dtype, x.dim() in LAYOUTS)
+    return _call(x, tensors, residual, prepared, **options)
 
 
 def forget(module: nn.Module) -> None:
@@ -129,20 +181,10 @@ class Convolution:
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)
-            prepared = self._prepare(tensors, x.dtype, x.dim() in LAYOUTS)
+            prepared = self._prepared(tensors, x.dtype, x.dim() in LAYOUTS)
         else:
             tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
-        weight, bias, scale, shift, excitation = tensors
-        return squeeze_excite_conv(
-            *(x, weight, bias, *excitation),
-            residual=residual,
-            side=self.facts()[0],
-            norm_scale=scale,
-            norm_shift=shift,
-            post_activation=activation,
-            prepared=prepared,
-            **options,
-        )
+        return _call(x, tensors, residual, prepared, side=self.facts()[0], post_activation=activation, **options)
 
     def _tensors(self, module: nn.Module) -> tuple[Any, ...]:
         _, weight_at, bias_at, (norm, _), owner, _ = self.facts()
@@ -151,17 +193,9 @@ class Convolution:
         scale, shift = (None, None) if norm is None else fold(module, norm, torch.float32)
         return weight, bias, scale, shift, self.op.weights(submodule_at(module, owner))
 
-    def _prepare(self, tensors: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> Prepared:
-        weight, bias, scale, shift, (fc1_weight, fc1_bias, *_) = tensors
-        return prepare(
-            *(weight, bias, fc1_weight, fc1_bias),
-            side=self.facts()[0],
-            norm_scale=scale,
-            norm_shift=shift,
-            excitation=self.facts()[5],
-            dtype=dtype,
-            channels_last=channels_last,
-        )
+    def _prepared(self, tensors: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> Prepared:
+        side, *_, kind = self.facts()
+        return _prepare(tensors, side, kind, dtype, channels_last)
 
     @functools.cached_property
     def _paths(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -195,7 +229,7 @@ class Convolution:
             plain = [None if t is None else t.detach() for t in (weight, bias, *excitation)]
             tensors = (*plain[:2], scale, shift, plain[2:])
             if kept.changes <= MAX_CHANGES:
-                kept.made = made = (tensors, self._prepare(tensors, dtype, channels_last))
+                kept.made = made = (tensors, self._prepared(tensors, dtype, channels_last))
                 return made
         if kept.changes == MAX_CHANGES + 1:
             LOG.warning("%s changes at every call: the convolution beside the gate is not prepared", self.layer.weight)

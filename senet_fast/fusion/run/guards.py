@@ -96,9 +96,13 @@ def affine_of(norm: Norm | None) -> Affine | None:
 
 def fold(module: nn.Module, norm: Affine, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """(scale, shift) [n] of a norm in ``module``, of tensors in ``dtype``."""
-    found = [None if names is None else tensor_at(module, names) for names in norm[0]]
-    mean, var, weight, bias = (tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in found)
-    return fold_norm(mean, var, weight, bias, norm[1])  # type: ignore[arg-type]
+    return folded([None if names is None else tensor_at(module, names) for names in norm[0]], norm[1], dtype)
+
+
+def folded(norm: Iterable[Tensor | None], eps: float, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [n] of the tensors of a norm, in ``dtype``."""
+    mean, var, weight, bias = (tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in norm)
+    return fold_norm(mean, var, weight, bias, eps)  # type: ignore[arg-type]
 
 
 def prologue(activation: str, norm: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
