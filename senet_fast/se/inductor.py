@@ -45,15 +45,17 @@ def _add_lowering() -> bool:
         return False
     orders = {4: NHWC_STRIDE_ORDER, 5: NHWDC_STRIDE_ORDER}
 
-    def lower(x: Any, *others: Any, **kwargs: Any) -> Any:
-        order = orders.get(len(x.get_size()))
+    def lower(*given: Any, **kwargs: Any) -> Any:
+        args = [*given]
+        order = orders.get(len(args[0].get_size()))
         if order is not None and [len(t.get_size()) for t in kwargs["prepared"][:1]] > [2]:  # for channels_last
-            x = ExternKernel.require_stride_order(x, order)
-        args = (x, *others)
+            for i in (0, RESIDUAL):
+                if len(args) > i and args[i] is not None:
+                    args[i] = ExternKernel.require_stride_order(args[i], order)
         residual = args[RESIDUAL] if len(args) > RESIDUAL else None
         node: fx.Node = V.graph.current_node
         own = isinstance(residual, TensorBox) and isinstance(residual.data, StorageBox)  # no view of something larger
-        made = node.args[RESIDUAL] if own else None
+        made = node.args[RESIDUAL] if own and residual.get_device().type == "cpu" else None
         if not isinstance(made, fx.Node) or not is_free(made, node) or _read_later(residual, node, V.graph.env):
             return new(*args, **kwargs)
         into(*args, **kwargs, y=residual)

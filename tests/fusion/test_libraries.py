@@ -38,8 +38,8 @@ class First(nn.Module):
 def check(model: nn.Module, x: Tensor, blocks: int, unused: int = 0) -> FusionReport:
     """``blocks`` are fused, all but ``unused`` run; values and gradients of each alone and of the network stay.
 
-    A network amplifies the rounding of float32, eager's too; so its outputs have to be within 1e-5 or three times what
-    eager's rounding does, and within 1e-7 in float64, with gradients (in training mode) within 1e-6 there.
+    A network amplifies the rounding of float32, eager's too; so its outputs have to be as near to float64's as 1e-5 or
+    three times eager's, in either layout; and in float64 within 1e-7, with gradients (in training mode) within 1e-6.
     """
     plain = First(randomized(model, x))
     fused = copy.deepcopy(plain)
@@ -58,6 +58,8 @@ def check(model: nn.Module, x: Tensor, blocks: int, unused: int = 0) -> FusionRe
         for hook in hooks:
             hook.remove()
         assert torch.isfinite(expected).all()
+        # Of one draw eager's rounding may be small by chance; other kernels round anew.
+        eager = [expected, plain(x.contiguous(memory_format=torch.channels_last)) if x.dim() == 4 else expected]
         actual: list[Tensor] = []
         assert counts_calls(lambda: actual.append(fused(x))) == blocks - unused
     for path, given in inputs.items():
@@ -68,8 +70,8 @@ def check(model: nn.Module, x: Tensor, blocks: int, unused: int = 0) -> FusionRe
     with torch.no_grad():
         exact = plain(x)
         assert relative(exact, fused(x)) < 1e-7
-    rounding = relative(exact.float(), expected)
-    assert relative(expected, actual[0]) < max(1e-5, 3 * rounding)
+    rounding = max(relative(exact, made.double()) for made in eager)
+    assert relative(exact, actual[0].double()) < max(1e-5, 3 * rounding)
     results = []
     for network in (plain, fused):
         torch.manual_seed(0)  # of dropped paths
