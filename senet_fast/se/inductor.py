@@ -52,7 +52,7 @@ def _add_lowering() -> bool:
             for i in (0, RESIDUAL):
                 if len(args) > i and args[i] is not None:
                     args[i] = ExternKernel.require_stride_order(args[i], order)
-        residual = args[RESIDUAL] if len(args) > RESIDUAL else None
+        residual: Any = args[RESIDUAL] if len(args) > RESIDUAL else None
         node: fx.Node = V.graph.current_node
         own = isinstance(residual, TensorBox) and isinstance(residual.data, StorageBox)  # no view of something larger
         made = node.args[RESIDUAL] if own and residual.get_device().type == "cpu" else None
