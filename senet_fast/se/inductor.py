@@ -89,8 +89,8 @@ def _storage(node: fx.Node) -> int | None:
 
 
 def _read_later(residual: Any, node: fx.Node, lowered: dict[fx.Node, Any]) -> bool:
-    """Whether something behind ``node`` reads another node whose result is this very tensor to Inductor: it makes no copy
-    for a conversion to the type that a tensor has.
+    """Whether something behind ``node`` reads another node whose result is this very tensor to Inductor: it makes no
+    copy for a conversion to the type that a tensor has.
     """
     same = {other for other, made in lowered.items() if getattr(made, "data", None) is residual.data}
     return any(other > node and not same.isdisjoint(other.all_input_nodes) for other in node.graph.nodes)
