@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from zoo import C
 
 from senet_fast import fuse, unfuse
-from senet_fast.fusion.run import convolution
+from senet_fast.se import kept
 
 
 @functools.cache
@@ -185,12 +185,12 @@ def test_what_is_kept_leaves_with_the_module() -> None:
     _, fused = pair("bottleneck")
     fused.conv3.weight.register_hook(lambda grad, model=fused: grad)  # leads back to the module
     gc.collect()  # what other tests left
-    before = len(convolution._kept)
+    before = len(kept._kept)
     with torch.no_grad():
         fused(torch.randn(SHAPE))
-    assert len(convolution._kept) == before + 1
+    assert len(kept._kept) == before + 1
     unfuse(fused)
-    assert len(convolution._kept) == before
+    assert len(kept._kept) == before
     fuse(fused)
     with torch.no_grad():
         fused(torch.randn(SHAPE))
@@ -198,7 +198,7 @@ def test_what_is_kept_leaves_with_the_module() -> None:
     del fused
     gc.collect()
     assert alive() is None
-    assert len(convolution._kept) == before
+    assert len(kept._kept) == before
 
 
 def test_weights_that_take_turns(caplog: pytest.LogCaptureFixture) -> None:

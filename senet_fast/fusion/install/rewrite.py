@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from senet_fast.fusion.run.convolution import forget
 from senet_fast.fusion.run.forwards import FusedForward
 from senet_fast.fusion.run.guards import FORWARD, Asked
+from senet_fast.se.kept import forget
 
 
 @functools.cache

@@ -1,10 +1,8 @@
 """The 1x1 convolution beside a gate, which the op computes as well at inference: when, and with which weights."""
 
 import functools
-import logging
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +10,10 @@ from torch import Tensor, nn
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
 from senet_fast.fusion.run.guards import Op, affine_of, fold, folded, names_of, prologue
 from senet_fast.se import _C
-from senet_fast.se.conv import Prepared, prepare, squeeze_excite_conv
+from senet_fast.se.conv import Prepared, squeeze_excite_conv
 from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
+from senet_fast.se.kept import Tensors, kept, prepare_all
 
-LOG = logging.getLogger("senet_fast.fuse")
-MAX_CHANGES = 4  # behind each other, with no call in between that finds the weights as they were
-
-
-@dataclass
-class _Kept:
-    """What was made of weights whose fingerprint was ``state``; ``changes``: calls in a row that found another."""
-
-    state: Any = None
-    made: Any = None
-    changes: int = 0
-
-
-# For each module that has such convolutions, by the path of the weight. Copies and pickles of the module have none.
-_kept: WeakKeyDictionary[nn.Module, dict[Path, _Kept]] = WeakKeyDictionary()
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -53,23 +37,6 @@ def pays_frozen(side: str, dtype: torch.dtype) -> bool:
 def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
     """Whether weights are constants of the graph that is compiled, and that pays."""
     return freezes() and pays_frozen(side, dtype)
-
-
-# weight, bias, scale and shift of the norm behind, and the weights of the excitation
-Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Any, ...]]
-
-
-def _prepare(tensors: Tensors, side: str, excitation: str, dtype: torch.dtype, channels_last: bool) -> Prepared:
-    weight, bias, scale, shift, (fc1_weight, fc1_bias, *_) = tensors
-    return prepare(
-        *(weight, bias, fc1_weight, fc1_bias),
-        side=side,
-        norm_scale=scale,
-        norm_shift=shift,
-        excitation=excitation,
-        dtype=dtype,
-        channels_last=channels_last,
-    )
 
 
 def _call(x: Tensor, tensors: Tensors, residual: Tensor | None, prepared: Prepared | None, **options: Any) -> Tensor:
@@ -100,13 +67,8 @@ def convolve_frozen(
     scale, shift = (None, None) if norm is None else folded(*norm, torch.float32)
     tensors = (*layer, scale, shift, weights)
     kind = options.get("excitation", "two_fc")
-    prepared = _prepare(tensors, options["side"], kind, x.dtype, x.dim() in LAYOUTS)
+    prepared = prepare_all(tensors, options["side"], kind, x.dtype, x.dim() in LAYOUTS)
     return _call(x, tensors, residual, prepared, **options)
-
-
-def forget(module: nn.Module) -> None:
-    """Release what is kept of a module that is not fused any more."""
-    _kept.pop(module, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,21 +143,19 @@ class Convolution:
             if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
                 x = x.contiguous(memory_format=LAYOUTS[x.dim()])
             tensors = self._tensors(module)
-            prepared = self._prepared(tensors, x.dtype, x.dim() in LAYOUTS)
+            side, *_, kind = self.facts()
+            prepared: Prepared | None = prepare_all(tensors, side, kind, x.dtype, x.dim() in LAYOUTS)
         else:
             tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
         return _call(x, tensors, residual, prepared, side=self.facts()[0], post_activation=activation, **options)
 
-    def _tensors(self, module: nn.Module) -> tuple[Any, ...]:
+    def _tensors(self, module: nn.Module) -> Tensors:
         _, weight_at, bias_at, (norm, _), owner, _ = self.facts()
-        weight, bias = tensor_at(module, weight_at), None if bias_at is None else tensor_at(module, bias_at)
+        weight: Any = tensor_at(module, weight_at)
+        bias = None if bias_at is None else tensor_at(module, bias_at)
         # Folded in float32, or it would be rounded once more than in the module.
         scale, shift = (None, None) if norm is None else fold(module, norm, torch.float32)
         return weight, bias, scale, shift, self.op.weights(submodule_at(module, owner))
-
-    def _prepared(self, tensors: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> Prepared:
-        side, *_, kind = self.facts()
-        return _prepare(tensors, side, kind, dtype, channels_last)
 
     @functools.cached_property
     def _paths(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -211,26 +171,7 @@ class Convolution:
         owner, (of_host, of_owner) = self.owner.submodule(module), self._paths
         return [*(p.tensor(module) for p in of_host), *(p.tensor(owner) for p in of_owner)]  # type: ignore[list-item]
 
-    def _made(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Any, ...], Any]:
-        """The tensors, and what was prepared from them; made anew when one of them is another one or has changed.
-
-        Weights that change at every call (an ensemble that takes turns in one module) are not worth preparing.
-        """
-        state = (torch.ops.senet_fast.fingerprint(self._sources(module)), dtype, channels_last)
-        kept = _kept.setdefault(module, {}).setdefault(self.layer.weight, _Kept())
-        if kept.state == state and kept.made is not None:
-            kept.changes = 0
-            return kept.made  # type: ignore[no-any-return]
-        kept.changes = 1 if kept.state == state else kept.changes + 1
-        kept.state, kept.made = state, None
-        with torch.no_grad():
-            weight, bias, scale, shift, excitation = self._tensors(module)
-            # No parameters, whose hooks may lead back to the module and keep it for ever.
-            plain = [None if t is None else t.detach() for t in (weight, bias, *excitation)]
-            tensors = (*plain[:2], scale, shift, plain[2:])
-            if kept.changes <= MAX_CHANGES:
-                kept.made = made = (tensors, self._prepared(tensors, dtype, channels_last))
-                return made
-        if kept.changes == MAX_CHANGES + 1:
-            LOG.warning("%s changes at every call: the convolution beside the gate is not prepared", self.layer.weight)
-        return tensors, None
+    def _made(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[Tensors, Prepared | None]:
+        side, *_, kind = self.facts()
+        how = (side, kind, dtype, channels_last)
+        return kept(module, self.layer.weight, self._sources(module), lambda: self._tensors(module), *how)
