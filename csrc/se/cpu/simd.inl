@@ -213,7 +213,7 @@ SENET_INLINE void load_part(const f16* p, Float& v) {
   v = (Float)vcvt_f32_f16((float16x4_t)h);
 }
 SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)vcvt_f16_f32((float32x4_t)v); }
-#else  // Two dozen instructions each: written into every loop they took a third of the compiler's time for all ISAs.
+#else  // Two dozen instructions each, so they are called: written into every loop they took a fifth of the compiler's time.
 [[gnu::noinline]] void load_part(const f16* p, Float& v) {
   Halves h;
   __builtin_memcpy(&h, p, sizeof h);
@@ -239,6 +239,10 @@ SENET_INLINE Halves pack(Float v, const f16*) { return (Halves)vcvt_f16_f32((flo
   return narrow(half | (sign >> 16));
 }
 #endif
+
+// Whether loops that write are compiled once more with stores past the caches, and with prefetches on the way. With the oldest
+// vectors they are not: it was a third of the compiler's time for them.
+constexpr bool kCopies = SENET_VECTOR_BYTES > 16;
 
 // Past the caches, to aligned memory: no line of it is read before it is written. Seen by other threads after fence().
 template <class Packed>

@@ -40,11 +40,11 @@ SENET_INLINE bool aligned_elements(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % sizeof(T) == 0;
 }
 
-// y[i] = value(i, load) for n elements from the last to the first, past the caches if stream_y. y may be what value reads:
+// y[i] = value(i, load) for n elements from the last to the first, past the caches if kStream. y may be what value reads:
 // vectors that overlap are computed before one of them is stored. Lines at the ends are shared with other runs; with the
 // vectors next to them, which overlap theirs, they are stored as usual: a line both streamed and stored costs most.
-template <class A, class T, class Value>
-SENET_INLINE void write_vectors(std::int64_t n, T* y, bool stream_y, Value value) {
+template <class A, bool kStream, class T, class Value>
+SENET_INLINE void write_vectors(std::int64_t n, T* y, Value value) {
   constexpr int kLanes = Vec<A>::kLanes;
   const auto vector_at = [&](std::int64_t i) { return value(i, [](auto* p) { return load<A>(p); }); };
   const auto store_two = [&](std::int64_t i, std::int64_t j) {
@@ -57,7 +57,7 @@ SENET_INLINE void write_vectors(std::int64_t n, T* y, bool stream_y, Value value
     return for_vectors<A>(n, [&](std::int64_t i, auto load, auto store) { store(value(i, load), y + i); });
   }
   const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < 2 * kLanes ? 0 : to_line, tail = (n - head) % kLanes;
-  const bool streamed = stream_y && head == to_line && aligned_elements(y);
+  const bool streamed = kStream && head == to_line && aligned_elements(y);
   std::int64_t i = n - tail;
   if (tail > 0) {
     i -= kLanes;
@@ -73,9 +73,8 @@ SENET_INLINE void write_vectors(std::int64_t n, T* y, bool stream_y, Value value
 
 // The same over channels of I >= kLanes elements each: y[i] = value(i, a, b) with a and b of i's channel. A vector is wholly
 // in one channel or across the border of two.
-template <class A, class T, class Value>
-SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A* a, const A* b, T* y, bool stream_y,
-                                 Value value) {
+template <class A, bool kStream, class T, class Value>
+SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A* a, const A* b, T* y, Value value) {
   constexpr int kLanes = Vec<A>::kLanes;
   const auto across = [&](std::int64_t i, std::int64_t k, std::int64_t in_next) {
     const bool two = in_next > 0;
@@ -85,7 +84,7 @@ SENET_INLINE void write_channels(std::int64_t channels, std::int64_t I, const A*
   const std::int64_t n = channels * I;
   if (n == 0) return;
   const std::int64_t to_line = until_aligned<A>(y), head = n - to_line < kLanes ? 0 : to_line;
-  const bool streamed = stream_y && head == to_line && aligned_elements(y);
+  const bool streamed = kStream && head == to_line && aligned_elements(y);
   std::int64_t i = head + (n - head) / kLanes * kLanes, k = (i - 1) / I;
   const Vec<A> front = across(0, 0, 0), back = across(n - kLanes, channels - 1, 0);
   const bool tail = i < n;
