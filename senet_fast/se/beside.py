@@ -96,5 +96,5 @@ def convolve_constant(x: Tensor, tensors: Tensors, residual: Tensor | None, **op
 
 def _call(x: Tensor, tensors: Tensors, residual: Tensor | None, **options: Any) -> Tensor:
     weight, bias, norm_scale, norm_shift, excitation = tensors
-    norm = {"norm_scale": norm_scale, "norm_shift": norm_shift}
-    return squeeze_excite_conv(x, weight, bias, *excitation, residual=residual, **norm, **options)
+    options |= {"norm_scale": norm_scale, "norm_shift": norm_shift}
+    return squeeze_excite_conv(x, weight, bias, *excitation, residual=residual, **options)

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # type: ignore[attr-defined]
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 _STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
 
 
