@@ -4,7 +4,7 @@ docs/design/gated-convolution.md says why the numbers are the same. Hooks, excha
 whatever else needs the modules' own calls turn it off.
 """
 
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from senet_fast.models.layers import NormSE, fold, is_affine
 from senet_fast.se import FusedSE
 from senet_fast.se.beside import convolve, pays
-from senet_fast.se.guards import costs_nothing_in_front, is_plain, is_untouched, only_inference, plain_weights
+from senet_fast.se.guards import costs_nothing_in_front, freezes, is_plain, is_untouched, only_inference, plain_weights
 from senet_fast.se.kept import Tensors
 from senet_fast.se.module import weights_for_op
 from senet_fast.se.ops import folded
@@ -34,8 +34,9 @@ class Beside(NamedTuple):
 
 
 def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, post_activation: str) -> Beside | None:
-    """Of a 1x1 convolution, what scales its result (a BatchNorm, or a scale [C_out]) and the SE block on either side;
-    None where they must be called, or where calls are compiled whose weights are no constants.
+    """Of a 1x1 convolution, what scales its result (a BatchNorm, or a scale [C_out]) and the SE block on either side.
+
+    None where they must be called, or where a graph is compiled in which weights are no constants.
 
     Args:
         x: given to the first of them, or to what stands in front of them.
@@ -43,7 +44,8 @@ def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, 
     """
     if not isinstance(se, FusedSE) or not is_plain(x) or x.device.type != "cpu" or not only_inference():
         return None
-    if torch.compiler.is_dynamo_compiling() and not costs_nothing_in_front(x):
+    # Asked before the modules are: what is read of them, Dynamo looks at in each call of what it has compiled.
+    if torch.compiler.is_dynamo_compiling() and not freezes():
         return None
     compiling = is_compiling()
     pair = plain_weights(conv, nn.Conv2d, compiling)
@@ -64,7 +66,7 @@ def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, 
     return None if excitation is None else Beside(se, *pair, tensors, eps, excitation)
 
 
-def leads(front: nn.Module, x: Tensor) -> TypeGuard[NormSE]:
+def leads(front: nn.Module, x: Tensor) -> bool:
     """Whether ``front`` is a BatchNorm, with or without ReLU, that the op behind it takes along. ``x`` as above."""
     compiling = is_compiling()
     if not isinstance(front, NormSE) or costs_nothing_in_front(x):

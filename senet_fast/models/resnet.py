@@ -108,9 +108,9 @@ class Residual(nn.Module):
             self.se = se_block(se, out, reduction, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.integration == "standard" and is_untouched(self.tail, NormSE, is_compiling()):
+        if self.integration == "standard":
             found = self._beside(x, -1, self.tail.norm, self.tail.se, "relu")
-            if found is not None:
+            if found is not None and is_untouched(self.tail, NormSE, is_compiling()):
                 return self._with_convolution(x, found)
         v = self._behind_se(x) if self.integration == "pre" else self.branch(x)
         own = is_untouched(self.branch, Chain) and is_unseen(self.branch[-1])
@@ -125,19 +125,16 @@ class Residual(nn.Module):
         return y
 
     def _beside(self, x: Tensor, at: int, norm: nn.Module, se: nn.Module, post_activation: str) -> Beside | None:
-        """:func:`beside` of the convolution ``at`` a place of the branch."""
-        if not is_untouched(self.branch, Chain, is_compiling()):
-            return None
-        return beside(x, self.branch[at], norm, se, post_activation)
+        """:func:`beside` of the convolution ``at`` a place of the branch, where nobody sees what that is given."""
+        found = beside(x, self.branch[at], norm, se, post_activation)
+        return found if found is not None and is_untouched(self.branch, Chain, is_compiling()) else None
 
     def _with_convolution(self, x: Tensor, found: Beside) -> Tensor:
         """The tail and the branch's last convolution as one op, with the norm in front where it stands there."""
         branch, end = self.branch, len(self.branch) - 1
-        front = branch[end - 1] if end > 0 else None
-        if front is not None and leads(front, x):
+        front: Any = branch[end - 1] if end > 0 and leads(branch[end - 1], x) else None
+        if front is not None:
             end -= 1
-        else:
-            front = None
         v, residual = branch.part(x, 0, end), self.shortcut(x)
         y = convolved(self, "branch[-1].weight", found, v, residual, post_activation="relu", front=front)
         if y is None:
@@ -147,9 +144,9 @@ class Residual(nn.Module):
     def _behind_se(self, x: Tensor) -> Tensor:
         """branch(se(x)), with the branch's first convolution, BatchNorm and ReLU in the op of the SE block."""
         branch = self.branch
-        if len(branch) > 2 and is_untouched(branch[2], nn.ReLU, is_compiling()):
+        if len(branch) > 2:
             found = self._beside(x, 0, branch[1], self.se, "identity")
-            if found is not None:
+            if found is not None and is_untouched(branch[2], nn.ReLU, is_compiling()):
                 y = convolved(self, "branch[0].weight", found, x, side="input", post_activation="relu")
                 if y is not None:
                     return branch.part(y, 3, len(branch))
