@@ -114,3 +114,12 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Dynamo asks Inductor's config whether to give it weights as attributes of the graph."""
+    from torch._inductor import config
+
+    with config.patch(freezing=True):
+        yield

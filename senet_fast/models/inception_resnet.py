@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from senet_fast.models.convolution import beside, convolved
 from senet_fast.models.layers import SE, Chain, Concat, Head, Kernel, apply_se, conv_bn_relu, is_unseen, se_block
 from senet_fast.se import FusedSE
 from senet_fast.se.guards import hooks_of_all_modules, is_plain, is_untouched, only_inference
@@ -61,6 +62,8 @@ def reduction_module(channels: int, steps: tuple[tuple[Step, ...], ...]) -> tupl
 class Residual(nn.Module):
     """relu(x + se(scale * projection(branches(x)))); x, y: [B, channels, H, W]."""
 
+    scales: Tensor
+
     def __init__(self, channels: int, config: Blocks, se: SE, reduction: int, *, last: bool = False) -> None:
         super().__init__()
         self.scale, self.last = config.scale, last
@@ -70,7 +73,14 @@ class Residual(nn.Module):
         self.register_buffer("scales", torch.full((channels,), config.scale), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self.projection(self.branches(x))
+        v = self.branches(x)
+        activation = "identity" if self.last else "relu"
+        found = beside(x, self.projection, self.scales, self.se, activation)
+        if found is not None:
+            y = convolved(self, "projection.weight", found, v, x, post_activation=activation)
+            if y is not None:
+                return y
+        u = self.projection(v)
         own, compiling = is_unseen(self.projection), torch.compiler.is_compiling()
         if (
             is_plain(u)
@@ -78,8 +88,7 @@ class Residual(nn.Module):
             and is_untouched(self.se, FusedSE, compiling)
             and not hooks_of_all_modules()
         ):
-            y: Tensor = self.se(u, x, pre_scale=self.scales, inplace=own)
-            return y
+            return self.se(u, x, pre_scale=self.scales, inplace=own)  # type: ignore[no-any-return]
         return apply_se(self.se, u.mul_(self.scale) if own else u * self.scale, x, not self.last)
 
 

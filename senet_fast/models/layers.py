@@ -6,6 +6,7 @@ factory called as ``se(channels, reduction)``, such as :class:`SEBlock`, whose n
 
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +137,13 @@ class Chain(nn.Sequential):
     """nn.Sequential that tells the blocks in it whether they may write over what the module in front of them made."""
 
     def forward(self, x: Tensor) -> Tensor:
-        before: nn.Module = self
-        for module in self:
+        return self.part(x, 0, len(self))
+
+    def part(self, x: Tensor, first: int, end: int) -> Tensor:
+        """What the modules from ``first`` to ``end`` make of x, which those in front of them made."""
+        modules = list(self)
+        before: nn.Module = self if first == 0 else modules[first - 1]
+        for module in modules[first:end]:
             x = module(x, inplace=is_unseen(before)) if isinstance(module, (NormSE, FusedSE)) else module(x)
             before = module
         return x
@@ -163,7 +169,7 @@ class NormSE(nn.Module):
         norm, se = self.norm, self.se
         inplace = inplace and not has_hooks(self)
         if isinstance(se, FusedSE) and se.post_activation == self._post() and foldable(norm, se, x):
-            scale, shift = fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
+            scale, shift = fold(norm)
             first = "relu" if self.relu_first else "identity"
             y: Tensor = se(x, residual, pre_scale=scale, pre_shift=shift, pre_activation=first, inplace=inplace)
             return y
@@ -184,15 +190,27 @@ class NormSE(nn.Module):
 
 
 def foldable(norm: nn.Module, se: FusedSE, x: Tensor) -> bool:
-    """Whether ``norm`` in front of ``se`` is now no more than a scale and a shift: a BatchNorm at inference that nobody
-    listens to, in front of a block whose input nobody sees. In exported graphs it stays a BatchNorm.
+    """Whether ``norm`` in front of ``se`` is now no more than a scale and a shift, and the input of ``se`` seen by
+    nobody. In exported graphs it stays a BatchNorm.
     """
     compiling = torch.compiler.is_compiling()
-    if not is_untouched(norm, nn.BatchNorm2d, compiling) or not is_untouched(se, FusedSE, compiling):
+    if not is_affine(norm, compiling) or not is_untouched(se, FusedSE, compiling):
+        return False
+    plain = is_plain(x) and not hooks_of_all_modules()
+    return plain and only_inference() and not costs_nothing_in_front(x)
+
+
+def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of a norm that :func:`is_affine`."""
+    return fold_norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
+
+
+def is_affine(norm: nn.Module, compiling: bool) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether ``norm`` is now no more than a scale and a shift: a BatchNorm at inference that nobody listens to."""
+    if not is_untouched(norm, nn.BatchNorm2d, compiling):
         return False
     fixed = norm.affine and not norm.training and norm.running_mean is not None and norm.running_var is not None
-    plain = is_plain(x) and has_plain_tensors(norm) and not hooks_of_all_modules()
-    return bool(fixed and plain and only_inference() and not costs_nothing_in_front(x))
+    return bool(fixed and has_plain_tensors(norm))
 
 
 class Concat(nn.Module):

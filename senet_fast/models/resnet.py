@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from senet_fast.models.convolution import Beside, beside, convolved, leads
 from senet_fast.models.layers import (
     ECA,
     SE,
@@ -106,7 +108,11 @@ class Residual(nn.Module):
             self.se = se_block(se, out, reduction, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        v = self.branch(self.se(x) if self.integration == "pre" else x)
+        if self.integration == "standard":
+            found = self._beside(x, -1, self.tail.norm, self.tail.se, "relu")
+            if found is not None and is_untouched(self.tail, NormSE, is_compiling()):
+                return self._with_convolution(x, found)
+        v = self._behind_se(x) if self.integration == "pre" else self.branch(x)
         own = is_untouched(self.branch, Chain) and is_unseen(self.branch[-1])
         if self.integration == "identity":
             u = self.tail(v)
@@ -117,6 +123,35 @@ class Residual(nn.Module):
         if self.integration == "post":
             y = apply_se(self.se, y, None, last=False, inplace=is_untouched(self.tail, NormSE))
         return y
+
+    def _beside(self, x: Tensor, at: int, norm: nn.Module, se: nn.Module, post_activation: str) -> Beside | None:
+        """:func:`beside` of the convolution ``at`` a place of the branch, where nobody sees what that is given."""
+        found = beside(x, self.branch[at], norm, se, post_activation)
+        return found if found is not None and is_untouched(self.branch, Chain, is_compiling()) else None
+
+    def _with_convolution(self, x: Tensor, found: Beside) -> Tensor:
+        """The tail and the branch's last convolution as one op, with the norm in front where it stands there."""
+        branch, end = self.branch, len(self.branch) - 1
+        front: Any = branch[end - 1] if end > 0 and leads(branch[end - 1], x) else None
+        if front is not None:
+            end -= 1
+        v, residual = branch.part(x, 0, end), self.shortcut(x)
+        y = convolved(self, "branch[-1].weight", found, v, residual, post_activation="relu", front=front)
+        if y is None:
+            y = self.tail(branch.part(v, end, len(branch)), residual, inplace=is_unseen(branch[-1]))
+        return y
+
+    def _behind_se(self, x: Tensor) -> Tensor:
+        """branch(se(x)), with the branch's first convolution, BatchNorm and ReLU in the op of the SE block."""
+        branch = self.branch
+        if len(branch) > 2:
+            found = self._beside(x, 0, branch[1], self.se, "identity")
+            if found is not None and is_untouched(branch[2], nn.ReLU, is_compiling()):
+                y = convolved(self, "branch[0].weight", found, x, side="input", post_activation="relu")
+                if y is not None:
+                    return branch.part(y, 3, len(branch))
+        v: Tensor = branch(self.se(x))
+        return v
 
 
 def bottleneck(

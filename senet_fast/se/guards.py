@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 _STAND_INS = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
 
 
@@ -126,6 +127,11 @@ def only_inference() -> bool:
     if torch.is_grad_enabled() or exporting or torch._C._get_tracing_state() is not None:
         return False
     return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether calls outside of Dynamo become a graph (``make_fx``), or x stands for a tensor without memory."""
+    return type(x) not in (Tensor, Parameter) or torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def may_overwrite(x: Tensor, residual: Tensor | None) -> bool:

@@ -1,6 +1,6 @@
 """The public function over the registered op. Shapes and types are checked in C++ (csrc/bindings/arguments.h)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +25,12 @@ def fold_norm(
     if onnx_by_torchscript():
         return plain_fold_norm(mean, var, weight, bias, eps)
     return torch.ops.senet_fast.fold_norm.default(mean, var, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def folded(norm: Iterable[Tensor | None], eps: float, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [n] of the tensors of a norm, in ``dtype``."""
+    mean, var, weight, bias = (tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in norm)
+    return fold_norm(mean, var, weight, bias, eps)  # type: ignore[arg-type]
 
 
 def squeeze_excite(

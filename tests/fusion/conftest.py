@@ -32,12 +32,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def frozen() -> Iterator[None]:
-    """Dynamo asks Inductor's config whether to give it weights as attributes of the graph."""
-    from torch._inductor import config
-
-    with config.patch(freezing=True):
-        yield

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from called import ops
 from torch import Tensor, fx, nn
 
 
@@ -61,23 +62,6 @@ def assert_same_at_inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> N
         assert torch.equal(given, x)
         with torch.inference_mode():
             assert torch.equal(fused(given), actual)
-
-
-def ops(run: Callable[[], object]) -> list[str]:
-    """Names of the package's ops that ``run`` calls, but for those that look at weights and prepare them."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    names = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if function.namespace == "senet_fast":
-                names.append(function.name().removeprefix("senet_fast::"))
-            return function(*args, **(kwargs or {}))
-
-    with Record():
-        run()
-    return [name for name in names if name not in ("fingerprint", "squeeze_excite_conv_prepare")]
 
 
 class Passed:

@@ -17,8 +17,9 @@ from senet_fast.fusion.graph.sizes import Number, value_of
 from senet_fast.fusion.install.graph_sites import overtakes
 from senet_fast.fusion.recognise.excitation import Norm, Path
 from senet_fast.fusion.recognise.site import Site, add_neighbours
-from senet_fast.fusion.run.convolution import LAYOUTS, convolve_frozen, pays_frozen
+from senet_fast.fusion.run.convolution import convolve_frozen
 from senet_fast.fusion.verify.comparison import difference, inferred
+from senet_fast.se.beside import LAYOUTS, pays_frozen
 from senet_fast.se.inductor import lower_in_place
 
 Twins = dict[fx.Node, fx.Node]  # the node of Dynamo's graph for each of its shadow, where weights are attributes

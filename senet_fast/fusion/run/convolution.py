@@ -8,47 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from senet_fast.fusion.recognise.excitation import Layer, Norm, Path, submodule_at, tensor_at
-from senet_fast.fusion.run.guards import Op, affine_of, fold, folded, names_of, prologue
-from senet_fast.se import _C
-from senet_fast.se.conv import Prepared, squeeze_excite_conv
-from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
-from senet_fast.se.kept import Tensors, kept, prepare_all
-
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_fused(*sizes: int, side: str, dtype: torch.dtype, channels_last: bool) -> bool:
-    """Whether the op has a kernel for it, or would only call what the module calls."""
-    name = str(dtype).removeprefix("torch.")
-    return bool(_C.plan_conv(*sizes, side=side, dtype=name, channels_last=channels_last)["fused"])
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() in LAYOUTS and x.stride(1) == 1
-
-
-def pays_frozen(side: str, dtype: torch.dtype) -> bool:
-    """Whether the op has a kernel for this type, where weights are constants, so that they are prepared once."""
-    return _is_fused(1, 64, 64, 64, 16, side=side, dtype=dtype, channels_last=True)
-
-
-@constant
-def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
-    """Whether weights are constants of the graph that is compiled, and that pays."""
-    return freezes() and pays_frozen(side, dtype)
-
-
-def _call(x: Tensor, tensors: Tensors, residual: Tensor | None, prepared: Prepared | None, **options: Any) -> Tensor:
-    weight, bias, scale, shift, excitation = tensors
-    return squeeze_excite_conv(
-        *(x, weight, bias, *excitation),
-        residual=residual,
-        norm_scale=scale,
-        norm_shift=shift,
-        prepared=prepared,
-        **options,
-    )
+from senet_fast.fusion.run.guards import Op, affine_of, fold, names_of, prologue
+from senet_fast.se.beside import LAYOUTS, convolve, convolve_constant, pays
+from senet_fast.se.guards import constant, costs_nothing_in_front
+from senet_fast.se.kept import Tensors
+from senet_fast.se.ops import folded
 
 
 def convolve_frozen(
@@ -65,10 +29,7 @@ def convolve_frozen(
     """
     # Folded in float32, or it would be rounded once more than in the module.
     scale, shift = (None, None) if norm is None else folded(*norm, torch.float32)
-    tensors = (*layer, scale, shift, weights)
-    kind = options.get("excitation", "two_fc")
-    prepared = prepare_all(tensors, options["side"], kind, x.dtype, x.dim() in LAYOUTS)
-    return _call(x, tensors, residual, prepared, **options)
+    return convolve_constant(x, (*layer, scale, shift, weights), residual, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,38 +59,19 @@ class Convolution:
         assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
         paths = names_of(self.layer.weight), names_of(self.layer.bias)
         norms = affine_of(self.norm), affine_of(self.pre_norm)
-        return self.side, *paths, norms, tuple(self.owner), self.op.excitation.kind
+        return self.side, *paths, norms, tuple(self.owner), self.op.excitation.hidden
 
     @constant
     def facts(self) -> Any:
         """The side, where weight and bias are, the norms behind and in front, where the owner is, and the excitation's
-        kind.
+        hidden units, if any.
         """
         return self._facts
 
     def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
         """Whether the op computes what the convolution does of v and its gate, and is faster."""
-        side, weight_at, *_ = self.facts()
-        weight = tensor_at(module, weight_at)
-        if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:  # type: ignore[union-attr]
-            return False
-        if torch.is_autocast_enabled("cpu"):
-            return False
-        channels = weight.shape[0]  # type: ignore[union-attr]
-        if residual is not None and not (
-            isinstance(residual, Tensor)
-            and residual.dtype == v.dtype
-            and residual.shape == (v.shape[0], channels, *v.shape[2:])
-        ):
-            return False
-        if torch.compiler.is_dynamo_compiling():
-            return bool(_pays_compiled(side, v.dtype))
-        if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
-            return False
-        sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
-        if min(sizes) == 0:
-            return False
-        return _is_fused(*sizes, side=side, dtype=v.dtype, channels_last=_is_channels_last(v))
+        side, weight_at, *_, hidden = self.facts()
+        return pays(side, v, tensor_at(module, weight_at), residual, hidden, lambda: self._sources(module))
 
     def __call__(self, module: nn.Module, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         options = {name: value for name, value in self.op.options(v.dim()) if name != "dim"}
@@ -139,15 +81,11 @@ class Convolution:
         elif self.front is not None:
             norm = self.facts()[3][1]
             options |= prologue(self.pre_activation, None if norm is None else fold(module, norm))
-        if torch.compiler.is_dynamo_compiling():
-            if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
-                x = x.contiguous(memory_format=LAYOUTS[x.dim()])
-            tensors = self._tensors(module)
-            side, *_, kind = self.facts()
-            prepared: Prepared | None = prepare_all(tensors, side, kind, x.dtype, x.dim() in LAYOUTS)
-        else:
-            tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
-        return _call(x, tensors, residual, prepared, side=self.facts()[0], post_activation=activation, **options)
+        if torch.compiler.is_dynamo_compiling() and x.dim() in LAYOUTS:  # that of Inductor's own convolutions
+            x = x.contiguous(memory_format=LAYOUTS[x.dim()])
+        options |= {"side": self.facts()[0], "post_activation": activation}
+        sources, collect = lambda: self._sources(module), lambda: self._tensors(module)
+        return convolve(module, self.layer.weight, x, sources, collect, residual, **options)
 
     def _tensors(self, module: nn.Module) -> Tensors:
         _, weight_at, bias_at, (norm, _), owner, _ = self.facts()
@@ -170,8 +108,3 @@ class Convolution:
     def _sources(self, module: nn.Module) -> list[Tensor]:
         owner, (of_host, of_owner) = self.owner.submodule(module), self._paths
         return [*(p.tensor(module) for p in of_host), *(p.tensor(owner) for p in of_owner)]  # type: ignore[list-item]
-
-    def _made(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[Tensors, Prepared | None]:
-        side, *_, kind = self.facts()
-        how = (side, kind, dtype, channels_last)
-        return kept(module, self.layer.weight, self._sources(module), lambda: self._tensors(module), *how)

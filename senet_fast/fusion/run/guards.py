@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from senet_fast.fusion.recognise.excitation import Excitation, Norm, Path, submodule_at, tensor_at
 from senet_fast.se import squeeze_excite
 from senet_fast.se.guards import constant, has_hooks, has_plain_tensors, is_plain, is_untouched
-from senet_fast.se.ops import fold_norm
+from senet_fast.se.ops import folded
 
 
 class Asked:
@@ -97,12 +97,6 @@ def affine_of(norm: Norm | None) -> Affine | None:
 def fold(module: nn.Module, norm: Affine, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """(scale, shift) [n] of a norm in ``module``, of tensors in ``dtype``."""
     return folded([None if names is None else tensor_at(module, names) for names in norm[0]], norm[1], dtype)
-
-
-def folded(norm: Iterable[Tensor | None], eps: float, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """(scale, shift) [n] of the tensors of a norm, in ``dtype``."""
-    mean, var, weight, bias = (tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in norm)
-    return fold_norm(mean, var, weight, bias, eps)  # type: ignore[arg-type]
 
 
 def prologue(activation: str, norm: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
