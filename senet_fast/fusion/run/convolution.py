@@ -1,6 +1,7 @@
 """The 1x1 convolution beside a gate, which the op computes as well at inference: when, and with which weights."""
 
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +72,99 @@ def convolve_frozen(
     return _call(x, tensors, residual, prepared, **options)
 
 
-@dataclass(frozen=True, eq=False)
 class Convolution:
-    """``side``: of the convolution that is gated. ``norm``: behind it.
+    """When the op computes the 1x1 convolution beside a gate as well, and the call that does.
 
-    ``owner``: path of the module that the excitation's paths start at; those of the others start at the host.
+    ``side``: of the convolution that is gated. ``activation``: for "input", behind the convolution.
     ``code``: the original's piece; for "output" the convolution, for "input" all that is behind the excitation.
     ``adds``: whether ``code`` takes the residual. ``front``: the piece in front of all that, from v to what is gated or
     multiplied, with its norm and activation; for "input" the step has it as well.
+    """
+
+    side: str
+    activation: str
+    code: Any
+    adds: bool
+    front: Any
+    pre_activation: str
+
+    def weight(self, module: Any) -> Any:
+        raise NotImplementedError
+
+    def affine(self, module: Any) -> tuple[Tensor, Tensor] | None:
+        """(scale, shift) of the norm in ``front``."""
+        raise NotImplementedError
+
+    def kind(self) -> str:
+        """The excitation's."""
+        raise NotImplementedError
+
+    def hidden(self) -> int | None:
+        """The excitation's hidden units, if it has such."""
+        raise NotImplementedError
+
+    def options(self, rank: int) -> dict[str, Any]:
+        """The excitation's, of the op."""
+        raise NotImplementedError
+
+    def tensors(self, module: Any) -> Tensors:
+        raise NotImplementedError
+
+    def sources(self, module: Any) -> list[Tensor]:
+        """All that ``tensors`` are made of."""
+        raise NotImplementedError
+
+    def keeper(self, module: Any) -> tuple[nn.Module, Hashable]:
+        """The module that what is prepared is kept of, and under which name."""
+        raise NotImplementedError
+
+    def takes(self, module: Any, v: Tensor, residual: Any) -> bool:
+        """Whether the op computes what the convolution does of v and its gate, and is faster."""
+        weight = self.weight(module)
+        if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:
+            return False
+        if torch.is_autocast_enabled("cpu"):
+            return False
+        channels = weight.shape[0]
+        if residual is not None and not (
+            isinstance(residual, Tensor)
+            and residual.dtype == v.dtype
+            and residual.shape == (v.shape[0], channels, *v.shape[2:])
+        ):
+            return False
+        if torch.compiler.is_dynamo_compiling():
+            return bool(_pays_compiled(self.side, v.dtype))
+        if any(tensor.is_inference() for tensor in self.sources(module)):  # these count no writes
+            return False
+        sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.hidden() or channels)
+        if min(sizes) == 0:
+            return False
+        return _is_fused(*sizes, side=self.side, dtype=v.dtype, channels_last=_is_channels_last(v))
+
+    def __call__(self, module: Any, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        options = self.options(v.dim())
+        x = v
+        if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
+            x = self.front(module, v)
+        elif self.front is not None:
+            options |= prologue(self.pre_activation, self.affine(module))
+        how = (self.side, self.kind(), x.dtype)
+        if torch.compiler.is_dynamo_compiling():
+            if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
+                x = x.contiguous(memory_format=LAYOUTS[x.dim()])
+            tensors = self.tensors(module)
+            prepared: Prepared | None = prepare_all(tensors, *how, x.dim() in LAYOUTS)
+        else:
+            at, tensors_of = self.keeper(module), functools.partial(self.tensors, module)
+            tensors, prepared = kept(*at, self.sources(module), tensors_of, *how, _is_channels_last(x))
+        return _call(x, tensors, residual, prepared, side=self.side, post_activation=activation, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleConvolution(Convolution):
+    """``norm``: behind the convolution. ``pre_norm``: in ``front``.
+
+    ``owner``: path of the module that the excitation's paths start at; those of the others start at the host.
     """
 
     side: str
@@ -98,59 +184,31 @@ class Convolution:
         assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
         paths = names_of(self.layer.weight), names_of(self.layer.bias)
         norms = affine_of(self.norm), affine_of(self.pre_norm)
-        return self.side, *paths, norms, tuple(self.owner), self.op.excitation.kind
+        return *paths, norms, tuple(self.owner), self.op.excitation.kind
 
     @constant
     def facts(self) -> Any:
-        """The side, where weight and bias are, the norms behind and in front, where the owner is, and the excitation's
-        kind.
-        """
+        """Where weight and bias are, the norms behind and in front, where the owner is, and the excitation's kind."""
         return self._facts
 
-    def takes(self, module: nn.Module, v: Tensor, residual: Any) -> bool:
-        """Whether the op computes what the convolution does of v and its gate, and is faster."""
-        side, weight_at, *_ = self.facts()
-        weight = tensor_at(module, weight_at)
-        if not is_plain(weight) or weight.dtype != v.dtype or v.device.type != "cpu" or v.dtype == torch.float64:  # type: ignore[union-attr]
-            return False
-        if torch.is_autocast_enabled("cpu"):
-            return False
-        channels = weight.shape[0]  # type: ignore[union-attr]
-        if residual is not None and not (
-            isinstance(residual, Tensor)
-            and residual.dtype == v.dtype
-            and residual.shape == (v.shape[0], channels, *v.shape[2:])
-        ):
-            return False
-        if torch.compiler.is_dynamo_compiling():
-            return bool(_pays_compiled(side, v.dtype))
-        if any(tensor.is_inference() for tensor in self._sources(module)):  # these count no writes
-            return False
-        sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.op.excitation.hidden or channels)
-        if min(sizes) == 0:
-            return False
-        return _is_fused(*sizes, side=side, dtype=v.dtype, channels_last=_is_channels_last(v))
+    def weight(self, module: nn.Module) -> Any:
+        return tensor_at(module, self.facts()[0])
 
-    def __call__(self, module: nn.Module, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        options = {name: value for name, value in self.op.options(v.dim()) if name != "dim"}
-        x = v
-        if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
-            x = self.front(module, v)
-        elif self.front is not None:
-            norm = self.facts()[3][1]
-            options |= prologue(self.pre_activation, None if norm is None else fold(module, norm))
-        if torch.compiler.is_dynamo_compiling():
-            if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
-                x = x.contiguous(memory_format=LAYOUTS[x.dim()])
-            tensors = self._tensors(module)
-            side, *_, kind = self.facts()
-            prepared: Prepared | None = prepare_all(tensors, side, kind, x.dtype, x.dim() in LAYOUTS)
-        else:
-            tensors, prepared = self._made(module, x.dtype, _is_channels_last(x))
-        return _call(x, tensors, residual, prepared, side=self.facts()[0], post_activation=activation, **options)
+    def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
+        norm = self.facts()[2][1]
+        return None if norm is None else fold(module, norm)
 
-    def _tensors(self, module: nn.Module) -> Tensors:
-        _, weight_at, bias_at, (norm, _), owner, _ = self.facts()
+    def kind(self) -> str:
+        return self.facts()[-1]  # type: ignore[no-any-return]
+
+    def hidden(self) -> int | None:
+        return self.op.excitation.hidden
+
+    def options(self, rank: int) -> dict[str, Any]:
+        return {name: value for name, value in self.op.options(rank) if name != "dim"}
+
+    def tensors(self, module: nn.Module) -> Tensors:
+        weight_at, bias_at, (norm, _), owner, _ = self.facts()
         weight: Any = tensor_at(module, weight_at)
         bias = None if bias_at is None else tensor_at(module, bias_at)
         # Folded in float32, or it would be rounded once more than in the module.
@@ -162,16 +220,11 @@ class Convolution:
         """Of all that is prepared from: from the host, and from the owner of the excitation."""
         norm = self.norm.tensors if self.norm is not None else ()
         own = [path for path in (self.layer.weight, self.layer.bias, *norm) if path is not None]
-        excitation = self.op.excitation
-        layers = [path for layer in excitation.layers for path in (layer.weight, layer.bias)]
-        norms = [path for norm in excitation.norms for path in norm.tensors]
-        return tuple(own), tuple(path for path in (*layers, *norms) if path is not None)
+        return tuple(own), self.op.excitation.sources
 
-    def _sources(self, module: nn.Module) -> list[Tensor]:
+    def sources(self, module: nn.Module) -> list[Tensor]:
         owner, (of_host, of_owner) = self.owner.submodule(module), self._paths
         return [*(p.tensor(module) for p in of_host), *(p.tensor(owner) for p in of_owner)]  # type: ignore[list-item]
 
-    def _made(self, module: nn.Module, dtype: torch.dtype, channels_last: bool) -> tuple[Tensors, Prepared | None]:
-        side, *_, kind = self.facts()
-        how = (side, kind, dtype, channels_last)
-        return kept(module, self.layer.weight, self._sources(module), lambda: self._tensors(module), *how)
+    def keeper(self, module: nn.Module) -> tuple[nn.Module, Hashable]:
+        return module, self.layer.weight
