@@ -21,7 +21,7 @@ from senet_fast.fusion.recognise.excitation import Layer, Norm, Path
 from senet_fast.fusion.recognise.layers import stage_of
 from senet_fast.fusion.recognise.neighbours import Pointwise, Prologue, maker_of
 from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only
-from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, GraphStep, Part, excite
+from senet_fast.fusion.run.graph_call import ADD, ADD_IN_PLACE, GraphStep, Part, excite, kind_name
 from senet_fast.fusion.verify.comparison import difference, differentiated, inferred, shape_to_try
 from senet_fast.fusion.verify.matches import find, holds_in_training, verified
 
@@ -174,6 +174,9 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
     conv, excitation = site.conv, site.excitation
     checks = {*rank_checks(conv.nodes[0])} if conv is not None else {}  # true of all that gets there
 
+    def child(path: str) -> Part:
+        return get(path), kind_name(module.get_submodule(path))
+
     def tensors(paths: Iterable[Path | None]) -> tuple[Any, ...]:
         return tuple(None if path is None else get(str(path)) for path in paths)
 
@@ -185,7 +188,7 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
             pair = operands(module, node, "add")
             if node.op == "call_module":
                 place = () if pair is None else (int(pair[0] is site.residual),)
-                made.append((get(str(node.target)), _kind(module, str(node.target)), *place))
+                made.append((*child(str(node.target)), *place))
             elif pair is not None:
                 made.append(ADD_IN_PLACE if writes(node) else ADD)
             else:
@@ -206,20 +209,16 @@ def arguments(module: nn.Module, site: Site, value: Callable[[fx.Node], Any], ge
         if site.front is not None:
             nodes, activation = (*site.front.nodes, *nodes), site.front.activation
         made_of = () if excitation.is_plain else tensors(excitation.sources)
-        beside = (conv.side, str(conv.layer.weight), parts(nodes, activation), activation, made_of)
+        beside = (conv.side, str(conv.layer.weight), made_of, parts(nodes, activation), activation)
     return (
         value(site.source),
         None if site.residual is None else value(site.residual),
         *(tuple(excitation.weights(lambda path: get(str(path)))), excitation.options(excitation.dims[0][1])),
         *((parts(before.nodes, before.activation), before.activation) if before else ((), "identity")),
         *((parts(after.nodes, after.activation), after.activation) if after else ((), "identity")),
-        None if site.maker is None else tuple((get(path), _kind(module, path)) for path in site.maker),
+        None if site.maker is None else tuple(map(child, site.maker)),
         beside,
     )
-
-
-def _kind(module: nn.Module, path: str) -> str:
-    return type(module.get_submodule(path)).__name__
 
 
 def in_graph(module: fx.GraphModule) -> tuple[list[Site], list[Refused]]:

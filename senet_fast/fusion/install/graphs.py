@@ -46,8 +46,11 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
             if not node.users:
                 graph.erase_node(node)
     graph.lint()
-    _originals.setdefault(module, module.graph)
+    original = module.graph
     module.graph = graph
+    if module not in _originals:
+        original.owning_module = None  # or the value would keep its key for ever
+        _originals[module] = original
 
 
 def _assert_axes(graph: fx.Graph, v: fx.Node, ranks: list[int]) -> None:

@@ -13,6 +13,7 @@ from senet_fast.fusion.run.guards import Op, affine_of, fold, folded, names_of, 
 from senet_fast.se import _C
 from senet_fast.se.conv import Prepared, squeeze_excite_conv
 from senet_fast.se.guards import constant, costs_nothing_in_front, freezes, is_plain
+from senet_fast.se.inductor import lower_in_place
 from senet_fast.se.kept import Tensors, kept, prepare_all
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -36,8 +37,8 @@ def pays_frozen(side: str, dtype: torch.dtype) -> bool:
 
 @constant
 def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
-    """Whether weights are constants of the graph that is compiled, and that pays."""
-    return freezes() and pays_frozen(side, dtype)
+    """Whether weights are constants of the graph that is compiled, for code that lays x out for them, and that pays."""
+    return freezes() and lower_in_place() and pays_frozen(side, dtype)
 
 
 def _call(x: Tensor, tensors: Tensors, residual: Tensor | None, prepared: Prepared | None, **options: Any) -> Tensor:
@@ -149,9 +150,7 @@ class Convolution:
         elif self.front is not None:
             options |= prologue(self.pre_activation, self.affine(module))
         how = (self.side, self.kind(), x.dtype)
-        if torch.compiler.is_dynamo_compiling():
-            if x.dim() in LAYOUTS:  # that of Inductor's own convolutions
-                x = x.contiguous(memory_format=LAYOUTS[x.dim()])
+        if torch.compiler.is_dynamo_compiling():  # x gets its layout when the op is lowered: see convolve_frozen
             tensors = self.tensors(module)
             prepared: Prepared | None = prepare_all(tensors, *how, x.dim() in LAYOUTS)
         else:

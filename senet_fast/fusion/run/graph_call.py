@@ -20,7 +20,7 @@ from senet_fast.se.activations import apply
 from senet_fast.se.guards import has_plain_tensors, hooks_of_all_modules, is_plain, is_untouched
 from senet_fast.se.kept import Tensors
 
-# (child, name of its class), for an addition with the place of y in its arguments; (mean, var, weight, bias, eps) of a
+# (child, its kind_name), for an addition with the place of y in its arguments; (mean, var, weight, bias, eps) of a
 # norm; (weight, bias, the child that has the weight) of a 1x1 convolution; the spec of an activation; or an addition.
 Part = Any
 ADD, ADD_IN_PLACE = "add", "add_"
@@ -37,7 +37,7 @@ class GraphStep(Step):
 
     Only its neighbours can be anything else than the op; the op does all of it where that computes the same.
     ``makers``: children that made v, where y may take its place at inference: nobody else reads it or has its memory.
-    ``conv``: what :class:`GraphConvolution` is given of a 1x1 convolution in front of all that, or behind it.
+    ``conv``: what :class:`GraphConvolution` is given beside of a 1x1 convolution in front of all that, or behind it.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class GraphStep(Step):
         self.pre_activation, self.post_activation = pre_activation, post_activation
         self.residual = self.after is not None and self.after.adds
         self.fresh = None if makers is None else _Pieces(makers)
-        self.conv = None if conv is None else GraphConvolution(self, *conv)
+        beside = (weights, options, self.before, pre_activation)
+        self.conv = None if conv is None else GraphConvolution(*beside, *conv)
 
     def applies(self, module: None, x: Any) -> bool:
         return True
@@ -71,28 +72,38 @@ class GraphStep(Step):
 
 
 class GraphConvolution(Convolution):
-    """Beside the gate of ``step``; what is prepared of its weight is kept of the child that has it, as ``name``.
+    """Beside a gate with these ``weights`` and ``options``; what is prepared is kept of the child that has the
+    convolution's weight, as ``name``.
 
-    ``parts``: for "input" the convolution and what is behind it, with its ``activation``; for "output" what is in front
-    of the convolution, with its activation, and that. ``made_of``: what the weights of the excitation are computed from
-    in the graph; none where they are used as they are.
+    ``made_of``: what ``weights`` are computed from in the graph; none where they are used as they are. ``before``: what
+    is between the convolution and the gate. ``parts``: for "input" the convolution and what is behind it, with its
+    ``activation``; for "output" what is in front of the convolution, with its activation, and that.
     """
 
     def __init__(
-        self, step: GraphStep, side: str, name: str, parts: tuple[Part, ...], activation: str, made_of: tuple[Any, ...]
+        self,
+        weights: tuple[Tensor | None, ...],
+        options: dict[str, Any],
+        before: "_Pieces | None",
+        pre_activation: str,
+        side: str,
+        name: str,
+        made_of: tuple[Tensor, ...],
+        parts: tuple[Part, ...],
+        activation: str,
     ) -> None:
-        self.step, self.side, self.name = step, side, name
-        self.made_of = made_of or step.weights
+        self.weights, self.side, self.name = weights, side, name
+        self.excitation = {option: value for option, value in options.items() if option != "dim"}
+        self.made_of = made_of or weights
+        self.front: _Pieces | None
         if side == "input":
-            self.layer, code, front, behind = parts[0], parts, step.before, parts[1:]
-            self.activation, self.pre_activation = activation, step.pre_activation
+            self.layer, code, behind = parts[0], parts, parts[1:]
+            self.front, self.pre_activation, self.activation = before, pre_activation, activation
         else:
-            self.layer, code = parts[-1], parts[-1:]
-            front = _Pieces(parts[:-1], training=False) if parts[:-1] else None
-            behind = step.before.parts if step.before is not None else ()
-            self.activation, self.pre_activation = "identity", activation
+            self.layer, code, behind = parts[-1], parts[-1:], before.parts if before is not None else ()
+            self.front = _Pieces(parts[:-1], training=False) if parts[:-1] else None
+            self.pre_activation = activation
         self.code = _Pieces(code, training=False)
-        self.front: _Pieces | None = front
         self.adds = self.code.adds
         self.norm = _norm(behind[0]) if behind else None
 
@@ -108,19 +119,19 @@ class GraphConvolution(Convolution):
         return self.front.affine()
 
     def kind(self) -> str:
-        return str(self.step.options.get("excitation", "two_fc"))
+        return str(self.excitation.get("excitation", "two_fc"))
 
     def hidden(self) -> int | None:
-        weight: Any = self.step.weights[0]
+        weight: Any = self.weights[0]
         return int(weight.shape[0]) if self.kind() == "two_fc" else None
 
     def options(self, rank: int) -> dict[str, Any]:
-        return {name: value for name, value in self.step.options.items() if name != "dim"}
+        return dict(self.excitation)
 
     def tensors(self, module: None) -> Tensors:
         # Folded in float32, or it would be rounded once more than in the module.
         scale, shift = (None, None) if self.norm is None else folded(*self.norm, torch.float32)
-        return *self._layer(), scale, shift, self.step.weights
+        return *self._layer(), scale, shift, self.weights
 
     def sources(self, module: None) -> list[Tensor]:
         norm = () if self.norm is None else self.norm[0]
@@ -149,7 +160,7 @@ class _Pieces:
             if isinstance(part, str) or not isinstance(part[0], nn.Module):
                 continue
             child, kind = part[:2]
-            if type(child).__name__ != kind or not is_untouched(child, type(child), compiling):
+            if kind_name(child) != kind or not is_untouched(child, type(child), compiling):
                 return False
             if not has_plain_tensors(child) or (child.training and not self.training):
                 return False
@@ -164,6 +175,12 @@ class _Pieces:
         for part in self.parts:
             x = _run(part, x, residual)
         return x
+
+
+def kind_name(child: nn.Module) -> str:
+    """Of its class: whole, for adapters have layers that are called like torch's."""
+    kind = type(child)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _norm(part: Part) -> tuple[tuple[Tensor | None, ...], float] | None:

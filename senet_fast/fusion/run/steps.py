@@ -107,8 +107,8 @@ class Step:
         beside = () if conv.side == "input" else (self.before, self.after)
         return (
             self.applies(module, v)
-            and conv.takes(module, v, residual)
             and all(piece is None or piece.plain(module) for piece in (conv.code, *beside))
+            and conv.takes(module, v, residual)
         )
 
     def _gated(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
