@@ -15,6 +15,7 @@ from fusion_testing import assert_same, assert_same_at_inference, ops, randomize
 from pointwise import CASES, OUT, SHAPE, Added, Bottleneck, Projected
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from zoo import C, LinearExpand
 
@@ -230,6 +231,24 @@ def test_tensors_that_count_no_writes(name: str) -> None:
             model.get_submodule("se.fc")[0].weight[1, 1] += 3.0  # one element, which a sample of them may miss
         assert relative(before, plain(x)) > 1e-4
         assert relative(plain(x), fused(x)) < 1e-5
+
+
+def stand_ins_leave_nothing(plain: nn.Module, fused: nn.Module) -> None:
+    """A call with fake tensors, which may have the real weights beside them, prepares nothing for the next."""
+    x = torch.randn(2, *SHAPE[1:])
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad():
+        for weights in ({}, {name: fakes.from_tensor(weight) for name, weight in fused.state_dict().items()}):
+            with fakes:
+                y = torch.func.functional_call(fused, weights, (fakes.from_tensor(x),))
+            assert y.shape == plain(x).shape
+        assert relative(plain(x), fused(x)) < 1e-5
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+
+
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_fake_tensors(name: str) -> None:
+    stand_ins_leave_nothing(*pair(name))
 
 
 HOOKED = {

@@ -17,7 +17,18 @@ from arithmetic import Products
 from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative, step
 from networks import randomized, shortened
 from pointwise import CASES, SHAPE, Added, Bottleneck, Functional, Projected
-from test_convolutions import CHANGES, HOOKED, FrontIsReadTwice, Grouped, ReadTwice, Strided, TwoReaders, Wide, changed
+from test_convolutions import (
+    CHANGES,
+    HOOKED,
+    FrontIsReadTwice,
+    Grouped,
+    ReadTwice,
+    Strided,
+    TwoReaders,
+    Wide,
+    changed,
+    stand_ins_leave_nothing,
+)
 from test_convolutions import Activated as ActivatedConvolution
 from test_graph_neighbours import graph_of
 from torch import Tensor, fx, nn
@@ -217,6 +228,12 @@ def test_what_runs_the_rest(name: str, how: str) -> None:
         plain, fused = pair(name, how)
         assert relative(plain(x), fused(x)) < 1e-5
         assert "squeeze_excite_conv" not in ops(lambda: fused(x))
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_fake_tensors(name: str, how: str) -> None:
+    stand_ins_leave_nothing(*pair(name, how))
 
 
 @pytest.mark.parametrize(("name", "at"), [(n, at) for n, paths in HOOKED.items() for at in paths if "se" not in at])

@@ -61,16 +61,32 @@ def convolve_frozen(
     residual: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """The op in a graph for Inductor whose weights are constants: folded and prepared there, for channels_last, which
-    the op's lowering gives x (:mod:`senet_fast.se.inductor`). ``norm``: its tensors and eps. ``weights``: those of the
-    excitation.
+    """The op in a graph for Inductor whose weights are constants. ``norm``: its tensors and eps. ``weights``: those of
+    the excitation.
     """
+    return _call_frozen(x, tensors_of(layer, norm, weights), residual, **options)
+
+
+def tensors_of(
+    layer: tuple[Tensor, Tensor | None],
+    norm: tuple[tuple[Tensor | None, ...], float] | None,
+    weights: tuple[Tensor | None, ...],
+) -> Tensors:
+    """Of a convolution, the norm behind it and an excitation."""
     # Folded in float32, or it would be rounded once more than in the module.
     scale, shift = (None, None) if norm is None else folded(*norm, torch.float32)
-    tensors = (*layer, scale, shift, weights)
-    kind = options.get("excitation", "two_fc")
-    prepared = prepare_all(tensors, options["side"], kind, x.dtype, x.dim() in LAYOUTS)
+    return *layer, scale, shift, weights
+
+
+def _call_frozen(x: Tensor, tensors: Tensors, residual: Tensor | None, **options: Any) -> Tensor:
+    """Prepared in the graph for channels_last, which the op's lowering gives x (:mod:`senet_fast.se.inductor`)."""
+    prepared = prepare_all(tensors, options["side"], _kind(options), x.dtype, x.dim() in LAYOUTS)
     return _call(x, tensors, residual, prepared, **options)
+
+
+def _kind(options: dict[str, Any]) -> str:
+    """The excitation's."""
+    return str(options.get("excitation", "two_fc"))
 
 
 class Convolution:
@@ -94,10 +110,6 @@ class Convolution:
 
     def affine(self, module: Any) -> tuple[Tensor, Tensor] | None:
         """(scale, shift) of the norm in ``front``."""
-        raise NotImplementedError
-
-    def kind(self) -> str:
-        """The excitation's."""
         raise NotImplementedError
 
     def hidden(self) -> int | None:
@@ -135,6 +147,8 @@ class Convolution:
             return False
         if torch.compiler.is_dynamo_compiling():
             return bool(_pays_compiled(self.side, v.dtype))
+        if type(v) not in (Tensor, nn.Parameter):  # what stands for one: nothing can be kept of such weights
+            return False
         if any(tensor.is_inference() for tensor in self.sources(module)):  # these count no writes
             return False
         sizes = (v.shape[0], v.shape[1], v.shape[2:].numel(), channels, self.hidden() or channels)
@@ -143,20 +157,18 @@ class Convolution:
         return _is_fused(*sizes, side=self.side, dtype=v.dtype, channels_last=_is_channels_last(v))
 
     def __call__(self, module: Any, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        options = self.options(v.dim())
+        options = self.options(v.dim()) | {"side": self.side, "post_activation": activation}
         x = v
         if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
             x = self.front(module, v)
         elif self.front is not None:
             options |= prologue(self.pre_activation, self.affine(module))
-        how = (self.side, self.kind(), x.dtype)
-        if torch.compiler.is_dynamo_compiling():  # x gets its layout when the op is lowered: see convolve_frozen
-            tensors = self.tensors(module)
-            prepared: Prepared | None = prepare_all(tensors, *how, x.dim() in LAYOUTS)
-        else:
-            at, tensors_of = self.keeper(module), functools.partial(self.tensors, module)
-            tensors, prepared = kept(*at, self.sources(module), tensors_of, *how, _is_channels_last(x))
-        return _call(x, tensors, residual, prepared, side=self.side, post_activation=activation, **options)
+        if torch.compiler.is_dynamo_compiling():
+            return _call_frozen(x, self.tensors(module), residual, **options)
+        how = (self.side, _kind(options), x.dtype, _is_channels_last(x))
+        at, made = self.keeper(module), functools.partial(self.tensors, module)
+        tensors, prepared = kept(*at, self.sources(module), made, *how)
+        return _call(x, tensors, residual, prepared, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,11 +195,11 @@ class ModuleConvolution(Convolution):
         assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
         paths = names_of(self.layer.weight), names_of(self.layer.bias)
         norms = affine_of(self.norm), affine_of(self.pre_norm)
-        return *paths, norms, tuple(self.owner), self.op.excitation.kind
+        return *paths, norms, tuple(self.owner)
 
     @constant
     def facts(self) -> Any:
-        """Where weight and bias are, the norms behind and in front, where the owner is, and the excitation's kind."""
+        """Where weight and bias are, the norms behind and in front, and where the owner is."""
         return self._facts
 
     def weight(self, module: nn.Module) -> Any:
@@ -197,9 +209,6 @@ class ModuleConvolution(Convolution):
         norm = self.facts()[2][1]
         return None if norm is None else fold(module, norm)
 
-    def kind(self) -> str:
-        return self.facts()[-1]  # type: ignore[no-any-return]
-
     def hidden(self) -> int | None:
         return self.op.excitation.hidden
 
@@ -207,7 +216,7 @@ class ModuleConvolution(Convolution):
         return {name: value for name, value in self.op.options(rank) if name != "dim"}
 
     def tensors(self, module: nn.Module) -> Tensors:
-        weight_at, bias_at, (norm, _), owner, _ = self.facts()
+        weight_at, bias_at, (norm, _), owner = self.facts()
         weight: Any = tensor_at(module, weight_at)
         bias = None if bias_at is None else tensor_at(module, bias_at)
         # Folded in float32, or it would be rounded once more than in the module.

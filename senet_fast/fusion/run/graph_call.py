@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet_fast.fusion.run.convolution import Convolution
+from senet_fast.fusion.run.convolution import Convolution, tensors_of
 from senet_fast.fusion.run.guards import folded
 from senet_fast.fusion.run.steps import Step
 from senet_fast.se import squeeze_excite
@@ -37,7 +37,7 @@ class GraphStep(Step):
 
     Only its neighbours can be anything else than the op; the op does all of it where that computes the same.
     ``makers``: children that made v, where y may take its place at inference: nobody else reads it or has its memory.
-    ``conv``: what :class:`GraphConvolution` is given beside of a 1x1 convolution in front of all that, or behind it.
+    ``conv``: what else :class:`GraphConvolution` is given, of a 1x1 convolution in front of all that or behind it.
     """
 
     def __init__(
@@ -118,20 +118,15 @@ class GraphConvolution(Convolution):
         assert self.front is not None
         return self.front.affine()
 
-    def kind(self) -> str:
-        return str(self.excitation.get("excitation", "two_fc"))
-
     def hidden(self) -> int | None:
         weight: Any = self.weights[0]
-        return int(weight.shape[0]) if self.kind() == "two_fc" else None
+        return int(weight.shape[0]) if len(self.weights) == 4 else None  # of two layers
 
     def options(self, rank: int) -> dict[str, Any]:
         return dict(self.excitation)
 
     def tensors(self, module: None) -> Tensors:
-        # Folded in float32, or it would be rounded once more than in the module.
-        scale, shift = (None, None) if self.norm is None else folded(*self.norm, torch.float32)
-        return *self._layer(), scale, shift, self.weights
+        return tensors_of(self._layer(), self.norm, self.weights)
 
     def sources(self, module: None) -> list[Tensor]:
         norm = () if self.norm is None else self.norm[0]
