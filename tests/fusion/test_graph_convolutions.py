@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import logging
+import operator
 import pickle
 import weakref
 from collections import Counter
@@ -13,7 +14,8 @@ from typing import Any
 import needs
 import pytest
 import torch
-from arithmetic import Products
+from arithmetic import Operation, Products
+from arithmetic import graph_of as graph_of_modules
 from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative, step
 from networks import randomized, shortened
 from pointwise import CASES, SHAPE, Added, Bottleneck, Functional, Projected
@@ -276,7 +278,7 @@ def test_children_of_another_class(other: nn.Module) -> None:
             continue
         plain, fused = pair(name)
         for model in (plain, fused):
-            setattr(model, at, other)
+            setattr(model, at, other.eval())
         same(plain, fused, torch.randn(SHAPE), None if (name, at) in (("added", "conv"), ("added", "bn2")) else ONE_OP)
 
 
@@ -308,7 +310,10 @@ class OfProducts(Projected):
 
 
 @pytest.mark.parametrize(("kind", "how"), [(Normed, "exported"), (OfProducts, "exported"), (OfProducts, "traced")])
-def test_excitations_whose_weights_are_computed(kind: type[nn.Module], how: str) -> None:
+def test_excitations_whose_weights_are_computed(
+    kind: type[nn.Module], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prepared once all the same."""
     x = torch.randn(2, *SHAPE[1:])
     plain = graph_of(randomize(kind()), x, how)
     fused = copy.deepcopy(plain)
@@ -322,6 +327,33 @@ def test_excitations_whose_weights_are_computed(kind: type[nn.Module], how: str)
                 (dict(model.named_parameters()) | dict(model.named_buffers()))[name].copy_(tensors[name])
         same(plain, fused, x)
     assert relative(before, plain(x)) > 1e-3
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "senet_fast.fuse"):
+        for _ in range(10):
+            fused(torch.cat([x, x]))
+    assert not caplog.records
+
+
+class AddedByModules(nn.Module):
+    """Converters' additions, behind either side of a gate, with the residual first or second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Operation(operator.add), Operation(operator.add)
+        self.conv1, self.conv2, self.dw = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 3, padding=1)
+        self.se1, self.se2 = ConvMean(), ConvMean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x, self.conv1(self.se1(self.dw(x))))
+        return self.second(self.se2(self.conv2(self.dw(x))), x)  # type: ignore[no-any-return]
+
+
+def test_additions_by_modules() -> None:
+    plain = graph_of_modules(randomize(AddedByModules()).eval())
+    fused = copy.deepcopy(plain)
+    assert [(e.prologue, e.epilogue) for e in fuse(fused).fused] == [("", "conv, residual"), ("conv", "residual")]
+    x = torch.randn(2, *SHAPE[1:])
+    same(plain, fused, x, ONE_OP * 2)
+    assert_same(plain, fused, x)
 
 
 class CalledTwice(nn.Module):
