@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from senet_fast.se import _C
 from senet_fast.se.conv import squeeze_excite_conv
 from senet_fast.se.guards import constant, freezes, is_plain, is_recorded
+from senet_fast.se.inductor import lower_in_place
 from senet_fast.se.kept import Tensors, kept, prepare_all
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -33,8 +34,8 @@ def pays_frozen(side: str, dtype: torch.dtype) -> bool:
 
 @constant
 def _pays_compiled(side: str, dtype: torch.dtype) -> bool:
-    """Whether weights are constants of the graph that is compiled, and that pays."""
-    return freezes() and pays_frozen(side, dtype)
+    """Whether weights are constants of the graph that is compiled, for code that lays x out for them, and that pays."""
+    return freezes() and lower_in_place() and pays_frozen(side, dtype)
 
 
 def pays(

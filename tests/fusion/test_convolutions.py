@@ -15,8 +15,9 @@ from fusion_testing import assert_same, assert_same_at_inference, ops, randomize
 from pointwise import CASES, OUT, SHAPE, Added, Bottleneck, Projected
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from zoo import C
+from zoo import C, LinearExpand
 
 from senet_fast import fuse, unfuse
 from senet_fast.se import kept
@@ -232,6 +233,24 @@ def test_tensors_that_count_no_writes(name: str) -> None:
         assert relative(plain(x), fused(x)) < 1e-5
 
 
+def stand_ins_leave_nothing(plain: nn.Module, fused: nn.Module) -> None:
+    """A call with fake tensors, which may have the real weights beside them, prepares nothing for the next."""
+    x = torch.randn(2, *SHAPE[1:])
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad():
+        for weights in ({}, {name: fakes.from_tensor(weight) for name, weight in fused.state_dict().items()}):
+            with fakes:
+                y = torch.func.functional_call(fused, weights, (fakes.from_tensor(x),))
+            assert y.shape == plain(x).shape
+        assert relative(plain(x), fused(x)) < 1e-5
+        assert ops(lambda: fused(x)) == ["squeeze_excite_conv"]
+
+
+@pytest.mark.parametrize("name", ["projected", "bottleneck"])
+def test_fake_tensors(name: str) -> None:
+    stand_ins_leave_nothing(*pair(name))
+
+
 HOOKED = {
     "projected": ("conv", "bn1", "bn2", "dw", "se", "se.fc.0"),
     "bottleneck": ("conv2", "bn2", "conv3", "bn3", "se"),
@@ -335,14 +354,67 @@ def test_what_it_does_not_take(host: type[nn.Module]) -> None:
     assert_same_at_inference(plain, fused, x)
 
 
+class FrontIsReadTwice(nn.Module):
+    """What is in front of the convolution, written in place, is the residual as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dw, self.conv, self.se = nn.Conv2d(C, C, 3, padding=1, groups=C), nn.Conv2d(C, C, 1), LinearExpand()
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.silu(self.dw(x), inplace=True)
+        return self.se(self.conv(u)) + u
+
+
+def test_what_stays_in_front() -> None:
+    plain = randomize(FrontIsReadTwice()).eval()
+    fused = copy.deepcopy(plain)
+    (entry,) = fuse(fused).fused
+    assert (entry.prologue, entry.epilogue) == ("conv", "residual")
+    assert_same_at_inference(plain, fused, torch.randn(SHAPE))
+
+
+class Contained(Added):
+    """The convolution is in a container, where another takes its place unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(self.conv)  # type: ignore[assignment]
+
+
+def test_a_convolution_that_is_exchanged() -> None:
+    plain = randomize(Contained()).eval()
+    fused = copy.deepcopy(plain)
+    assert len(fuse(fused).fused) == 1
+    for model in (plain, fused):
+        model.conv[0] = nn.Identity()
+    assert_same_at_inference(plain, fused, torch.randn(SHAPE))
+
+
+class Viewed(nn.Module):
+    """What is behind the convolution can be viewed as the contiguous tensor that it is."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.block = pair(name)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x).view(len(x), -1)  # type: ignore[no-any-return]
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", ["projected", "bottleneck"])
-def test_compiled(name: str, frozen: bool) -> None:
+def test_compiled(name: str, layout: torch.memory_format, frozen: bool) -> None:
     """Where weights are constants they are prepared once, before anything is run."""
     plain, fused = pair(name)
-    x = torch.randn(SHAPE).to(memory_format=torch.channels_last)
+    x = torch.randn(2, *SHAPE[1:]).to(memory_format=layout)
+    if layout == torch.contiguous_format:
+        plain = Viewed(name)
+        fused = copy.deepcopy(plain)
+        fuse(fused)
     torch._dynamo.reset()
     with torch.no_grad(), inductor_config.patch(freezing=frozen):
         compiled = torch.compile(fused, fullgraph=True, backend="inductor" if frozen else "aot_eager")

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from senet_fast.fusion.graph.refusal import Refused, note
 from senet_fast.fusion.graph.sandbox import Sandbox
 from senet_fast.fusion.graph.sizes import Number, value_of
-from senet_fast.fusion.install.graph_sites import overtakes
+from senet_fast.fusion.install.graph_sites import check_between
 from senet_fast.fusion.recognise.excitation import Norm, Path
 from senet_fast.fusion.recognise.site import Site, add_neighbours
 from senet_fast.fusion.run.convolution import convolve_frozen
@@ -52,8 +52,7 @@ def with_convolution(module: fx.GraphModule, site: Site, twin: Twins, taken: set
         found.prologue = None
     try:
         _check_constants(found, twin)
-        if overtakes(module, found):
-            raise Refused("neighbours", "something is written to between the convolution and the block")
+        check_between(module, found)
         _check_layout(found, twin, number)
         _check_values(module, found, number)
     except Refused as reason:

@@ -15,7 +15,7 @@ from senet_fast.fusion.graph.refusal import Refused
 from senet_fast.fusion.graph.tracing import Opened, View
 from senet_fast.fusion.recognise.excitation import Path
 from senet_fast.fusion.recognise.site import Site, add_neighbours, check_reads_only
-from senet_fast.fusion.run.convolution import Convolution
+from senet_fast.fusion.run.convolution import ModuleConvolution
 from senet_fast.fusion.run.forwards import BlockForward, Variant
 from senet_fast.fusion.run.guards import Op, Parts
 from senet_fast.fusion.run.steps import Code, ModuleStep, Piece
@@ -132,7 +132,7 @@ def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep
         if conv.side == "output":
             front, behind = site.front, norm
             made = piece(front.source, None, front.nodes, conv.source) if front is not None else None
-        convolution = Convolution(
+        convolution = ModuleConvolution(
             *(conv.side, conv.layer, behind, op, owner, conv.activation, code, conv.residual is not None),
             front=made,
             pre_norm=front.norm if front is not None else None,

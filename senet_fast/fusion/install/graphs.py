@@ -11,6 +11,7 @@ from senet_fast.fusion.graph.sizes import value_of
 from senet_fast.fusion.install.graph_sites import arguments
 from senet_fast.fusion.recognise.site import Site
 from senet_fast.fusion.run.graph_call import excite
+from senet_fast.se.kept import forget
 
 _squeeze_excite = torch.ops.senet_fast.squeeze_excite.default
 _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
@@ -34,7 +35,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
             if site.has_neighbours:
                 fused = graph.call_function(excite, (v, *given))
             else:
-                weights, options, *_ = given
+                _, weights, options, *_ = given
                 fused = graph.call_function(_squeeze_excite, (v, *weights), options)
         fused.meta = dict(site.last.meta)
         if site.has_neighbours:
@@ -45,8 +46,11 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
             if not node.users:
                 graph.erase_node(node)
     graph.lint()
-    _originals.setdefault(module, module.graph)
+    original = module.graph
     module.graph = graph
+    if module not in _originals:
+        original.owning_module = None  # or the value would keep its key for ever
+        _originals[module] = original
 
 
 def _assert_axes(graph: fx.Graph, v: fx.Node, ranks: list[int]) -> None:
@@ -63,4 +67,6 @@ def restore(module: fx.GraphModule) -> bool:
     original = _originals.pop(module, None)
     if original is not None:
         module.graph = original
+        for part in module.modules():
+            forget(part)
     return original is not None

@@ -118,6 +118,13 @@ class Excitation:
         return [layer.norm for layer in self.layers if layer.norm is not None]
 
     @property
+    def sources(self) -> tuple[Path, ...]:
+        """All tensors that its weights are made of."""
+        layers = [path for layer in self.layers for path in (layer.weight, layer.bias)]
+        norms = [path for norm in self.norms for path in norm.tensors]
+        return tuple(path for path in (*layers, *norms) if path is not None)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the op takes the layers' own weights."""
         return not self.norms and not any(layer.transposed or layer.bias_apart for layer in self.layers)

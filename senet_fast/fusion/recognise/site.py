@@ -104,15 +104,18 @@ def add_neighbours(module: nn.Module, site: Site, training: bool, inference: boo
     if not alone or any(user not in site.block for node in site.block[:-1] for user in node.users):
         return
     asked = any(user not in site.block for user in site.x.users)  # for the size of x, which would not be there
-    if inference and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+    inward = inference and not asked and all(dim == 1 for _, dim in site.excitation.dims)
+    if inward:
         found = prologue_of(module, site.x, rank)
         site.prologue = found if found is not None and free(found.nodes) else None
     site.maker = maker_of(module, site.source) if inference else None
-    if inference and not training and not asked and all(dim == 1 for _, dim in site.excitation.dims):
+    if inward:
         conv = pointwise_behind(module, site.y, rank) or _pointwise_before(module, site)
         site.conv = conv if conv is not None and free(conv.nodes) else None
-        front = prologue_of(module, site.source, rank) if site.conv is not None and site.conv.side == "output" else None
-        site.front = front if front is not None and free(front.nodes) else None
+        first = site._conv_in_front
+        if first is not None and [*first.source.users] == [first.last]:
+            front = prologue_of(module, first.source, rank)
+            site.front = front if front is not None and free(front.nodes) else None
 
 
 def _pointwise_before(module: nn.Module, site: Site) -> Pointwise | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path, submodule_at, tensor_at
-from senet_fast.fusion.run.convolution import Convolution
+from senet_fast.fusion.run.convolution import Convolution, ModuleConvolution
 from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked, prologue
 from senet_fast.se.guards import constant, costs_nothing_in_front, only_inference
 
@@ -70,6 +70,7 @@ class Step:
     pre_activation: str
     post_activation: str
     fresh: Any  # what made v, whose place y may take at inference; None: it must not
+    conv: Convolution | None  # beside the gate, which the op may compute as well
 
     def applies(self, module: Any, x: Any) -> bool:
         """Whether the op computes what the excitation itself does of x."""
@@ -87,6 +88,31 @@ class Step:
 
     def run(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
         """What the original computes of v."""
+        conv = self.conv
+        if conv is None:
+            return self._gated(module, v, residual, *others)
+        gates_input = conv.side == "input"
+        if only_inference() and self.convolves(module, v, residual):
+            return conv(module, v, residual, conv.activation if gates_input else self.post_activation)
+        if gates_input:
+            y = self._gated(module, v, None, *others)
+            return conv.code(module, y, residual) if conv.adds else conv.code(module, y)
+        u = v if conv.front is None else conv.front(module, v)
+        return self._gated(module, conv.code(module, u), residual, *others)
+
+    def convolves(self, module: Any, v: Any, residual: Any) -> bool:
+        """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
+        conv = self.conv
+        assert conv is not None
+        beside = () if conv.side == "input" else (self.before, self.after)
+        return (
+            self.applies(module, v)
+            and all(piece is None or piece.plain(module) for piece in (conv.code, *beside))
+            and conv.takes(module, v, residual)
+        )
+
+    def _gated(self, module: Any, v: Tensor, residual: Any, *others: Any) -> Any:
+        """Without the convolution."""
         inference = only_inference()
         before, after = self.before, self.after
         plain = before is not None and inference and before.plain(module)
@@ -123,7 +149,7 @@ class ModuleStep(Step):
     residual: bool
     post_activation: str
     fresh: Parts | None
-    conv: Convolution | None = None
+    conv: ModuleConvolution | None = None
 
     @functools.cached_property
     def _facts(self) -> Any:
@@ -133,28 +159,6 @@ class ModuleStep(Step):
     def facts(self) -> Any:
         """Where the owner is, and the norm."""
         return self._facts
-
-    def run(self, module: nn.Module, v: Tensor, residual: Any, *others: Any) -> Any:
-        conv = self.conv
-        if conv is None:
-            return super().run(module, v, residual, *others)
-        gates_input = conv.side == "input"
-        if only_inference() and self._convolves(conv, module, v, residual):
-            return conv(module, v, residual, conv.activation if gates_input else self.post_activation)
-        if gates_input:
-            y = super().run(module, v, None, *others)
-            return conv.code(module, y, residual) if conv.adds else conv.code(module, y)
-        u = v if conv.front is None else conv.front(module, v)
-        return super().run(module, conv.code(module, u), residual, *others)
-
-    def _convolves(self, conv: Convolution, module: nn.Module, v: Any, residual: Any) -> bool:
-        """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
-        beside = () if conv.side == "input" else (self.before, self.after)
-        return (
-            self.applies(module, v)
-            and conv.takes(module, v, residual)
-            and all(piece is None or piece.plain(module) for piece in (conv.code, *beside))
-        )
 
     def applies(self, module: nn.Module, x: Any) -> bool:
         owner = submodule_at(module, self.facts()[0])
