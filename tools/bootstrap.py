@@ -223,8 +223,22 @@ def run(command: "Sequence[object]", **settings: str) -> int:
 
 
 def pip_install(what: "Sequence[str]", *options: str) -> None:
-    if run([sys.executable, "-m", "pip", "install", *options, *what], PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
+    command = [sys.executable, "-m", "pip", "install", "--no-compile", *options, *what]
+    if run(command, PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
         raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
+    # pip would compile them to bytecode on one core, other packages' tests as well: half a minute for torch and the rest.
+    command = [
+        sys.executable,
+        "-m",
+        "compileall",
+        "-qq",
+        "-j",
+        "0",
+        "-x",
+        r"[/\\]tests?[/\\]",
+        sysconfig.get_path("purelib"),
+    ]
+    run(command)  # a file that is no Python is no reason to stop
 
 
 def build() -> None:

@@ -25,7 +25,7 @@ class Sizes:
 
     batch: int = 4
     pixels: int = 224
-    network_seconds: float = 3.5  # each setting
+    network_seconds: float = 2.5  # each setting
     stage_seconds: float = 0.5
     compile: bool = True
 
