@@ -164,6 +164,10 @@ def run(sizes: Sizes) -> Network:
         settings.append(time_setting(small, EAGER, torch.float32, sizes.network_seconds))
         if sizes.compile:
             step("compiling and timing SE-MobileNet, a minute at most")
+            from torch._inductor import config as inductor_config
+
+            # Inductor would try for 12 s whether the compiler knows this processor's vectors; if not, it says so below.
+            inductor_config.cpp.vec_isa_ok = True
             try:
                 settings.append(time_setting(small, FROZEN, torch.float32, sizes.network_seconds))
             except Exception as error:  # without a C++ compiler, say; the report tells
