@@ -90,6 +90,61 @@ class Bottleneck(nn.Module):
         return F.relu(self.se(y if self.bn3 is None else self.bn3(y)) + x)
 
 
+class TwoReaders(Bottleneck):
+    """What the convolution makes is read beside the block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.bn3(self.conv3(self.conv2(x)))
+        return self.se(u) + u
+
+
+class ActivatedBetween(Bottleneck):
+    """A mean does not commute with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.se(F.relu(self.bn3(self.conv3(self.conv2(x))))) + x
+
+
+class Wide(Projected):
+    """Three pixels at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, (1, 3), bias=False)
+
+
+class Strided(Projected):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, 1, 2, bias=False)
+
+
+class Grouped(Projected):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, OUT, 1, groups=2, bias=False)
+
+
+class ReadTwice(Added):
+    """The gated tensor is the residual as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(self.dw(x))
+        return self.bn2(self.conv(y)) + y
+
+
+class FrontIsReadTwice(nn.Module):
+    """What is in front of the convolution, written in place, is the residual as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dw, self.conv, self.se = nn.Conv2d(C, C, 3, padding=1, groups=C), nn.Conv2d(C, C, 1), LinearExpand()
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.silu(self.dw(x), inplace=True)
+        return self.se(self.conv(u)) + u
+
+
 NORM_FRONT, NORM_BEHIND = "batch_norm, silu", "batch_norm, relu, conv, batch_norm"
 CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "projected": (Projected, NORM_FRONT, "conv, batch_norm"),

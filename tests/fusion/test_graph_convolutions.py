@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import logging
+import operator
 import pickle
 import weakref
 from collections.abc import Callable
@@ -11,17 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from arithmetic import Operation, Products
+from arithmetic import graph_of as graph_of_modules
 from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative, step
-from pointwise import CASES, SHAPE, Bottleneck, Functional
-from test_convolutions import (
-    CHANGES,
-    HOOKED,
-    changed,
-    stand_ins_leave_nothing,
-)
+from pointwise import CASES, SHAPE, Bottleneck, Functional, Projected
+from test_convolutions import CHANGES, HOOKED, changed, stand_ins_leave_nothing
 from test_graph_neighbours import graph_of
 from torch import Tensor, fx, nn
-from zoo import C
+from zoo import C, ConvMean, WithNorm
 
 from senet_fast import fuse, unfuse
 from senet_fast.se import kept
@@ -31,7 +29,7 @@ ONE_OP = ["squeeze_excite_conv"]
 
 
 def block(name: str) -> nn.Module:
-    # A weight of the network's own is no child's, and not taken: see test_graph_convolutions_found.py.
+    # A weight of the graph module's own is no child's, and left: test_graph_convolutions_taken.
     return nn.Sequential(Functional()) if name == "functional" else CASES[name][0]()
 
 
@@ -278,3 +276,62 @@ def test_a_norm_that_trains(name: str, at: str) -> None:
         assert relative(plain(x), fused(x)) < 1e-5
         assert relative(plain.get_buffer(f"{at}.running_var"), fused.get_buffer(f"{at}.running_var")) < 1e-6
     same(plain.eval(), fused.eval(), x)
+
+
+class Normed(Projected):
+    """Norms of fixed statistics between the layers of the excitation, folded at every call."""
+
+    def __init__(self) -> None:
+        super().__init__(WithNorm)
+
+
+class OfProducts(Projected):
+    """Matrix products with weights [in, out], and biases apart."""
+
+    def __init__(self) -> None:
+        super().__init__(Products)
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Normed, "exported"), (OfProducts, "exported"), (OfProducts, "traced")])
+def test_excitations_whose_weights_are_computed(
+    kind: type[nn.Module], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prepared once all the same, and anew where something that they are made of changes, be it in one element."""
+    x = torch.randn(2, *SHAPE[1:])
+    plain = graph_of(randomize(kind()), x, how)
+    fused = copy.deepcopy(plain)
+    assert [entry.epilogue for entry in fuse(fused).fused] == ["conv, batch_norm"]
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "senet_fast.fuse"):
+        for _ in range(10):
+            fused(x)
+        assert not [record for record in caplog.records if record.name == "senet_fast.fuse"]
+        same(plain, fused, x)
+        before = plain(x)
+        for name in [name for name in plain.state_dict() if name.startswith("se.") and "num" not in name]:
+            for model in (plain, fused):
+                model.state_dict()[name].view(-1)[1] += 1.0
+            same(plain, fused, x)
+        assert relative(before, plain(x)) > 1e-3
+
+
+class AddedByModules(nn.Module):
+    """Converters' additions, behind either side of a gate, with the residual first or second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Operation(operator.add), Operation(operator.add)
+        self.conv1, self.conv2, self.dw = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 3, padding=1)
+        self.se1, self.se2 = ConvMean(), ConvMean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x, self.conv1(self.se1(self.dw(x))))
+        return self.second(self.se2(self.conv2(self.dw(x))), x)  # type: ignore[no-any-return]
+
+
+def test_additions_by_modules() -> None:
+    plain = graph_of_modules(randomize(AddedByModules()).eval())
+    fused = copy.deepcopy(plain)
+    assert [(e.prologue, e.epilogue) for e in fuse(fused).fused] == [("", "conv, residual"), ("conv", "residual")]
+    x = torch.randn(2, *SHAPE[1:])
+    same(plain, fused, x, ONE_OP * 2)
+    assert_same(plain, fused, x)

@@ -1,98 +1,37 @@
-"""fuse() on fx.GraphModules: in which graphs the 1x1 convolution beside a gate is found, and in which it is left."""
+"""fuse() on fx.GraphModules: which 1x1 convolutions beside a gate it takes, compiled graphs and whole networks."""
 
 import copy
-import logging
-import operator
 from collections import Counter
 from typing import Any
 
 import needs
 import pytest
 import torch
-from arithmetic import Operation, Products
-from arithmetic import graph_of as graph_of_modules
-from fusion_testing import assert_same, ops, randomize, relative
+from fusion_testing import ops, randomize, relative
 from networks import randomized, shortened
-from pointwise import CASES, SHAPE, Added, Bottleneck, Functional, Projected
-from test_convolutions import Activated as ActivatedConvolution
-from test_convolutions import (
+from pointwise import (
+    CASES,
+    SHAPE,
+    ActivatedBetween,
+    Added,
+    Bottleneck,
     FrontIsReadTwice,
+    Functional,
     Grouped,
+    Projected,
     ReadTwice,
     Strided,
     TwoReaders,
     Wide,
-    changed,
 )
 from test_graph_convolutions import HOWS, ONE_OP, pair, same
 from test_graph_neighbours import graph_of
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.nn import functional as F
-from zoo import C, ConvMean, LinearExpand, WithNorm
+from zoo import C, ConvMean, LinearExpand
 
 from senet_fast import fuse
-
-
-class Normed(Projected):
-    """Norms of fixed statistics between the layers of the excitation, folded at every call."""
-
-    def __init__(self) -> None:
-        super().__init__(WithNorm)
-
-
-class OfProducts(Projected):
-    """Matrix products with weights [in, out], and biases apart."""
-
-    def __init__(self) -> None:
-        super().__init__(Products)
-
-
-@pytest.mark.parametrize(("kind", "how"), [(Normed, "exported"), (OfProducts, "exported"), (OfProducts, "traced")])
-def test_excitations_whose_weights_are_computed(
-    kind: type[nn.Module], how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Prepared once all the same."""
-    x = torch.randn(2, *SHAPE[1:])
-    plain = graph_of(randomize(kind()), x, how)
-    fused = copy.deepcopy(plain)
-    assert [entry.epilogue for entry in fuse(fused).fused] == ["conv, batch_norm"]
-    same(plain, fused, x)
-    before = plain(x)
-    tensors = changed(plain)
-    for name in [name for name in tensors if name.startswith("se.")]:
-        with torch.no_grad():
-            for model in (plain, fused):
-                (dict(model.named_parameters()) | dict(model.named_buffers()))[name].copy_(tensors[name])
-        same(plain, fused, x)
-    assert relative(before, plain(x)) > 1e-3
-    with torch.no_grad(), caplog.at_level(logging.WARNING, "senet_fast.fuse"):
-        for _ in range(10):
-            fused(x)
-    assert not [record for record in caplog.records if record.name == "senet_fast.fuse"]
-
-
-class AddedByModules(nn.Module):
-    """Converters' additions, behind either side of a gate, with the residual first or second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = Operation(operator.add), Operation(operator.add)
-        self.conv1, self.conv2, self.dw = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 3, padding=1)
-        self.se1, self.se2 = ConvMean(), ConvMean()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x, self.conv1(self.se1(self.dw(x))))
-        return self.second(self.se2(self.conv2(self.dw(x))), x)  # type: ignore[no-any-return]
-
-
-def test_additions_by_modules() -> None:
-    plain = graph_of_modules(randomize(AddedByModules()).eval())
-    fused = copy.deepcopy(plain)
-    assert [(e.prologue, e.epilogue) for e in fuse(fused).fused] == [("", "conv, residual"), ("conv", "residual")]
-    x = torch.randn(2, *SHAPE[1:])
-    same(plain, fused, x, ONE_OP * 2)
-    assert_same(plain, fused, x)
 
 
 class CalledTwice(nn.Module):
@@ -135,7 +74,7 @@ class FrontOfAView(FrontIsReadTwice):
 
 
 LEFT = {
-    ActivatedConvolution: "",
+    ActivatedBetween: "",
     Wide: "",
     Strided: "",
     Grouped: "",
