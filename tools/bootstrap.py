@@ -226,7 +226,7 @@ def pip_install(what: "Sequence[str]", *options: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--no-compile", *options, *what]
     if run(command, PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
         raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
-    # pip would compile them to bytecode on one core, and other packages' tests with them: half a minute for torch alone.
+    # pip would compile them to bytecode on one core, and their tests too: half a minute for torch.
     others_tests = ["-x", r"[/\\]tests?[/\\]"]
     command = [sys.executable, "-m", "compileall", "-qq", "-j", "0", *others_tests, sysconfig.get_path("purelib")]
     run(command)  # a file that is no Python is no reason to stop
