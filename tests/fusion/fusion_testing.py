@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from called import ops
 from torch import Tensor, fx, nn
+from torch._inductor import config as inductor_config
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -100,3 +101,18 @@ class Passed:
 def counts_calls(run: Callable[[], object]) -> int:
     """How often ``run`` calls one of the package's ops forward."""
     return sum("backward" not in name for name in ops(run))
+
+
+def assert_compiled(plain: nn.Module, fused: nn.Module, x: Tensor, frozen: bool) -> None:
+    """One op, with the convolution beside the gate where weights are constants, and values and strides of ``plain``."""
+    torch._dynamo.reset()
+    with torch.no_grad(), inductor_config.patch(freezing=frozen):
+        compiled = torch.compile(fused, fullgraph=True, backend="inductor" if frozen else "aot_eager")
+        assert relative(plain(x), compiled(x)) < 1e-5
+        with torch.autograd.profiler.profile() as profile:
+            y = compiled(x)
+    torch._dynamo.reset()
+    called = [event.name for event in profile.function_events if event.name.startswith("senet_fast::squeeze_excite")]
+    assert ("senet_fast::squeeze_excite_conv" in called) == frozen
+    assert len(called) == 1
+    assert y.stride() == plain(x).stride()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_testing import assert_same, assert_same_at_inference, ops, randomize, relative
+from fusion_testing import assert_compiled, assert_same, assert_same_at_inference, ops, randomize, relative
 from pointwise import (
     CASES,
     OUT,
@@ -27,7 +27,6 @@ from pointwise import (
     Wide,
 )
 from torch import Tensor, nn
-from torch._inductor import config as inductor_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from zoo import C
@@ -373,14 +372,4 @@ def test_compiled(name: str, layout: torch.memory_format, frozen: bool) -> None:
         plain = Viewed(name)
         fused = copy.deepcopy(plain)
         fuse(fused)
-    torch._dynamo.reset()
-    with torch.no_grad(), inductor_config.patch(freezing=frozen):
-        compiled = torch.compile(fused, fullgraph=True, backend="inductor" if frozen else "aot_eager")
-        assert relative(plain(x), compiled(x)) < 1e-5
-        with torch.autograd.profiler.profile() as profile:
-            y = compiled(x)
-    torch._dynamo.reset()
-    called = [event.name for event in profile.function_events if event.name.startswith("senet_fast::squeeze_excite")]
-    assert ("senet_fast::squeeze_excite_conv" in called) == frozen
-    assert len(called) == 1
-    assert y.stride() == plain(x).stride()
+    assert_compiled(plain, fused, x, frozen)

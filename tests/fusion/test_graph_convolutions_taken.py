@@ -7,7 +7,7 @@ from typing import Any
 import needs
 import pytest
 import torch
-from fusion_testing import ops, randomize, relative
+from fusion_testing import assert_compiled, ops, randomize, relative
 from networks import randomized, shortened
 from pointwise import (
     CASES,
@@ -27,7 +27,6 @@ from pointwise import (
 from test_graph_convolutions import HOWS, ONE_OP, pair, same
 from test_graph_neighbours import graph_of
 from torch import Tensor, nn
-from torch._inductor import config as inductor_config
 from torch.nn import functional as F
 from zoo import C, ConvMean, LinearExpand
 
@@ -168,17 +167,7 @@ def test_compiled(name: str, how: str, frozen: bool) -> None:
     """Where weights are constants they are prepared once, before anything is run."""
     plain, fused = pair(name, how)
     x = torch.randn(2, *SHAPE[1:])
-    torch._dynamo.reset()
-    with torch.no_grad(), inductor_config.patch(freezing=frozen):
-        compiled = torch.compile(fused, fullgraph=True, backend="inductor" if frozen else "aot_eager")
-        assert relative(plain(x), compiled(x)) < 1e-5
-        with torch.autograd.profiler.profile() as profile:
-            y = compiled(x)
-    torch._dynamo.reset()
-    called = [event.name for event in profile.function_events if event.name.startswith("senet_fast::squeeze_excite")]
-    assert ("senet_fast::squeeze_excite_conv" in called) == frozen
-    assert len(called) == 1
-    assert y.stride() == plain(x).stride()
+    assert_compiled(plain, fused, x, frozen)
 
 
 @pytest.mark.slow
