@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from senet_fast.models.layers import NormSE, fold, is_affine
+from senet_fast.models.layers import ECA, NormSE, fold, is_affine
 from senet_fast.se import FusedSE
 from senet_fast.se.beside import convolve, pays
 from senet_fast.se.guards import costs_nothing_in_front, freezes, is_plain, is_untouched, only_inference, plain_weights
@@ -23,14 +23,15 @@ class Beside(NamedTuple):
     """What the op reads at this call, in the place of three modules.
 
     norm: a BatchNorm's running mean and variance, weight and bias, with its ``eps``; or a scale alone, without.
+    excitation: the block's weights, with its ``options`` of the op.
     """
 
-    se: FusedSE
     weight: Tensor
     bias: Tensor | None
     norm: tuple[Tensor | None, ...]
     eps: float | None
     excitation: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, post_activation: str) -> Beside | None:
@@ -42,7 +43,7 @@ def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, 
         x: given to the first of them, or to what stands in front of them.
         post_activation: that the SE block is expected to apply.
     """
-    if not isinstance(se, FusedSE) or not is_plain(x) or x.device.type != "cpu" or not only_inference():
+    if not isinstance(se, (FusedSE, ECA)) or not is_plain(x) or x.device.type != "cpu" or not only_inference():
         return None
     # Asked before the modules are: what is read of them, Dynamo looks at in each call of what it has compiled.
     if torch.compiler.is_dynamo_compiling() and not freezes():
@@ -53,7 +54,8 @@ def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, 
         return None
     if conv.stride != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
         return None
-    if not is_untouched(se, FusedSE, compiling) or se.dim != 1 or se.post_activation != post_activation:
+    kind = FusedSE if isinstance(se, FusedSE) else ECA
+    if not is_untouched(se, kind, compiling) or se.post_activation != post_activation:
         return None
     tensors: tuple[Any, ...]
     if isinstance(norm, Tensor):
@@ -62,8 +64,13 @@ def beside(x: Tensor, conv: nn.Module, norm: nn.Module | Tensor, se: nn.Module, 
         tensors, eps = (norm.running_mean, norm.running_var, norm.weight, norm.bias), norm.eps
     else:
         return None
-    excitation = weights_for_op(se, x, se.fc1, se.fc2)
-    return None if excitation is None else Beside(se, *pair, tensors, eps, excitation)
+    options: dict[str, Any]
+    if isinstance(se, ECA):
+        excitation, options = se.for_op(x), {"excitation": "channel_conv"}
+    else:
+        excitation = weights_for_op(se, x, se.fc1, se.fc2) if se.dim == 1 else None
+        options = {"activation": se.activation, "gate": se.gate, "add_one": se.add_one}
+    return None if excitation is None else Beside(*pair, tensors, eps, excitation, options)
 
 
 def leads(front: nn.Module, x: Tensor) -> bool:
@@ -94,7 +101,7 @@ def convolved(
     None where calls of the modules are faster, or would do something else. ``name``: of the convolution's weight in
     ``owner``, for what is prepared of it.
     """
-    se, weight, bias, norm, eps, excitation = found
+    weight, bias, norm, eps, excitation, of_block = found
 
     def sources() -> list[Tensor]:
         return [tensor for tensor in (weight, bias, *norm, *excitation) if tensor is not None]
@@ -104,11 +111,10 @@ def convolved(
         scale, shift = (norm[0], None) if eps is None else folded(norm, eps, torch.float32)
         return weight, bias, scale, shift, excitation
 
-    hidden = excitation[0].shape[0]
+    hidden = excitation[0].shape[0] if len(excitation) == 4 else None
     if v.dim() != 4 or not pays(side, v, weight, residual, hidden, sources):
         return None
-    options: dict[str, Any] = {"side": side, "post_activation": post_activation}
-    options |= {"activation": se.activation, "gate": se.gate, "add_one": se.add_one}
+    options = of_block | {"side": side, "post_activation": post_activation}
     if front is not None:
         options["pre_scale"], options["pre_shift"] = fold(front.norm)
         options["pre_activation"] = "relu" if front.relu_first or front.relu_last else "identity"

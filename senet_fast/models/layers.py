@@ -75,10 +75,16 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
         self.post_activation = post_activation
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def for_op(self, x: Tensor) -> tuple[Tensor | None, ...] | None:
+        """The op's ``fc1_weight`` and ``fc1_bias`` for x; None where ``conv`` must be called."""
         conv = self.conv
         weights = weights_for_op(self, x, conv, kind=nn.Conv1d)
-        if weights is None or conv.dilation != (1,) or conv.padding_mode != "zeros":
+        plain = weights is not None and conv.dilation == (1,) and conv.padding_mode == "zeros"
+        return weights if plain else None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        weights = self.for_op(x)
+        if weights is None:
             return gated(
                 x,
                 lambda squeezed: self.conv(squeezed[:, None])[:, 0],

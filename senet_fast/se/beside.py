@@ -59,7 +59,7 @@ def pays(
     if torch.compiler.is_dynamo_compiling():
         return bool(_pays_compiled(side, x.dtype))
     # A recorded call would have what was prepared for a constant; inference tensors count no writes.
-    if is_recorded(x) or any(tensor.is_inference() for tensor in sources()):
+    if is_recorded(x) or weight.is_inference() or any(tensor.is_inference() for tensor in sources()):
         return False
     sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), channels, hidden or channels)
     if min(sizes) == 0:

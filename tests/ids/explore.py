@@ -7,6 +7,7 @@ from types import GeneratorType
 from typing import Any
 
 Actor = Generator[None, None, None]
+PLAIN = {bool, int, str, tuple, type(None)}
 
 
 class Violation(AssertionError):
@@ -46,8 +47,14 @@ def _place(actor: Any) -> Hashable:
     """Where an actor stands, with the plain variables of it and of the generators it delegates to or holds."""
     places = []
     while actor is not None and (frame := actor.gi_frame) is not None:
-        plain = {k: v for k, v in frame.f_locals.items() if isinstance(v, int | str | tuple | type(None))}
-        held = {k: _place(v) for k, v in frame.f_locals.items() if isinstance(v, GeneratorType)}
-        places.append((frame.f_lasti, tuple(sorted((plain | held).items(), key=lambda item: item[0]))))
+        code, values = frame.f_code, frame.f_locals
+        known = [_known(values[name]) if name in values else ... for name in code.co_varnames + code.co_cellvars]
+        places.append((code.co_name, frame.f_lasti, *known))
         actor = actor.gi_yieldfrom
     return tuple(places)
+
+
+def _known(value: Any) -> Hashable:
+    if type(value) in PLAIN:
+        return value  # type: ignore[no-any-return]
+    return _place(value) if type(value) is GeneratorType else ...

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from senet_fast import fuse
-from senet_fast.models import create, inception_resnet, resnet
+from senet_fast.models import ECA, create, inception_resnet, resnet
 from senet_fast.se import SEBlock, kept
 
 CONV, INTO = "squeeze_excite_conv", "squeeze_excite_into"
@@ -35,12 +35,18 @@ def small(name: str, options: dict[str, Any]) -> Callable[[Any], nn.Module]:
     return make
 
 
+class ReadableECA(ECA):
+    def for_op(self, x: Tensor) -> None:
+        """Never: its layer is called."""
+
+
 IMAGE, MAP = (3, 64, 64), (32, 9, 7)
 CASES: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...], int]] = {
     "resnet": (small("resnet50", FEW), IMAGE, 3),
     "stride_in_first": (small("resnet50", FEW | {"stride_in_first": True}), IMAGE, 3),
     "resnext": (small("resnext50_32x4d", GROUPS), IMAGE, 3),
     "senet": (small("senet154", GROUPS), IMAGE, 3),
+    "eca": (lambda se: small("resnet50", FEW)(ECA if se is True else ReadableECA), IMAGE, 3),
     "pre": (small("resnet50", FEW | {"integration": "pre"}), IMAGE, 3),
     "inception": (lambda se: inception_resnet.Residual(32, inception_resnet.B, se, 8), MAP, 1),
     "inception_last": (lambda se: inception_resnet.Residual(32, inception_resnet.C, se, 8, last=True), MAP, 1),

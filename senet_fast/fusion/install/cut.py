@@ -3,6 +3,7 @@
 Its graph is cut at each of them; the rest stays as it is and calls the same children.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -133,7 +134,8 @@ def _step(module: nn.Module, site: Site, forwards: Forwards) -> tuple[ModuleStep
             front, behind = site.front, norm
             made = piece(front.source, None, front.nodes, conv.source) if front is not None else None
         convolution = ModuleConvolution(
-            *(conv.side, conv.layer, behind, op, owner, conv.activation, code, conv.residual is not None),
+            # An op of its own: Dynamo would compare it with the step's, in Python, at each call.
+            *(conv.side, conv.layer, behind, copy.copy(op), owner, conv.activation, code, conv.residual is not None),
             front=made,
             pre_norm=front.norm if front is not None else None,
             pre_activation=front.activation if front is not None else "identity",

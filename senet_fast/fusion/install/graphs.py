@@ -19,15 +19,11 @@ _originals: WeakKeyDictionary[fx.GraphModule, fx.Graph] = WeakKeyDictionary()
 
 def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     """Give ``module`` its ``graph`` with every site replaced by a call of the op."""
-    tracer = fx.proxy.GraphAppendingTracer(graph)  # makes calls in the graph of what folds a norm
-
-    def get(path: str) -> fx.Proxy:
-        return fx.Proxy(graph.get_attr(path), tracer)
-
     regions = [site.nodes for site in sites]
     replaced: dict[fx.Node, fx.Node] = {}
     for site, region in zip(sites, regions, strict=True):
         with graph.inserting_before(site.last):
+            get = _Attributes(graph, whole=not site.has_neighbours)
             made = arguments(module, site, lambda node: replaced.get(node, node), get)
             v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
             if value_of(site.x) is None:  # an exported graph has guards of its own
@@ -42,7 +38,8 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
             fused.meta["is_wrapped"] = True  # for those that trace the graph again, as pickle does
         site.last.replace_all_uses_with(fused)
         replaced[site.last] = fused
-        for node in reversed(region):
+        read = [node for user in region for node in user.all_input_nodes if node.op == "get_attr"]
+        for node in dict.fromkeys([*reversed(region), *read]):
             if not node.users:
                 graph.erase_node(node)
     graph.lint()
@@ -51,6 +48,31 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     if module not in _originals:
         original.owning_module = None  # or the value would keep its key for ever
         _originals[module] = original
+
+
+class _Attributes:
+    """Children, parameters and buffers by their path, as nodes of a graph at its point of insertion.
+
+    A call gets a dozen of them, and a module takes a third of a microsecond to find a name. So each is fetched once, from
+    the module that it is in. ``whole``: each by its whole path, as tools expect what an operator of torch is given.
+    """
+
+    def __init__(self, graph: fx.Graph, whole: bool) -> None:
+        self.graph, self.whole = graph, whole
+        self.tracer = fx.proxy.GraphAppendingTracer(graph)  # makes calls in the graph of what folds a norm
+        self.found: dict[str, fx.Node] = {}
+
+    def __call__(self, path: str) -> fx.Proxy:
+        return fx.Proxy(self._node(path), self.tracer)
+
+    def _node(self, path: str) -> fx.Node:
+        owner, _, name = path.rpartition(".")
+        if self.whole:
+            return self.graph.get_attr(path)
+        if path not in self.found:
+            at = self.graph
+            self.found[path] = at.call_function(getattr, (self._node(owner), name)) if owner else at.get_attr(path)
+        return self.found[path]
 
 
 def _assert_axes(graph: fx.Graph, v: fx.Node, ranks: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Convolution:
     multiplied, with its norm and activation; for "input" the step has it as well.
     """
 
+    __slots__ = ()
+
     side: str
     activation: str
     code: Any
@@ -88,18 +90,18 @@ class Convolution:
         sources = functools.partial(self.sources, module)
         return pays(self.side, v, self.weight(module), residual, self.hidden(), sources)
 
-    def __call__(self, module: Any, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def run(self, module: Any, v: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         options = self.options(v.dim()) | {"side": self.side, "post_activation": activation}
         x = v
         if self.front is not None and (costs_nothing_in_front(v) or not self.front.plain(module)):
-            x = self.front(module, v)
+            x = self.front.run(module, v)
         elif self.front is not None:
             options |= prologue(self.pre_activation, self.affine(module))
         sources, tensors = functools.partial(self.sources, module), functools.partial(self.tensors, module)
         return convolve(*self.keeper(module), x, sources, tensors, residual, **options)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ModuleConvolution(Convolution):
     """``norm``: behind the convolution. ``pre_norm``: in ``front``.
 
@@ -117,24 +119,30 @@ class ModuleConvolution(Convolution):
     front: Any = None
     pre_norm: Norm | None = None
     pre_activation: str = "identity"
+    _facts: Any = field(init=False)
+    _paths: tuple[tuple[Path, ...], tuple[Path, ...]] = field(init=False)
 
-    @functools.cached_property
-    def _facts(self) -> Any:
-        assert self.layer == Layer(self.layer.weight, self.layer.bias)  # nothing folded, transposed or apart
-        paths = names_of(self.layer.weight), names_of(self.layer.bias)
-        norms = affine_of(self.norm), affine_of(self.pre_norm)
-        return *paths, norms, tuple(self.owner)
+    def __post_init__(self) -> None:
+        layer, norm = self.layer, self.norm
+        assert layer == Layer(layer.weight, layer.bias)  # nothing folded, transposed or apart
+        paths = names_of(layer.weight), names_of(layer.bias), str(layer.weight)
+        norms = affine_of(norm), affine_of(self.pre_norm)
+        object.__setattr__(self, "_facts", (*paths, norms, tuple(self.owner)))
+        # Of all that is prepared from: from the host, and from the owner of the excitation.
+        own = (layer.weight, layer.bias, *(norm.tensors if norm is not None else ()))
+        of_host = tuple(path for path in own if path is not None)
+        object.__setattr__(self, "_paths", (of_host, self.op.excitation.sources))
 
     @constant
     def facts(self) -> Any:
-        """Where weight and bias are, the norms behind and in front, and where the owner is."""
+        """Where weight and bias are, the name of the weight, the norms behind and in front, and where the owner is."""
         return self._facts
 
     def weight(self, module: nn.Module) -> Any:
         return tensor_at(module, self.facts()[0])
 
     def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
-        norm = self.facts()[2][1]
+        norm = self.facts()[3][1]
         return None if norm is None else fold(module, norm)
 
     @constant
@@ -145,23 +153,16 @@ class ModuleConvolution(Convolution):
         return {name: value for name, value in self.op.options(rank) if name != "dim"}
 
     def tensors(self, module: nn.Module) -> Tensors:
-        weight_at, bias_at, (norm, _), owner = self.facts()
+        weight_at, bias_at, _, (norm, _), owner = self.facts()
         weight: Any = tensor_at(module, weight_at)
         bias = None if bias_at is None else tensor_at(module, bias_at)
         # Folded in float32, or it would be rounded once more than in the module.
         scale, shift = (None, None) if norm is None else fold(module, norm, torch.float32)
         return weight, bias, scale, shift, self.op.weights(submodule_at(module, owner))
 
-    @functools.cached_property
-    def _paths(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-        """Of all that is prepared from: from the host, and from the owner of the excitation."""
-        norm = self.norm.tensors if self.norm is not None else ()
-        own = [path for path in (self.layer.weight, self.layer.bias, *norm) if path is not None]
-        return tuple(own), self.op.excitation.sources
-
     def sources(self, module: nn.Module) -> list[Tensor]:
         owner, (of_host, of_owner) = self.owner.submodule(module), self._paths
         return [*(p.tensor(module) for p in of_host), *(p.tensor(owner) for p in of_owner)]  # type: ignore[list-item]
 
     def keeper(self, module: nn.Module) -> tuple[nn.Module, Hashable]:
-        return module, self.layer.weight
+        return module, self.facts()[2]

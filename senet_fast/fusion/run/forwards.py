@@ -99,7 +99,7 @@ def key(training: bool, constants: Iterable[Any]) -> Key:
     return (training, *((type(value), value) for value in constants))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Variant:
     """The forward of one mode, for certain values of the arguments that are no tensors."""
 
@@ -141,7 +141,7 @@ class HostForward(FusedForward):
                 return own(module, *args, **kwargs)
         if not variant.inlined.plain(module) or hooks_of_all_modules():
             return own(module, *args, **kwargs)
-        return variant.code(module, module, variant.steps, *tensors)
+        return variant.code.function(module, module, variant.steps, *tensors)
 
     @property
     def blocks(self) -> int:

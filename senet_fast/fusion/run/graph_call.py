@@ -166,7 +166,7 @@ class _Pieces:
         norm = _norm(self.parts[0])
         return None if norm is None else folded(*norm)
 
-    def __call__(self, module: None, x: Any, residual: Any = None) -> Any:
+    def run(self, module: None, x: Any, residual: Any = None) -> Any:
         for part in self.parts:
             x = _run(part, x, residual)
         return x

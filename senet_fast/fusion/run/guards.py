@@ -37,6 +37,8 @@ def hooked(module: Any) -> bool:
 class Parts:
     """Modules whose calls are replaced. ``in_mode``: what they do was seen in the mode that they are in now."""
 
+    __slots__ = ("__weakref__", "known", "modes")
+
     def __init__(self, module: nn.Module, paths: Iterable[str], in_mode: bool = False) -> None:
         at = [Path.of(path) for path in dict.fromkeys(paths)]
         self.known = tuple((path, type(path.submodule(module))) for path in at)
@@ -109,6 +111,8 @@ def prologue(activation: str, norm: tuple[Tensor, Tensor] | None) -> dict[str, A
 
 class Op:
     """The op as an excitation of the tensors of a module, in the place of its ``parts``."""
+
+    __slots__ = ("_facts", "_options", "excitation", "parts")
 
     def __init__(self, module: nn.Module, excitation: Excitation, parts: Iterable[str]) -> None:
         self.excitation, self.parts = excitation, Parts(module, parts)

@@ -1,8 +1,7 @@
 """A call of the op in the middle of a forward, with the original code for where it would not compute the same."""
 
-import functools
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,9 +12,23 @@ from senet_fast.fusion.run.convolution import Convolution, ModuleConvolution
 from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked, prologue
 from senet_fast.se.guards import constant, costs_nothing_in_front, only_inference
 
+_scopes: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
+
+
+def _scope(names: dict[str, Any]) -> dict[str, Any]:
+    """Globals with these ``names``, shared by the functions that know nothing else. Dynamo compares in Python,
+    at each call, what it reaches by two ways, such as torch in the globals of two functions.
+    """
+    if not all(isinstance(value, (ModuleType, BuiltinFunctionType, type, float)) for value in names.values()):
+        return dict(names)
+    key = tuple(sorted((name, id(value)) for name, value in names.items()))
+    return _scopes.setdefault(key, dict(names))
+
 
 class Code:
-    """A graph as a function of (module, *values). Pickles as source."""
+    """A graph as a ``function`` of (module, *values). Pickles as source."""
+
+    __slots__ = ("function", "globals", "source")
 
     def __init__(self, graph: fx.Graph) -> None:
         made = graph.python_code("self")
@@ -23,12 +36,9 @@ class Code:
         self._compile()
 
     def _compile(self) -> None:
-        names = dict(self.globals)
-        exec(compile(self.source, "<senet_fast.fuse>", "exec"), names)
-        self.function = names["forward"]
-
-    def __call__(self, *values: Any) -> Any:
-        return self.function(*values)
+        made: dict[str, Any] = {}
+        exec(compile(self.source, "<senet_fast.fuse>", "exec"), _scope(self.globals), made)
+        self.function = made["forward"]
 
     def __getstate__(self) -> dict[str, Any]:
         used = {name: value for name, value in self.globals.items() if not isinstance(value, ModuleType)}
@@ -46,14 +56,16 @@ class Code:
 class Piece:
     """A part of the original, from v (and, behind the op, a residual) to what it makes of it."""
 
+    __slots__ = ("code", "parts")
+
     def __init__(self, code: Code, parts: Parts) -> None:
         self.code, self.parts = code, parts
 
     def plain(self, module: nn.Module) -> bool:
         return self.parts.plain(module)
 
-    def __call__(self, module: nn.Module, *values: Any) -> Any:
-        return self.code(module, *values)
+    def run(self, module: nn.Module, *values: Any) -> Any:
+        return self.code.function(module, *values)
 
 
 class Step:
@@ -63,6 +75,8 @@ class Step:
     activation), each a piece that says whether it is ``plain``: nobody sees its calls, and it does what it did. Each
     runs where the op would not compute the same.
     """
+
+    __slots__ = ()
 
     before: Any
     after: Any
@@ -93,12 +107,12 @@ class Step:
             return self._gated(module, v, residual, *others)
         gates_input = conv.side == "input"
         if only_inference() and self.convolves(module, v, residual):
-            return conv(module, v, residual, conv.activation if gates_input else self.post_activation)
+            return conv.run(module, v, residual, conv.activation if gates_input else self.post_activation)
         if gates_input:
             y = self._gated(module, v, None, *others)
-            return conv.code(module, y, residual) if conv.adds else conv.code(module, y)
-        u = v if conv.front is None else conv.front(module, v)
-        return self._gated(module, conv.code(module, u), residual, *others)
+            return conv.code.run(module, y, residual) if conv.adds else conv.code.run(module, y)
+        u = v if conv.front is None else conv.front.run(module, v)
+        return self._gated(module, conv.code.run(module, u), residual, *others)
 
     def convolves(self, module: Any, v: Any, residual: Any) -> bool:
         """Whether the op computes what the convolution, the excitation and what is beside them do of v."""
@@ -117,9 +131,9 @@ class Step:
         before, after = self.before, self.after
         plain = before is not None and inference and before.plain(module)
         absorbs = plain and not costs_nothing_in_front(v)
-        x = v if before is None or absorbs else before(module, v)
+        x = v if before is None or absorbs else before.run(module, v)
         if not self.applies(module, x):
-            y = self.original(module, before(module, v) if absorbs else x, *others)
+            y = self.original(module, before.run(module, v) if absorbs else x, *others)
             return y if after is None else self._after(module, y, residual)
         options = prologue(self.pre_activation, self.affine(module)) if absorbs else {}
         finishes = after is not None and after.plain(module) and (not self.residual or fits(residual, x))
@@ -131,10 +145,10 @@ class Step:
         return y if finishes or after is None else self._after(module, y, residual)
 
     def _after(self, module: Any, y: Any, residual: Any) -> Any:
-        return self.after(module, y, residual) if self.residual else self.after(module, y)
+        return self.after.run(module, y, residual) if self.residual else self.after.run(module, y)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ModuleStep(Step):
     """Of a module, or of a fused child of it."""
 
@@ -150,20 +164,29 @@ class ModuleStep(Step):
     post_activation: str
     fresh: Parts | None
     conv: ModuleConvolution | None = None
+    _facts: Any = field(init=False)
 
-    @functools.cached_property
-    def _facts(self) -> Any:
-        return tuple(self.owner), affine_of(self.norm)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_facts", (tuple(self.owner), affine_of(self.norm)))
 
     @constant
     def facts(self) -> Any:
         """Where the owner is, and the norm."""
         return self._facts
 
+    @constant
+    def number(self) -> int | None:
+        """Of the forward that the owner had."""
+        return None if self.fused is None else int(self.fused.number)
+
     def applies(self, module: nn.Module, x: Any) -> bool:
         owner = submodule_at(module, self.facts()[0])
-        if self.fused is not None and (owner.__dict__.get(FORWARD) is not self.fused or hooked(owner)):
-            return False
+        number = self.number()
+        if number is not None:
+            # By its number, as Dynamo compares objects in Python at each call.
+            fused = owner.__dict__.get(FORWARD)
+            if fused is None or fused.number != number or hooked(owner):
+                return False
         if not self.block.applies(owner, x):
             return False
         # Beside weights of another type, y may have another type than x.
@@ -171,7 +194,7 @@ class ModuleStep(Step):
         return bool(x.dtype == weight.dtype or x.dtype == torch.get_autocast_dtype(x.device.type))
 
     def original(self, module: nn.Module, x: Any, *others: Any) -> Any:
-        return self.own(module, x, *others)
+        return self.own.run(module, x, *others)
 
     def affine(self, module: nn.Module) -> tuple[Tensor, Tensor] | None:
         norm = self.facts()[1]
