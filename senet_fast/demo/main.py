@@ -1,6 +1,8 @@
 """The order of the demo, and what must hold."""
 
+import multiprocessing
 import time
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +27,9 @@ def run(out: Path, quick: bool = False) -> int:
     if quick:
         torch.set_num_threads(1)  # nothing here is a timing, and several would wait for each other on a busy machine
     where = surroundings("numpy", "scikit-learn")
-    exact = digits.train(1, torch.float64)
-    usual = digits.train(5, torch.float32)
-    comparisons = {"float64": exact, "float32": usual}
     sizes = network.Sizes(2, 64, 0.0, 0.05, False) if quick else network.Sizes()
-    whole = network.run(sizes)
+    exact, usual, whole = train_and_time(sizes)
+    comparisons = {"float64": exact, "float32": usual}
     draws, decoded = ids.run(100_000 if quick else 1_000_000)
 
     failures = problems(comparisons, whole, draws)
@@ -64,6 +64,21 @@ def run(out: Path, quick: bool = False) -> int:
     with suppress(BrokenPipeError):  # a reader that left must not hide a failure
         print("\n" + "\n\n".join(parts), flush=True)
     return 1 if failures else 0
+
+
+def train_and_time(sizes: network.Sizes) -> tuple[digits.Comparison, digits.Comparison, network.Network]:
+    """The trainings in float64 and float32, and the networks. What is not timed runs at the same time in another process:
+    Inductor, like the training, has use for one core.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        parts: list[Future[Any]] = [
+            other.submit(digits.train, 1, torch.float64),
+            other.submit(digits.train, 5, torch.float32),
+            other.submit(network.compile_stages, sizes),
+        ]
+        whole = network.run(sizes, ready=lambda: wait(parts))
+        exact, usual, _ = (part.result() for part in parts)
+    return exact, usual, whole
 
 
 def problems(comparisons: dict[str, digits.Comparison], whole: network.Network, draws: list[ids.Draw]) -> list[str]:

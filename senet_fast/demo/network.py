@@ -1,7 +1,8 @@
 """fuse() two networks as people run them, compare the outputs, and time networks and blocks."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ class Sizes:
 
     batch: int = 4
     pixels: int = 224
-    network_seconds: float = 2.5  # each setting
+    network_seconds: float = 2.0  # each setting
     stage_seconds: float = 0.5
     compile: bool = True
 
@@ -100,10 +101,29 @@ def compiled(block: SEBlock, x: Tensor) -> tuple[Callable[[Tensor], Any] | None,
     torch._dynamo.reset()
     function = torch.compile(block, dynamic=False)
     try:
-        function(x)
+        with without_trials():
+            function(x)
     except Exception as error:
         return None, first_line(error)
     return function, None
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Inductor would try for 12 s whether the compiler knows this processor's vectors; if not, it says so anyway."""
+    from torch._inductor import config as inductor_config
+
+    with inductor_config.patch("cpp.vec_isa_ok", True):
+        yield
+
+
+@torch.no_grad()
+def compile_stages(sizes: Sizes) -> None:
+    """Compile the SE shapes in another process than :func:`run`, which then finds them in Inductor's cache."""
+    if sizes.compile:
+        network = create("resnet50", se=SEBlock)
+        for block, x in stage_inputs(network, photographs(sizes.batch, sizes.pixels)):
+            compiled(block, x)
 
 
 @dataclass
@@ -126,7 +146,8 @@ class Pair:
 
 
 @torch.inference_mode()
-def time_setting(pair: Pair, mode: str, dtype: torch.dtype, seconds: float) -> Setting:
+def prepared(pair: Pair, mode: str, dtype: torch.dtype) -> Callable[[float], Setting]:
+    """Both networks in this type and mode, compiled if that is the mode; what is returned times them."""
     exact = pair.before(pair.images)
     images = pair.images.to(dtype, memory_format=torch.channels_last)
     calls: dict[str, Forward] = {}
@@ -135,47 +156,54 @@ def time_setting(pair: Pair, mode: str, dtype: torch.dtype, seconds: float) -> S
         calls[name] = frozen(network, images) if mode == FROZEN else network
     errors = {name: relative_difference(exact, call(images).float()) for name, call in calls.items()}
     contenders = {name: partial(call, images) for name, call in calls.items()}
-    times = interleave(contenders, seconds, rounds=6, calls=1, timed=moved)
-    speed = times.speed("before", "after")
-    kind = str(dtype).removeprefix("torch.")
-    return Setting(pair.name, len(images), mode, kind, dict(times), speed, errors, times.believable)
+
+    @torch.inference_mode()
+    def time_both(seconds: float) -> Setting:
+        times = interleave(contenders, seconds, rounds=6, calls=1, timed=moved)
+        speed = times.speed("before", "after")
+        kind = str(dtype).removeprefix("torch.")
+        return Setting(pair.name, len(images), mode, kind, dict(times), speed, errors, times.believable)
+
+    return time_both
 
 
 @torch.no_grad()
-def run(sizes: Sizes) -> Network:
+def run(sizes: Sizes, ready: Callable[[], object]) -> Network:
+    """``ready``: called when all that is compiled is compiled; nothing is timed before it returns."""
     images = photographs(sizes.batch, sizes.pixels)
-    settings: list[Setting] = []
+    compiles = sizes.compile
+    settings: list[Callable[[float], Setting]] = []
     notes: list[str] = []
-    with tqdm(total=8 + (5 if sizes.compile else 0), desc="networks, calibrating", unit="part") as progress:
+    with tqdm(total=10 + (5 if compiles else 0), desc="networks, calibrating", unit="part") as progress:
 
         def step(what: str) -> None:
             progress.update()
             progress.set_description(what)
 
         large, small = (Pair.made(key, images[:1]) for key in NETWORKS)
-        step("timing SE-ResNet-50, float32")
-        settings.append(time_setting(large, EAGER, torch.float32, sizes.network_seconds))
-        step("timing SE-ResNet-50, bfloat16")
+        settings.append(prepared(large, EAGER, torch.float32))
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            settings.append(time_setting(large, EAGER, torch.bfloat16, sizes.network_seconds))
+            settings.append(prepared(large, EAGER, torch.bfloat16))
         else:
             notes.append("bfloat16 is left out: torch's convolutions have no instructions for it on this processor.")
-        step("timing SE-MobileNet, float32")
-        settings.append(time_setting(small, EAGER, torch.float32, sizes.network_seconds))
-        if sizes.compile:
-            step("compiling and timing SE-MobileNet, a minute at most")
-            from torch._inductor import config as inductor_config
-
-            # Inductor would try for 12 s whether the compiler knows this processor's vectors; if not, it says so below.
-            inductor_config.cpp.vec_isa_ok = True
+        settings.append(prepared(small, EAGER, torch.float32))
+        if compiles:
+            step("compiling SE-MobileNet, a minute at most")
             try:
-                settings.append(time_setting(small, FROZEN, torch.float32, sizes.network_seconds))
+                with without_trials():
+                    settings.append(prepared(small, FROZEN, torch.float32))
             except Exception as error:  # without a C++ compiler, say; the report tells
                 notes.append(f"torch.compile of SE-MobileNet failed: {first_line(error)}")
 
+        step("waiting for the training in another process")
+        ready()
+        timed = []
+        for setting in settings:
+            step("timing SE-ResNet-50 and SE-MobileNet")
+            timed.append(setting(sizes.network_seconds))
         inputs = stage_inputs(large.before, images)
         functions: list[Callable[[Tensor], Any] | None] = [None] * len(inputs)
-        for place, (block, x) in enumerate(inputs if sizes.compile else ()):
+        for place, (block, x) in enumerate(inputs if compiles else ()):
             step("torch.compile of the four SE shapes")
             functions[place], problem = compiled(block, x)
             if problem:
@@ -186,7 +214,7 @@ def run(sizes: Sizes) -> Network:
             step("timing the SE shapes")
             stages.append(time_stage(block, x, function, sizes.stage_seconds))
         progress.update(progress.total - progress.n)
-    return Network({pair.name: pair.fused for pair in (large, small)}, settings, stages, notes)
+    return Network({pair.name: pair.fused for pair in (large, small)}, timed, stages, notes)
 
 
 def time_stage(block: SEBlock, x: Tensor, function: Callable[[Tensor], Any] | None, seconds: float) -> Stage:

@@ -24,7 +24,7 @@ def training_text(exact: Comparison, usual: Comparison) -> str:
     same, own = f"{usual.same_weights:.1e}", f"{usual.own_weights:.1e}"
     return (
         "1. SE-ResNet trained on handwritten digits, same seed and batches, one thread\n\n"
-        + table(["SE block", "steps", "last loss", "test accuracy", "seconds"], rows)
+        + table(["SE block", "steps", "last loss", "test accuracy", "CPU seconds"], rows)
         + f"\n\nAt the same weights the losses are at most {same} apart (float64: {exact.same_weights:.1e}).\n"
         + f"The two runs drift up to {own} apart (float64: {exact.own_weights:.1e}): now and then rounding puts\n"
         + "a ReLU's input on the other side of 0, and a part of the gradient comes or goes."

@@ -53,7 +53,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
 class _Attributes:
     """Children, parameters and buffers by their path, as nodes of a graph at its point of insertion.
 
-    A call gets a dozen of them, and a module takes a third of a microsecond to find a name. So each is fetched once, from
+    A call gets a dozen of them, and a module takes a third of a microsecond to find a name: each is fetched once, from
     the module that it is in. ``whole``: each by its whole path, as tools expect what an operator of torch is given.
     """
 
