@@ -67,7 +67,7 @@ def run(out: Path, quick: bool = False) -> int:
 
 
 def train_and_time(sizes: network.Sizes) -> tuple[digits.Comparison, digits.Comparison, network.Network]:
-    """The trainings in float64 and float32, and the networks. What is not timed runs at the same time in another process:
+    """The trainings in float64 and float32, and the networks. What is not timed runs in another process meanwhile:
     Inductor, like the training, has use for one core.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
