@@ -22,6 +22,8 @@ os.environ["SENET_FAST_LEASES"] = tempfile.mkdtemp(prefix="senet_fast_leases-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="senet_fast_inductor-")
 for name in ("SENET_FAST_LEASES", "TORCHINDUCTOR_CACHE_DIR"):
     atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+# With an empty folder Inductor tries for 12 s, in each process, whether the compiler knows this processor's vectors.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ

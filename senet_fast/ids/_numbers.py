@@ -9,7 +9,7 @@ from typing import Any
 
 def check_int(name: str, value: Any, low: int, high: int, why: str = "") -> int:
     """`value` as an int within low..high, or an error that names the argument, its value and what was expected."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if type(value) is not int and (isinstance(value, bool) or not hasattr(value, "__index__")):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an int")
     number = operator.index(value)
     if not low <= number <= high:

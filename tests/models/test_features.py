@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from senet_fast.models import create
 from senet_fast.models.resnet import INTEGRATIONS
@@ -20,20 +20,22 @@ NETWORKS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
 ]
 
 
-def kept(name: str, options: dict[str, Any], x: Tensor, se: Any, pre: bool, mode: Any, only: str) -> dict[str, Tensor]:
+def kept(network: nn.Module, x: Tensor, pre: bool, mode: Any, only: str) -> dict[str, Tensor]:
     """By the path of the module: its first input, or its output, as it is when the call of the network ends."""
-    torch.manual_seed(0)
-    network = create(name, num_classes=10, se=se, **options).eval()
     found: dict[str, Tensor] = {}
+    hooks = []
     for path, module in network.named_modules():
         if not path or path.endswith(("fc1", "fc2")) or (only and not path.endswith(only)):
             continue
         if pre:
-            module.register_forward_pre_hook(lambda module, args, path=path: found.__setitem__(path, args[0]))
+            hook = module.register_forward_pre_hook(lambda module, args, path=path: found.__setitem__(path, args[0]))
         else:
-            module.register_forward_hook(lambda module, args, y, path=path: found.__setitem__(path, y))
+            hook = module.register_forward_hook(lambda module, args, y, path=path: found.__setitem__(path, y))
+        hooks.append(hook)
     with mode():
         network(x.clone())
+    for hook in hooks:
+        hook.remove()
     return found
 
 
@@ -46,9 +48,11 @@ def test_kept_features(name: str, options: dict[str, Any], shape: tuple[int, ...
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     kinds = ["", "branch", "tail", "shortcut", "norm", "se", "projection", "expand"]
     kinds += [f".{place}" for place in (0, 3, 5)]
+    readable, network = (create(name, num_classes=10, se=se, **options).eval() for se in (SEBlock, True))
+    network.load_state_dict(readable.state_dict())
     for only in kinds if mode is torch.no_grad else [""]:
-        expected = kept(name, options, x, SEBlock, pre, mode, only)
-        actual = kept(name, options, x, True, pre, mode, only)
+        expected = kept(readable, x, pre, mode, only)
+        actual = kept(network, x, pre, mode, only)
         assert actual.keys() == expected.keys()
         for path, tensor in expected.items():
             if path.endswith(".se") and not pre:  # FusedSE takes over the neighbours behind it
