@@ -77,6 +77,20 @@ def test_one_op(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_call_fetches(name: str, how: str) -> None:
+    """Nothing twice, nothing for nobody, and each child under its name, so that torch.fx does not drop it."""
+    plain, fused = pair(name, how)
+    before, after = ([node for node in graph.nodes if node.op == "get_attr"] for graph in (plain.graph, fused.graph))
+    unread = {str(node.target) for node in before if not node.users}  # as its exporter left it
+    assert {str(node.target) for node in after if not node.users} <= unread
+    fetched = [str(node.target) for node in after if node.users]
+    assert len(fetched) == len({*fetched})
+    fused.delete_all_unused_submodules()
+    same(plain, fused, torch.randn(2, *SHAPE[1:]))
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_unfuse(how: str) -> None:
     plain, _ = pair("bottleneck", how)
     fused = copy.deepcopy(plain)

@@ -5,8 +5,9 @@ import operator
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from senet_fast.fusion.graph.nodes import attribute
 from senet_fast.fusion.graph.sizes import value_of
 from senet_fast.fusion.install.graph_sites import arguments
 from senet_fast.fusion.recognise.site import Site
@@ -23,7 +24,7 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
     replaced: dict[fx.Node, fx.Node] = {}
     for site, region in zip(sites, regions, strict=True):
         with graph.inserting_before(site.last):
-            get = _Attributes(graph, whole=not site.has_neighbours)
+            get = _Attributes(module, graph, whole=not site.has_neighbours)
             made = arguments(module, site, lambda node: replaced.get(node, node), get)
             v, *given = fx.node.map_aggregate(made, lambda a: a.node if isinstance(a, fx.Proxy) else a)
             if value_of(site.x) is None:  # an exported graph has guards of its own
@@ -53,12 +54,13 @@ def install(module: fx.GraphModule, graph: fx.Graph, sites: list[Site]) -> None:
 class _Attributes:
     """Children, parameters and buffers by their path, as nodes of a graph at its point of insertion.
 
-    A call gets a dozen of them, and a module takes a third of a microsecond to find a name: each is fetched once, from
-    the module that it is in. ``whole``: each by its whole path, as tools expect what an operator of torch is given.
+    A call gets two dozen of them, and a module takes a third of a microsecond to find a name. So the tensors of a child
+    are fetched from that, and each child once, by its whole path, for torch.fx takes children that are not named so in
+    a graph for unused. ``whole``: tensors by their whole path as well, as tools expect what an operator of torch gets.
     """
 
-    def __init__(self, graph: fx.Graph, whole: bool) -> None:
-        self.graph, self.whole = graph, whole
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, whole: bool) -> None:
+        self.module, self.graph, self.whole = module, graph, whole
         self.tracer = fx.proxy.GraphAppendingTracer(graph)  # makes calls in the graph of what folds a norm
         self.found: dict[str, fx.Node] = {}
 
@@ -66,12 +68,12 @@ class _Attributes:
         return fx.Proxy(self._node(path), self.tracer)
 
     def _node(self, path: str) -> fx.Node:
-        owner, _, name = path.rpartition(".")
-        if self.whole:
-            return self.graph.get_attr(path)
         if path not in self.found:
-            at = self.graph
-            self.found[path] = at.call_function(getattr, (self._node(owner), name)) if owner else at.get_attr(path)
+            child, _, name = path.rpartition(".")
+            if self.whole or not child or isinstance(attribute(self.module, path), nn.Module):
+                self.found[path] = self.graph.get_attr(path)
+            else:
+                self.found[path] = self.graph.call_function(getattr, (self._node(child), name))
         return self.found[path]
 
 
