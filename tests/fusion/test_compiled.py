@@ -245,3 +245,24 @@ def test_a_pickle_brings_no_number_along() -> None:
     loaded = pickle.loads(pickle.dumps(forwards))
     assert loaded[0].number != forwards[0].number
     assert loaded[1].number == forwards[1].number  # of a block that is alike
+
+
+@pytest.mark.parametrize("make", [Bottleneck, functools.partial(Projected, out=C)], ids=["norm", "convolution"])
+@pytest.mark.parametrize("freezing", [False, True])
+def test_looks_in_python_are_not_more_with_more_blocks(make: Callable[[], nn.Module], freezing: bool) -> None:
+    """Dynamo compares what it reaches by two ways in Python, at each call: nothing of what ``fuse`` has made."""
+
+    def looks(blocks: int) -> int:
+        model = nn.Sequential(*(randomize(make()) for _ in range(blocks))).eval()
+        assert len(fuse(model).fused) == blocks
+
+        def run(x: Tensor) -> Any:
+            return model(x)
+
+        torch._dynamo.reset()  # or the other's is there as well
+        torch.compile(run, fullgraph=True, backend="eager")(torch.randn(2, C, 9, 8))
+        (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(run.__code__)
+        return str(entry.guard_manager).count("LAMBDA_GUARD")
+
+    with torch.no_grad(), config.patch(freezing=freezing):
+        assert 0 < looks(1) == looks(3)
