@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,23 @@ def test_problems_are_named() -> None:
     assert all(
         word in text for word, text in zip(("FusedSE", "float64", "(1, 2", "ResNet-50", "twitter"), found, strict=True)
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_other_process_as_well(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "senet_fast", "demo", "--quick", "--out", str(tmp_path)]
+    demo = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    with demo:
+        assert demo.stderr
+        said = b""
+        while b"training" not in said:
+            piece = demo.stderr.read1(100)
+            assert piece, said
+            said += piece
+        os.killpg(demo.pid, signal.SIGINT)
+        said += demo.stderr.read()  # until both have closed it
+        assert demo.wait(timeout=60) != 0
+    assert b"float32" not in said
 
 
 def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

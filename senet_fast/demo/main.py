@@ -1,8 +1,10 @@
 """The order of the demo, and what must hold."""
 
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -70,14 +72,24 @@ def train_and_time(sizes: network.Sizes) -> tuple[digits.Comparison, digits.Comp
     """The trainings in float64 and float32, and the networks. What is not timed runs in another process meanwhile:
     Inductor, like the training, has use for one core.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-        parts: list[Future[Any]] = [
-            other.submit(digits.train, 1, torch.float64),
-            other.submit(digits.train, 5, torch.float32),
-            other.submit(network.compile_stages, sizes),
-        ]
-        whole = network.run(sizes, ready=lambda: wait(parts))
-        exact, usual, _ = (part.result() for part in parts)
+    package = Path(__file__).resolve().parents[2]
+    found = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    numbers = sizes.batch, sizes.pixels if sizes.compile else 0
+    command = [sys.executable, "-m", "senet_fast.demo.untimed", *map(str, numbers)]
+    trained: list[digits.Comparison] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": found}) as other:
+
+        def ready() -> None:
+            printed, _ = other.communicate()
+            if other.returncode:
+                raise RuntimeError(f"the training ended with exit status {other.returncode}; what it said is above")
+            trained.extend(pickle.loads(printed))
+
+        try:
+            whole = network.run(sizes, ready)
+        finally:
+            other.kill()  # where it is still there: an error came first, or Ctrl-C
+    exact, usual = trained
     return exact, usual, whole
 
 

@@ -118,11 +118,11 @@ def without_trials() -> Iterator[None]:
 
 
 @torch.no_grad()
-def compile_stages(sizes: Sizes) -> None:
+def compile_stages(batch: int, pixels: int) -> None:
     """Compile the SE shapes in another process than :func:`run`, which then finds them in Inductor's cache."""
-    for stage in range(4 if sizes.compile else 0):
-        channels, pixels = 256 << stage, sizes.pixels // 4 >> stage
-        compiled(SEBlock(channels), torch.zeros(sizes.batch, channels, pixels, pixels))
+    for stage in range(4):
+        channels, side = 256 << stage, pixels // 4 >> stage
+        compiled(SEBlock(channels), torch.zeros(batch, channels, side, side))
 
 
 @dataclass

@@ -79,8 +79,10 @@ class ECA(nn.Module):
         """The op's ``fc1_weight`` and ``fc1_bias`` for x; None where ``conv`` must be called."""
         conv = self.conv
         weights = weights_for_op(self, x, conv, kind=nn.Conv1d)
-        plain = weights is not None and conv.dilation == (1,) and conv.padding_mode == "zeros"
-        return weights if plain else None
+        if weights is None or (conv.stride, conv.dilation, conv.padding_mode) != ((1,), (1,), "zeros"):
+            return None
+        width = conv.weight.shape[-1]
+        return weights if width % 2 and conv.padding == (width // 2,) else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         weights = self.for_op(x)

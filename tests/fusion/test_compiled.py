@@ -16,6 +16,7 @@ from torch._inductor import config
 from zoo import C, LinearExpand
 
 from senet_fast import fuse, unfuse
+from senet_fast.fusion.run import steps
 from senet_fast.se.guards import freezes
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -248,13 +249,18 @@ def test_a_pickle_brings_no_number_along() -> None:
 
 
 @pytest.mark.parametrize("make", [Bottleneck, functools.partial(Projected, out=C)], ids=["norm", "convolution"])
-@pytest.mark.parametrize("freezing", [False, True])
-def test_looks_in_python_are_not_more_with_more_blocks(make: Callable[[], nn.Module], freezing: bool) -> None:
-    """Dynamo compares what it reaches by two ways in Python, at each call: nothing of what ``fuse`` has made."""
+@pytest.mark.parametrize(("freezing", "protocol"), [(False, 0), (True, 1), (True, pickle.DEFAULT_PROTOCOL)])
+def test_looks_in_python_are_not_more_with_more_blocks(
+    make: Callable[[], nn.Module], freezing: bool, protocol: int
+) -> None:
+    """Dynamo compares what it reaches by two ways in Python, at each call: nothing of what ``fuse`` has made, nor of
+    what pickle makes of that, by any protocol.
+    """
 
     def looks(blocks: int) -> int:
         model = nn.Sequential(*(randomize(make()) for _ in range(blocks))).eval()
         assert len(fuse(model).fused) == blocks
+        model = pickle.loads(pickle.dumps(model, protocol))
 
         def run(x: Tensor) -> Any:
             return model(x)
@@ -266,3 +272,6 @@ def test_looks_in_python_are_not_more_with_more_blocks(make: Callable[[], nn.Mod
 
     with torch.no_grad(), config.patch(freezing=freezing):
         assert 0 < looks(1) == looks(3)
+        scopes = len(steps._scopes)
+        assert looks(3) == looks(1)
+        assert len(steps._scopes) == scopes

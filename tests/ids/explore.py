@@ -7,7 +7,7 @@ from types import GeneratorType
 from typing import Any
 
 Actor = Generator[None, None, None]
-PLAIN = {bool, int, str, tuple, type(None)}
+PLAIN = (int, str, tuple, type(None))
 
 
 class Violation(AssertionError):
@@ -48,13 +48,14 @@ def _place(actor: Any) -> Hashable:
     places = []
     while actor is not None and (frame := actor.gi_frame) is not None:
         code, values = frame.f_code, frame.f_locals
-        known = [_known(values[name]) if name in values else ... for name in code.co_varnames + code.co_cellvars]
+        names = code.co_varnames + code.co_cellvars + code.co_freevars
+        known = [_known(values[name]) if name in values else ... for name in names]
         places.append((code.co_name, frame.f_lasti, *known))
         actor = actor.gi_yieldfrom
     return tuple(places)
 
 
 def _known(value: Any) -> Hashable:
-    if type(value) in PLAIN:
+    if isinstance(value, PLAIN):
         return value  # type: ignore[no-any-return]
     return _place(value) if type(value) is GeneratorType else ...

@@ -219,6 +219,26 @@ def test_autocast() -> None:
     assert all(parameter.grad is not None for parameter in fused.parameters())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 3}, {"kernel_size": 3, "padding": 0}, {"kernel_size": 4, "padding": "same"}],
+)
+def test_eca_whose_convolution_was_exchanged(options: dict[str, Any]) -> None:
+    """It is called where the op would compute something else, or refuse it; errors are torch's own."""
+    eca, x = ECA(16), torch.randn(2, 16, 5, 3)
+    eca.conv = nn.Conv1d(1, 1, bias=False, **{"padding": 1} | options)
+
+    def by_hand() -> Tensor:
+        scale = torch.sigmoid(eca.conv(x.mean((2, 3))[:, None])[:, 0])
+        return x * scale[:, :, None, None]
+
+    if options.get("padding") == 0:
+        with pytest.raises(RuntimeError):
+            eca(x)
+    else:
+        torch.testing.assert_close(eca(x), by_hand())
+
+
 def test_eca() -> None:
     torch.manual_seed(0)
     for channels, width in ((16, 3), (64, 3), (256, 5), (512, 5), (1024, 5), (2048, 7)):

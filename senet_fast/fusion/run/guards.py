@@ -34,7 +34,23 @@ def hooked(module: Any) -> bool:
     return bool(module._senet_fast_hooks() if torch.compiler.is_dynamo_compiling() else has_hooks(module))
 
 
-class Parts:
+class Slotted:
+    """Dynamo looks into the ``__dict__`` of an object at each call of a method, so these have none. Every protocol of
+    pickle takes them.
+    """
+
+    __slots__ = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names: tuple[str, ...] = type(self).__slots__
+        return {name: getattr(self, name) for name in names if name != "__weakref__"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Parts(Slotted):
     """Modules whose calls are replaced. ``in_mode``: what they do was seen in the mode that they are in now."""
 
     __slots__ = ("__weakref__", "known", "modes")
@@ -109,7 +125,7 @@ def prologue(activation: str, norm: tuple[Tensor, Tensor] | None) -> dict[str, A
     return options
 
 
-class Op:
+class Op(Slotted):
     """The op as an excitation of the tensors of a module, in the place of its ``parts``."""
 
     __slots__ = ("_facts", "_options", "excitation", "parts")

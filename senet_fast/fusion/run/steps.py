@@ -9,20 +9,22 @@ from torch import Tensor, fx, nn
 
 from senet_fast.fusion.recognise.excitation import Norm, Path, submodule_at, tensor_at
 from senet_fast.fusion.run.convolution import Convolution, ModuleConvolution
-from senet_fast.fusion.run.guards import FORWARD, Op, Parts, affine_of, fits, fold, hooked, prologue
+from senet_fast.fusion.run.guards import FORWARD, Op, Parts, Slotted, affine_of, fits, fold, hooked, prologue
 from senet_fast.se.guards import constant, costs_nothing_in_front, only_inference
 
-_scopes: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
+_scopes: dict[tuple[tuple[str, str | int], ...], dict[str, Any]] = {}
 
 
 def _scope(names: dict[str, Any]) -> dict[str, Any]:
     """Globals with these ``names``, shared by the functions that know nothing else. Dynamo compares in Python,
     at each call, what it reaches by two ways, such as torch in the globals of two functions.
     """
-    if not all(isinstance(value, (ModuleType, BuiltinFunctionType, type, float)) for value in names.values()):
+    lasting = (ModuleType, BuiltinFunctionType, float)  # a class of the user's would never be released
+    if not all(isinstance(value, lasting) or value in (torch.device, type(None)) for value in names.values()):
         return dict(names)
-    key = tuple(sorted((name, id(value)) for name, value in names.items()))
-    return _scopes.setdefault(key, dict(names))
+    # Floats by their value: pickle makes inf and nan anew for each function.
+    known = {name: repr(value) if isinstance(value, float) else id(value) for name, value in names.items()}
+    return _scopes.setdefault(tuple(sorted(known.items())), dict(names))
 
 
 class Code:
@@ -53,7 +55,7 @@ class Code:
         self._compile()
 
 
-class Piece:
+class Piece(Slotted):
     """A part of the original, from v (and, behind the op, a residual) to what it makes of it."""
 
     __slots__ = ("code", "parts")
