@@ -81,7 +81,8 @@ class ECA(nn.Module):
         weights = weights_for_op(self, x, conv, kind=nn.Conv1d)
         if weights is None or (conv.stride, conv.dilation, conv.padding_mode) != ((1,), (1,), "zeros"):
             return None
-        width = conv.weight.shape[-1]
+        assert weights[0] is not None
+        width = weights[0].shape[-1]  # not the layer's own: torch.fx would give a proxy
         return weights if width % 2 and conv.padding == (width // 2,) else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
