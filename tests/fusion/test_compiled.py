@@ -248,6 +248,7 @@ def test_a_pickle_brings_no_number_along() -> None:
     assert loaded[1].number == forwards[1].number  # of a block that is alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Bottleneck, functools.partial(Projected, out=C)], ids=["norm", "convolution"])
 @pytest.mark.parametrize(("freezing", "protocol"), [(False, 0), (True, 1), (True, pickle.DEFAULT_PROTOCOL)])
 def test_looks_in_python_are_not_more_with_more_blocks(
