@@ -20,7 +20,8 @@ def _scope(names: dict[str, Any]) -> dict[str, Any]:
     at each call, what it reaches by two ways, such as torch in the globals of two functions.
     """
     lasting = (ModuleType, BuiltinFunctionType, float)  # a class of the user's would never be released
-    if not all(isinstance(value, lasting) or value in (torch.device, type(None)) for value in names.values()):
+    usual = (torch.device, type(None))
+    if not all(isinstance(value, lasting) or any(value is one for one in usual) for value in names.values()):
         return dict(names)
     # Floats by their value: pickle makes inf and nan anew for each function.
     known = {name: repr(value) if isinstance(value, float) else id(value) for name, value in names.items()}
