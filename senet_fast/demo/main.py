@@ -1,6 +1,5 @@
 """The order of the demo, and what must hold."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -72,12 +71,10 @@ def train_and_time(sizes: network.Sizes) -> tuple[digits.Comparison, digits.Comp
     """The trainings in float64 and float32, and the networks. What is not timed runs in another process meanwhile:
     Inductor, like the training, has use for one core.
     """
-    package = Path(__file__).resolve().parents[2]
-    found = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     numbers = sizes.batch, sizes.pixels if sizes.compile else 0
     command = [sys.executable, "-m", "senet_fast.demo.untimed", *map(str, numbers)]
     trained: list[digits.Comparison] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": found}) as other:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
 
         def ready() -> None:
             printed, _ = other.communicate()
