@@ -177,13 +177,13 @@ class ConvForward : Call<float> {
     if (added)
       prefetch(added, p_.by_pixels ? tile.count : end - begin, p_.by_pixels ? end - begin : tile.count, p_.by_pixels ? N : P);
     if (p_.by_pixels) {
-      product_.multiply(tile.count, (end - begin + 15) / 16, steps_, in, row, weight, sums, plan_.channels);
+      product_.multiply(tile.count, end - begin, steps_, in, row, weight, sums, plan_.channels);
       product_.finish(sums, plan_.channels, tile.count, end - begin, scale + begin, shift + begin, false, added,
                       p_.epilogue.activation, y, N, plan_.stream);
     } else {
-      const std::int64_t vectors = (tile.count + 15) / 16;
-      product_.multiply(end - begin, vectors, steps_, weight, row, in, sums, vectors * 16);
-      product_.finish(sums, vectors * 16, end - begin, tile.count, scale + begin, shift + begin, true, added,
+      const std::int64_t stride = (tile.count + 15) / 16 * 16;
+      product_.multiply(end - begin, tile.count, steps_, weight, row, in, sums, stride);
+      product_.finish(sums, stride, end - begin, tile.count, scale + begin, shift + begin, true, added,
                       p_.epilogue.activation, y, P, plan_.stream);
     }
   }

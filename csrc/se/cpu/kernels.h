@@ -74,8 +74,8 @@ struct ActivationKernels {
 struct ProductKernels {
   Dtype multiplied;
   std::int64_t per_step;
-  // out[m][n] = sum over k of left[m][k] * right[k][n], for `vectors` of 16 columns
-  void (*multiply)(std::int64_t M, std::int64_t vectors, std::int64_t steps, const void* left, std::int64_t left_stride,
+  // out[m][n] = sum over k of left[m][k] * right[k][n], for N columns and at most those up to a whole vector of 16
+  void (*multiply)(std::int64_t M, std::int64_t N, std::int64_t steps, const void* left, std::int64_t left_stride,
                    const void* right, float* out, std::int64_t out_stride);
   // `left` of M rows of x, `right` of n columns; times scale[k], which may be null.
   void (*rows)(const void* x, std::int64_t x_stride, std::int64_t M, std::int64_t K, const float* scale, void* left);

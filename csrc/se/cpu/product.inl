@@ -4,18 +4,19 @@
 // columns, [n / 16][k][16], each vector a stream of its own. A sum is one chain over k, whatever the tile: the same bits for
 // every cut of the work, and, of floats, on every ISA that has fused multiply-adds.
 
-// Rows of a tile beside kN vectors of columns: as many sums as the registers hold, enough to hide the multiplication's latency.
+// A tile of sums is rows beside kN native vectors of columns: as many as the registers hold, enough to hide the
+// multiplication's latency.
+constexpr int kTileColumns = SENET_VECTOR_BYTES == 32 ? 2 : 4;
 template <int kN>
 constexpr int tile_rows() {
-#if SENET_VECTOR_BYTES == 64
+#if SENET_VECTOR_BYTES == 32
+  return kN == 2 ? 6 : 12;
+#elif SENET_VECTOR_BYTES == 64 || defined(__aarch64__)
   return kN == 4 ? 6 : kN == 3 ? 8 : 12;
-#elif SENET_VECTOR_BYTES == 32 || defined(__aarch64__)
-  return 6;
 #else
   return 2;
 #endif
 }
-constexpr int kTileColumns = SENET_VECTOR_BYTES == 64 ? 4 : 1;  // vectors
 
 // What is multiplied: floats, one k a step. kGroup: neighbours in k that lie side by side in a vector.
 struct Floats {
@@ -23,10 +24,8 @@ struct Floats {
   static constexpr Dtype dtype = Dtype::f32;
   static constexpr int kGroup = 1, kPerStep = 1;
 
-  static SENET_INLINE Vec<float> spread(const float* left) { return broadcast(*left); }
-  static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
-    return fma(left, right, sum);
-  }
+  static SENET_INLINE Float spread(const float* left) { return *left - Float{}; }
+  static SENET_INLINE Float step(Float left, Float right, Float sum) { return fma_part(left, right, sum); }
 };
 
 #if defined(SENET_BF16_CONVERSION)
@@ -36,17 +35,17 @@ struct Pairs {
   static constexpr Dtype dtype = Dtype::bf16;
   static constexpr int kGroup = 2, kPerStep = 2;
 
-  static SENET_INLINE Vec<float> spread(const bf16* left) {
+  static SENET_INLINE Float spread(const bf16* left) {
     int pair;
     __builtin_memcpy(&pair, left, sizeof pair);
     __m512i spread = _mm512_set1_epi32(pair);
 #if defined(__clang__)  // version 16 does not come to an end with a product of what it knows to be spread
     __asm__("" : "+v"(spread));
 #endif
-    return {{(Float)spread}};
+    return (Float)spread;
   }
-  static SENET_INLINE Vec<float> step(const Vec<float>& left, const Vec<float>& right, const Vec<float>& sum) {
-    return {{(Float)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)left.part[0], (__m512bh)right.part[0])}};
+  static SENET_INLINE Float step(Float left, Float right, Float sum) {
+    return (Float)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
   }
 };
 #endif
@@ -55,33 +54,32 @@ struct Pairs {
 template <class U>
 struct Registers : U {
   using Item = typename U::Item;
-  static constexpr int kLanes = Vec<float>::kLanes;
-  static constexpr int64_t kVectorItems = kLanes * U::kGroup;
+  static constexpr int kLanes = Vec<float>::kLanes, kParts = Vec<float>::kParts, kWidth = Vec<float>::kWidth;
 
   template <int kM, int kN>
   static SENET_INLINE void tile(int64_t steps, const Item* left, int64_t left_stride, const Item* right, float* out,
                                 int64_t out_stride) {
-    Vec<float> sum[kM][kN];
+    Float sum[kM][kN];
     for (auto& row : sum) {
-      for (auto& v : row) v = broadcast(0.0f);
+      for (auto& part : row) part = Float{};
     }
-    for (int64_t k = 0; k < steps; ++k) {
-      Vec<float> v[kN];
+    constexpr int kItems = kWidth * U::kGroup;
+    const int64_t panel = steps * kParts * kItems;
+    for (int64_t k = 0; k < steps; ++k, right += kParts * kItems) {
+      Float v[kN];
+#pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) {
-        const auto* from = reinterpret_cast<const char*>(right + (n * steps + k) * kVectorItems);
-        // Each native vector for itself: gcc copies a whole Vec by way of the stack, where the load waits for its stores.
-        for (auto& part : v[n].part) {
-          __builtin_memcpy(&part, from, sizeof part);
-          from += sizeof part;
-        }
+        __builtin_memcpy(&v[n], right + n / kParts * panel + n % kParts * kItems, sizeof v[n]);
       }
       for (int m = 0; m < kM; ++m) {
-        const Vec<float> factor = U::spread(left + m * left_stride + k * U::kPerStep);
+        const Float factor = U::spread(left + m * left_stride + k * U::kPerStep);
         for (int n = 0; n < kN; ++n) sum[m][n] = U::step(factor, v[n], sum[m][n]);
       }
     }
+#pragma GCC unroll 16
     for (int m = 0; m < kM; ++m) {
-      for (int n = 0; n < kN; ++n) store(sum[m][n], out + m * out_stride + n * kLanes);
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) __builtin_memcpy(out + m * out_stride + n * kWidth, &sum[m][n], sizeof sum[m][n]);
     }
   }
 
@@ -102,22 +100,17 @@ struct Registers : U {
     tiles<1, kN>(m, M, steps, left, left_stride, right, out, out_stride);
   }
 
-  static void multiply(int64_t M, int64_t vectors, int64_t steps, const Item* left, int64_t left_stride, const Item* right,
+  static void multiply(int64_t M, int64_t N, int64_t steps, const Item* left, int64_t left_stride, const Item* right,
                        float* out, int64_t out_stride) {
-    while (vectors > 0) {
-      int64_t now = 1;
-      if constexpr (kTileColumns == 4) {
-        now = vectors == 5 ? 3 : vectors < 4 ? vectors : 4;  // 5 as 3 and 2: a tile of one vector is slow
-        (now == 4   ? columns<4>
-         : now == 3 ? columns<3>
-         : now == 2 ? columns<2>
-                    : columns<1>)(M, steps, left, left_stride, right, out, out_stride);
-      } else {
-        columns<1>(M, steps, left, left_stride, right, out, out_stride);
-      }
-      vectors -= now;
-      right += now * steps * kVectorItems;
-      out += now * kLanes;
+    for (int64_t rest = (N + kWidth - 1) / kWidth; rest > 0;) {
+      int64_t now = rest < kTileColumns ? rest : kTileColumns;
+      if constexpr (kParts == 1) now = rest == 5 ? 3 : now;  // and then 2: a tile of one vector is slow
+      auto* made = now == 1 ? columns<1> : columns<2>;
+      if constexpr (kTileColumns == 4) made = now == 4 ? columns<4> : now == 3 ? columns<3> : made;
+      made(M, steps, left, left_stride, right, out, out_stride);
+      rest -= now;
+      right += now / kParts * steps * kLanes * U::kGroup;
+      out += now * kWidth;
     }
   }
 };
@@ -186,14 +179,14 @@ struct Tiles {
     if (n < vectors) tile<kM, 1>(steps, left, left_stride, right + n * steps * 16 * kPerStep, out + n * 16, out_stride);
   }
 
-  static SENET_INLINE void multiply(int64_t M, int64_t vectors, int64_t steps, const bf16* left, int64_t left_stride,
+  static SENET_INLINE void multiply(int64_t M, int64_t N, int64_t steps, const bf16* left, int64_t left_stride,
                                     const bf16* right, float* out, int64_t out_stride) {
     int64_t configured = 0;
     for (; M > 0; M -= 32, left += 32 * left_stride, out += 32 * out_stride) {
       const int64_t rows = M < 32 ? M : 32;
       if (rows != configured) configure(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16);
       configured = rows;
-      (rows > 16 ? columns<2> : columns<1>)(vectors, steps, left, left_stride, right, out, out_stride);
+      (rows > 16 ? columns<2> : columns<1>)((N + 15) / 16, steps, left, left_stride, right, out, out_stride);
     }
     _tile_release();  // the thread's state is small again where it is saved; oneDNN configures its tiles itself
   }
@@ -210,10 +203,9 @@ struct Product {
   // Of K and the zeros up to a whole step.
   static SENET_INLINE int64_t groups(int64_t K) { return (K + U::kPerStep - 1) / U::kPerStep * (U::kPerStep / U::kGroup); }
 
-  static void multiply(int64_t M, int64_t vectors, int64_t steps, const void* left, int64_t left_stride, const void* right,
+  static void multiply(int64_t M, int64_t N, int64_t steps, const void* left, int64_t left_stride, const void* right,
                        float* out, int64_t out_stride) {
-    U::multiply(M, vectors, steps, static_cast<const Item*>(left), left_stride, static_cast<const Item*>(right), out,
-                out_stride);
+    U::multiply(M, N, steps, static_cast<const Item*>(left), left_stride, static_cast<const Item*>(right), out, out_stride);
   }
 
   // out[m] = row m of x, times scale unless that is null, as items; zeros up to a whole step behind K
@@ -298,19 +290,27 @@ struct Product {
       float* sums = sums_ + m * sums_stride;
       const T* residual = residual_ ? static_cast<const T*>(residual_) + m * y_stride : nullptr;
       T* y = static_cast<T*>(y_) + m * y_stride;
-      for_vectors<float>(N, [&](int64_t n, auto load, auto store) {
+      const auto value = [&](int64_t n, auto load) {
         const Vec<float> a = scale_at<float, !kRows>(kRows ? scale + m : scale, n, load);
         const Vec<float> b = scale_at<float, !kRows>(kRows ? shift + m : shift, n, load);
         Vec<float> v = fma(load(sums + n), a, b);
         if (residual) v = v + load(residual + n);
+        return relu ? positive(v) : v;
+      };
+      const auto put = [&](const Vec<float>& v, int64_t n, auto store) {
         if (arrays) return store(v, sums + n);
-        if (relu) v = positive(v);
         if (streamed) return stream(v, y + n);
         store(v, y + n);
-      });
+      };
+      // What is behind the whole vectors is a vector that overlaps the last of them, computed first: y may be the residual.
+      const int64_t rest = N > kLanes ? N % kLanes : 0;
+      Vec<float> last;
+      if (rest > 0) last = value(N - kLanes, [](auto* p) { return load<float>(p); });
+      for_vectors<float>(N - rest, [&](int64_t n, auto load, auto store) { put(value(n, load), n, store); });
+      if (rest > 0) put(last, N - kLanes, [](const Vec<float>& v, auto* p) { store(v, p); });
       if (!arrays) continue;
       activation_value(activation, sums, sums, N);
-      for_vectors<float>(N, [&](int64_t n, auto load, auto store) { store(load(sums + n), y + n); });
+      map_vectors<float>(N, [&](int64_t n, auto load, auto store) { store(load(sums + n), y + n); });
     }
   }
 
