@@ -84,7 +84,7 @@ def test_ctrl_c_stops_the_other_process_as_well(tmp_path: Path) -> None:
 def test_a_failing_demo_fails_without_a_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainings = {name: Training(losses=[1.0], accuracy=0.5) for name in ("SEBlock", "FusedSE")}
     training = Comparison(trainings, 0.0, 0.0)
-    monkeypatch.setattr(main, "train_and_time", lambda sizes: (training, training, Network({}, [], [], [])))
+    monkeypatch.setattr(main, "train_and_time", lambda sizes, other: (training, training, Network({}, [], [], [])))
     monkeypatch.setattr(main.ids, "run", lambda count: ([], []))
     monkeypatch.setattr(main.report, "write_picture", lambda *arguments: None)
     monkeypatch.setattr(main.report, "network_text", lambda whole: "")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -226,10 +227,19 @@ def pip_install(what: "Sequence[str]", *options: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--no-compile", *options, *what]
     if run(command, PIP_DISABLE_PIP_VERSION_CHECK="1") != 0:
         raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
-    # pip would compile them to bytecode on one core, and their tests too: half a minute for torch.
-    others_tests = ["-x", r"[/\\]tests?[/\\]"]
-    command = [sys.executable, "-m", "compileall", "-qq", "-j", "0", *others_tests, sysconfig.get_path("purelib")]
-    run(command)  # a file that is no Python is no reason to stop
+
+
+def install_beside(lacking: "Sequence[str]", alone: "Sequence[str]") -> None:
+    """What the build does not need, and then bytecode of all that is installed.
+
+    pip would compile on one core, and also tests and what hardly anybody imports: half a minute for torch.
+    """
+    if lacking:
+        pip_install(lacking, "--quiet")
+    if alone:
+        pip_install(alone, "--quiet", "--no-deps")
+    unused = ["-x", r"[/\\](tests?|testing|pip|Cython|fontTools)[/\\]"]
+    run([sys.executable, "-m", "compileall", "-qq", "-j", "0", *unused, sysconfig.get_path("purelib")])
 
 
 def build() -> None:
@@ -300,15 +310,22 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
     chosen_extras = extras(verb.extra, lambda name: shutil.which(name, path=toolkit_path()))
     wanted = [line for extra in chosen_extras for line in requirements(ROOT / "pyproject.toml", extra)]
     lacking = missing([TORCH, *wanted] if chosen == "venv" else wanted)
-    if lacking:
-        pip_install(lacking)
     alone = missing(requirements(ROOT / "pyproject.toml", verb.alone)) if verb.alone else []
-    if alone:
-        pip_install(alone, "--no-deps")
-    if verb.build:
-        build()
-        if chosen == "venv":
-            install()
+    building = [TORCH]  # and numpy, which torch imports where it is there
+    for extra in ("ids", *(extra for extra in chosen_extras if extra in PROGRAMS)):
+        building += requirements(ROOT / "pyproject.toml", extra)
+    first = [line for line in lacking if line in building]
+    if first:
+        pip_install(first)
+    with ThreadPoolExecutor(1) as pool:  # pip keeps one core busy, the compiler all
+        rest = [line for line in lacking if line not in first]
+        beside = pool.submit(install_beside, rest, alone) if lacking or alone else None
+        if verb.build:
+            build()
+        if beside:
+            beside.result()
+    if verb.build and chosen == "venv":
+        install()
     codes = []
     for place, command in enumerate(verb.commands, 1):
         words = expand(command, arguments if place == len(verb.commands) else [])

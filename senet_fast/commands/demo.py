@@ -18,12 +18,15 @@ def add(commands: "Subparsers") -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
-        from senet_fast.demo.main import run as demo
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("senet_fast"):
-            raise
-        advice = "run `make demo`, or `pip install --no-build-isolation -e '.[demo]'`, in the source folder"
-        complain("demo", f"{error}; {advice}")
-        return 1
-    return demo(options.out, quick=options.quick)
+    from senet_fast.demo.untimed import started
+
+    with started(options.quick) as other:
+        try:
+            from senet_fast.demo.main import run as demo
+        except ModuleNotFoundError as error:
+            if error.name and error.name.startswith("senet_fast"):
+                raise
+            advice = "run `make demo`, or `pip install --no-build-isolation -e '.[demo]'`, in the source folder"
+            complain("demo", f"{error}; {advice}")
+            return 1
+        return demo(options.out, options.quick, other)

@@ -2,7 +2,6 @@
 
 import pickle
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,15 +20,17 @@ OUTPUT_TOLERANCE = 1e-4
 MOST_ERROR = 2.0  # times the error that the network has before: half types round at every step
 
 
-def run(out: Path, quick: bool = False) -> int:
-    """Run all three parts and write report.html, .png and .json into `out`; 1 where a result is not as it must be."""
+def run(out: Path, quick: bool, other: "subprocess.Popen[bytes]") -> int:
+    """Run all three parts and write report.html, .png and .json into `out`; 1 where a result is not as it must be.
+
+    other: what trains meanwhile (untimed.py).
+    """
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     if quick:
         torch.set_num_threads(1)  # nothing here is a timing, and several would wait for each other on a busy machine
     where = surroundings("numpy", "scikit-learn")
-    sizes = network.Sizes(2, 64, 0.0, 0.05, False) if quick else network.Sizes()
-    exact, usual, whole = train_and_time(sizes)
+    exact, usual, whole = train_and_time(network.Sizes.of(quick), other)
     comparisons = {"float64": exact, "float32": usual}
     draws, decoded = ids.run(100_000 if quick else 1_000_000)
 
@@ -67,25 +68,21 @@ def run(out: Path, quick: bool = False) -> int:
     return 1 if failures else 0
 
 
-def train_and_time(sizes: network.Sizes) -> tuple[digits.Comparison, digits.Comparison, network.Network]:
+def train_and_time(
+    sizes: network.Sizes, other: "subprocess.Popen[bytes]"
+) -> tuple[digits.Comparison, digits.Comparison, network.Network]:
     """The trainings in float64 and float32, and the networks. What is not timed runs in another process meanwhile:
     Inductor, like the training, has use for one core.
     """
-    numbers = sizes.batch, sizes.pixels if sizes.compile else 0
-    command = [sys.executable, "-m", "senet_fast.demo.untimed", *map(str, numbers)]
     trained: list[digits.Comparison] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
 
-        def ready() -> None:
-            printed, _ = other.communicate()
-            if other.returncode:
-                raise RuntimeError(f"the training ended with exit status {other.returncode}; what it said is above")
-            trained.extend(pickle.loads(printed))
+    def ready() -> None:
+        printed, _ = other.communicate()
+        if other.returncode:
+            raise RuntimeError(f"the training ended with exit status {other.returncode}; what it said is above")
+        trained.extend(pickle.loads(printed))
 
-        try:
-            whole = network.run(sizes, ready)
-        finally:
-            other.kill()  # where it is still there: an error came first, or Ctrl-C
+    whole = network.run(sizes, ready)
     exact, usual = trained
     return exact, usual, whole
 

@@ -30,6 +30,10 @@ class Sizes:
     stage_seconds: float = 0.5
     compile: bool = True
 
+    @staticmethod
+    def of(quick: bool) -> "Sizes":
+        return Sizes(2, 64, 0.0, 0.05, False) if quick else Sizes()
+
 
 @dataclass
 class Stage:
@@ -200,16 +204,14 @@ def run(sizes: Sizes, ready: Callable[[], object]) -> Network:
         for setting in settings:
             step("timing SE-ResNet-50 and SE-MobileNet")
             timed.append(setting(sizes.network_seconds))
-        inputs = stage_inputs(large.before, images)
-        functions: list[Callable[[Tensor], Any] | None] = [None] * len(inputs)
-        for place, (block, x) in enumerate(inputs if compiles else ()):
-            step("torch.compile of the four SE shapes")
-            functions[place], problem = compiled(block, x)
-            if problem:
-                notes.append(f"torch.compile of an SE block failed: {problem}")
-
         stages = []
-        for (block, x), function in zip(inputs, functions, strict=True):
+        for block, x in stage_inputs(large.before, images):
+            function = None
+            if compiles:
+                step("torch.compile of an SE shape")
+                function, problem = compiled(block, x)
+                if problem:
+                    notes.append(f"torch.compile of an SE block failed: {problem}")
             step("timing the SE shapes")
             stages.append(time_stage(block, x, function, sizes.stage_seconds))
         progress.update(progress.total - progress.n)

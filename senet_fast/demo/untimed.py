@@ -1,27 +1,41 @@
-"""What the demo does not time, for a process beside it: `python -m senet_fast.demo.untimed BATCH PIXELS`.
+"""What the demo does not time, in a process beside it: `python -m senet_fast.demo.untimed [--quick]`.
 
-It trains the digits' networks and compiles the SE shapes of so many images and pixels (0: none), which the demo then
-finds in Inductor's cache. It prints the trainings, pickled.
+It trains the digits' networks and compiles the SE shapes, which the demo then finds in Inductor's cache. It prints the
+trainings, pickled. torch is imported where it is used: the demo starts this process first, and imports beside it.
 """
 
 import pickle
+import subprocess
 import sys
-
-import torch
-
-from senet_fast.demo import digits, network
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def main() -> None:
-    batch, pixels = map(int, sys.argv[1:])
+@contextmanager
+def started(quick: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """This module in a process of its own, which ends with the block at the latest: after an error, say, or Ctrl-C."""
+    command = [sys.executable, "-m", "senet_fast.demo.untimed", *(["--quick"] if quick else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def main(quick: bool) -> None:
+    import torch
+
+    from senet_fast.demo import digits, network
+
+    sizes = network.Sizes.of(quick)
     trained = digits.train(1, torch.float64), digits.train(5, torch.float32)
-    if pixels:
-        network.compile_stages(batch, pixels)
+    if sizes.compile:
+        network.compile_stages(sizes.batch, sizes.pixels)
     pickle.dump(trained, sys.stdout.buffer)
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError):  # the demo was stopped, and says so
+        main("--quick" in sys.argv)
+    except (KeyboardInterrupt, BrokenPipeError, ModuleNotFoundError):  # of which the demo says what is to be said
         sys.exit(130)
