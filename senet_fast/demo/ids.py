@@ -14,7 +14,7 @@ Generator = Snowflake | PythonSnowflake
 Drawn = list[int] | npt.NDArray[np.int64]
 LAYOUTS = {"twitter": TWITTER, "wide": WIDE}
 CHUNKS = 10
-TWIN_SHARE = 20  # the twin, a hundred times slower, draws this part of the IDs
+TWIN_SHARE = 50  # the twin, a hundred times slower, draws this part of the IDs
 
 
 @dataclass
