@@ -4,8 +4,8 @@
 // columns, [n / 16][k][16], each vector a stream of its own. A sum is one chain over k, whatever the tile: the same bits for
 // every cut of the work, and, of floats, on every ISA that has fused multiply-adds.
 
-// A tile of sums is rows beside kN native vectors of columns: as many as the registers hold, enough to hide the
-// multiplication's latency.
+// A tile of sums is so many rows of kN native vectors: as many as the registers hold, enough to hide the multiplication's
+// latency.
 constexpr int kTileColumns = SENET_VECTOR_BYTES == 32 ? 2 : 4;
 template <int kN>
 constexpr int tile_rows() {
@@ -67,6 +67,7 @@ struct Registers : U {
     const int64_t panel = steps * kParts * kItems;
     for (int64_t k = 0; k < steps; ++k, right += kParts * kItems) {
       Float v[kN];
+      // A loop that gcc unrolls by itself it unrolls too late: what it indexes has its place in memory by then.
 #pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) {
         __builtin_memcpy(&v[n], right + n / kParts * panel + n % kParts * kItems, sizeof v[n]);
