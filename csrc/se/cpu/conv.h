@@ -183,8 +183,8 @@ class ConvForward : Call<float> {
     } else {
       const std::int64_t stride = (tile.count + 15) / 16 * 16;
       product_.multiply(end - begin, tile.count, steps_, weight, row, in, sums, stride);
-      product_.finish(sums, stride, end - begin, tile.count, scale + begin, shift + begin, true, added,
-                      p_.epilogue.activation, y, P, plan_.stream);
+      product_.finish(sums, stride, end - begin, tile.count, scale + begin, shift + begin, true, added, p_.epilogue.activation,
+                      y, P, plan_.stream);
     }
   }
 
