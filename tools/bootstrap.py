@@ -229,15 +229,15 @@ def pip_install(what: "Sequence[str]", *options: str) -> None:
         raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
 
 
-def install_beside(lacking: "Sequence[str]", alone: "Sequence[str]") -> None:
+def install_rest(lacking: "Sequence[str]", alone: "Sequence[str]", *options: str) -> None:
     """What the build does not need, and then bytecode of all that is installed.
 
     pip would compile on one core, and also tests and what hardly anybody imports: half a minute for torch.
     """
     if lacking:
-        pip_install(lacking, "--quiet")
+        pip_install(lacking, *options)
     if alone:
-        pip_install(alone, "--quiet", "--no-deps")
+        pip_install(alone, *options, "--no-deps")
     unused = ["-x", r"[/\\](tests?|testing|pip|Cython|fontTools)[/\\]"]
     run([sys.executable, "-m", "compileall", "-qq", "-j", "0", *unused, sysconfig.get_path("purelib")])
 
@@ -319,7 +319,8 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
         pip_install(first)
     with ThreadPoolExecutor(1) as pool:  # pip keeps one core busy, the compiler all
         rest = [line for line in lacking if line not in first]
-        beside = pool.submit(install_beside, rest, alone) if lacking or alone else None
+        quiet = ["--quiet"] if verb.build else []  # beside the compiler's lines
+        beside = pool.submit(install_rest, rest, alone, *quiet) if lacking or alone else None
         if verb.build:
             build()
         if beside:
