@@ -62,8 +62,9 @@ PURE_PYTHON := model model_leases model_losses server_leases server_rights reacq
   rest_framework sql public layout codecs attacks attacks_in_groups
 
 # The ID extension, built into a package of its own and run by its Python tests. libasan must be loaded before Python. A
-# process for each file: a fork beside another file's threads may find the sanitizer's allocator locked for ever. As many
-# processes as cores; each prints when it is done.
+# process for each file: a fork beside another file's threads may find the sanitizer's allocator locked for ever. The thread
+# that pytest starts with each test, to watch over its time, is such a thread: none is started. As many processes as cores;
+# each prints when it is done.
 sanitize-ids:
 	@asan=$$($(CXX) -print-file-name=libasan.so); test -e "$$asan" || \
 	  { echo "error: $(CXX) has no libasan.so; install gcc's, or name a gcc with it: make CXX=g++-12 sanitize" >&2; exit 1; }; \
@@ -72,7 +73,7 @@ sanitize-ids:
 	printf '%s\n' $(filter-out $(PURE_PYTHON:%=tests/ids/test_%.py),$(wildcard tests/ids/test_*.py)) | \
 	  LIBASAN=$$asan xargs -P $$(getconf _NPROCESSORS_ONLN) -I{} sh -c 'printed=$$(LD_PRELOAD=$$LIBASAN ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONMALLOC=malloc PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZED)/ids/lib \
-	    $(PYTHON) -m pytest --capture=sys {} $(ARGS) 2>&1); status=$$?; printf "%s\n" "{}" "$$printed"; exit $$status'
+	    timeout --foreground 1200 $(PYTHON) -m pytest --capture=sys -o faulthandler_timeout=0 {} $(ARGS) 2>&1); status=$$?; printf "%s\n" "{}" "$$printed"; exit $$status'
 
 neon: build/neon/kernels_test
 	qemu-aarch64 $<
