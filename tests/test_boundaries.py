@@ -157,17 +157,18 @@ def test_composite_has_every_activation(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_wide_objects_share_no_functions(root: Path, tmp_path: Path, isa: str) -> None:
-    """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O1
+    """A weak function compiled for a wide instruction set could be linked into code that runs without it. At -O0
     more of them are left uninlined, and seen, than in the build.
     """
     compiler, nm = needs.program("g++"), needs.program("nm")
     built = tmp_path / f"{isa}.o"
     source = root / f"csrc/se/cpu/{isa}.cpp"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", f"-I{root / 'csrc'}"]
+    flags = ["-std=c++20", "-O0", "-fPIC", "-Wno-psabi", f"-I{root / 'csrc'}"]
     subprocess.run([compiler, *flags, "-c", str(source), "-o", str(built)], check=True, capture_output=True)
     symbols = subprocess.run([nm, "-C", str(built)], check=True, capture_output=True, text=True).stdout
     assert f"senet::{isa}::" in symbols
-    assert not re.findall(r"^[0-9a-f]+ [WVu] .*", symbols, re.MULTILINE)
+    shared = re.findall(r"^[0-9a-f]+ [WVu] (.*)", symbols, re.MULTILINE)
+    assert set(shared) <= {"DW.ref.__gxx_personality_v0"}  # a pointer
 
 
 def test_files_stay_readable(root: Path) -> None:

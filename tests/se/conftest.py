@@ -1,4 +1,4 @@
-"""The axes of the op's tests: element type, memory layout, instruction set; and a fresh seed for each test."""
+"""The axes of the op's tests: element type, memory layout, instruction set."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,6 @@ import torch
 from se_testing import DTYPES, LAYOUTS, Layout
 
 from senet_fast.se import _C
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(1709_01507)
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

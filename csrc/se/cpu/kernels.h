@@ -17,7 +17,7 @@ namespace senet {
 struct Image {
   std::int64_t O, K, I;
 
-  bool by_rows() const { return I == 1; }
+  [[gnu::always_inline]] bool by_rows() const { return I == 1; }  // see Activation::is_identity
   std::int64_t units() const { return by_rows() ? O : K; }
   std::int64_t elements_per_unit() const { return by_rows() ? K : O * I; }
 };
