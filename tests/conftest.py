@@ -69,6 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = tiers.left_out(items, config.option.hypothesis_seed)
         config.hook.pytest_deselected(items=[item for item in items if item in left])
         items[:] = [item for item in items if item not in left]
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first: none is left alone with one process at the end
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
         shared = fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values() if made)

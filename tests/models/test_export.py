@@ -11,6 +11,7 @@ from torch.export import Dim
 from torch.fx.experimental.optimization import fuse as fold_batch_norms
 
 from senet_fast.models import NETWORKS, create, resnet
+from senet_fast.models.inception_resnet import Residual
 from senet_fast.se import FusedSE, SEBlock
 
 # torch 2.11 binds the height and width of any network that has a pooling in front of a strided convolution.
@@ -33,7 +34,13 @@ def network(name: str, se: Any) -> tuple[nn.Module, Tensor]:
     if name in resnet.NETWORKS:
         options["depths"] = (1, 1, 1) if name == "resnet_digits" else (1, 1, 1, 1)
     side = SIDES.get(name, (96, 0))[0]
-    return create(name, **options).eval(), torch.randn(2, 1 if name == "resnet_digits" else 3, side, side)
+    model = create(name, **options).eval()
+    if name == "inception_resnet_v2":
+        alike = [isinstance(layer, Residual) and not layer.last for layer in model.features]
+        for place in reversed(range(1, len(alike))):
+            if alike[place] and alike[place - 1]:
+                del model.features[place]
+    return model, torch.randn(2, 1 if name == "resnet_digits" else 3, side, side)
 
 
 CASES = [(name, se) for name in NETWORKS if name not in LIKE_OTHERS for se in SE_OF.get(name, (True,))]
