@@ -65,7 +65,9 @@ def test_problems_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_other_process_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl_c", "kill"])
+def test_the_other_process_ends_as_well(tmp_path: Path, end: signal.Signals) -> None:
+    """By Ctrl-C, which both get, and where the demo alone is killed."""
     command = [sys.executable, "-m", "senet_fast", "demo", "--quick", "--out", str(tmp_path)]
     demo = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     with demo:
@@ -75,7 +77,7 @@ def test_ctrl_c_stops_the_other_process_as_well(tmp_path: Path) -> None:
             piece = demo.stderr.read1(100)
             assert piece, said
             said += piece
-        os.killpg(demo.pid, signal.SIGINT)
+        (os.killpg if end == signal.SIGINT else os.kill)(demo.pid, end)
         said += demo.stderr.read()  # until both have closed it
         assert demo.wait(timeout=60) != 0
     assert b"float32" not in said

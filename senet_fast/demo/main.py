@@ -77,8 +77,9 @@ def train_and_time(
     trained: list[digits.Comparison] = []
 
     def ready() -> None:
-        printed, _ = other.communicate()
-        if other.returncode:
+        assert other.stdout
+        printed = other.stdout.read()  # communicate() would close its input, and it would end
+        if other.wait():
             raise RuntimeError(f"the training ended with exit status {other.returncode}; what it said is above")
         trained.extend(pickle.loads(printed))
 

@@ -4,25 +4,35 @@ It trains the digits' networks and compiles the SE shapes, which the demo then f
 trainings, pickled. torch is imported where it is used: the demo starts this process first, and imports beside it.
 """
 
+import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def started(quick: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """This module in a process of its own, which ends with the block at the latest: after an error, say, or Ctrl-C."""
+    """This module in a process of its own, which ends with the block at the latest: after an error, say, or Ctrl-C. If
+    this process is killed, its end of the other's standard input is closed, and the other ends as well.
+    """
     command = [sys.executable, "-m", "senet_fast.demo.untimed", *(["--quick"] if quick else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
+def end_with_the_demo() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the demo has ended
+    os._exit(130)
+
+
 def main(quick: bool) -> None:
+    threading.Thread(target=end_with_the_demo, daemon=True).start()
     import torch
 
     from senet_fast.demo import digits, network

@@ -185,7 +185,8 @@ def test_copies(name: str, how: Callable[[Any], Any]) -> None:
     with torch.no_grad():
         fused(x)
         copied = how(fused)
-        assert len(pickle.dumps(copied)) == len(pickle.dumps(how(copied)))
+        # Of each storage torch writes the address, in 14 or 15 digits; one tensor more is 400 bytes.
+        assert len(pickle.dumps(copied)) == pytest.approx(len(pickle.dumps(how(copied))), abs=100)
         copied.load_state_dict(changed(plain))
         assert ops(lambda: copied(x)) == ["squeeze_excite_conv"]
         assert relative(plain(x), fused(x)) < 1e-5
