@@ -83,7 +83,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of pytest-xdist: what --dist loadgroup is, without a count of all tests that were ever given out after each of
     them, which takes 20 s for ten thousand.
     """
-    if config.getvalue("dist") != "loadgroup":
+    if config.option.dist != "loadgroup":
         return None
     from xdist.scheduler import LoadGroupScheduling
 

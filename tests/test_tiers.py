@@ -1,6 +1,7 @@
 """What `make check` runs of `make test`: not what is marked slow, and a few cases of each test, drawn by the seed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,6 @@ import pytest
 TESTS = """
 import time
 import pytest
-
-
-@pytest.mark.slow
-def test_marked():
-    pass
 
 
 @pytest.mark.parametrize("case", range(9))
@@ -30,6 +26,11 @@ def test_few(case):
 
 def test_sleeps():
     time.sleep(SECONDS)
+
+
+@pytest.mark.slow
+def test_marked():
+    pass
 """
 
 
@@ -71,3 +72,13 @@ def test_what_made_it_slow_is_named(root: Path, tmp_path: Path) -> None:
     (line,) = [line for line in printed.splitlines() if "not marked slow" in line]
     assert line.startswith("2.")
     assert line.endswith("s, and not marked slow: test_parts.py::test_sleeps")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_other_processes_run_each_test_once_and_the_long_ones_first(root: Path, tmp_path: Path, processes: int) -> None:
+    needs.library("xdist")
+    _, printed = chosen(root, tmp_path, "-n", str(processes), "--dist", "loadgroup")
+    ran = re.findall(r"PASSED test_parts.py::(\S+)", printed)
+    assert len(ran) == len(set(ran)) == 13
+    assert ran[0] == "test_marked" or processes > 1
