@@ -73,7 +73,9 @@ sanitize-ids:
 	printf '%s\n' $(filter-out $(PURE_PYTHON:%=tests/ids/test_%.py),$(wildcard tests/ids/test_*.py)) | \
 	  LIBASAN=$$asan xargs -P $$(getconf _NPROCESSORS_ONLN) -I{} sh -c 'printed=$$(LD_PRELOAD=$$LIBASAN ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONMALLOC=malloc PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZED)/ids/lib \
-	    timeout --foreground 1200 $(PYTHON) -m pytest --capture=sys -o faulthandler_timeout=0 {} $(ARGS) 2>&1); status=$$?; printf "%s\n" "{}" "$$printed"; exit $$status'
+	    timeout --foreground -k 10 -s ABRT 1200 $(PYTHON) -X faulthandler -m pytest --capture=sys -o faulthandler_timeout=0 {} \
+	    $(ARGS) 2>&1); status=$$?; test $$status != 124 || printed="$$printed (ended after 20 minutes)"; \
+	  printf "%s\n" "{}" "$$printed"; exit $$status'
 
 neon: build/neon/kernels_test
 	qemu-aarch64 $<

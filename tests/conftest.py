@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = tiers.left_out(items, config.option.hypothesis_seed)
         config.hook.pytest_deselected(items=[item for item in items if item in left])
         items[:] = [item for item in items if item not in left]
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the long ones first: none is left alone with one process at the end
+    if "PYTEST_XDIST_WORKER" in os.environ:  # of what is in no group the long ones first: none is left alone at the end
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
@@ -80,23 +80,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of pytest-xdist: what --dist loadgroup is, without a count of all tests that were ever given out after each of
-    them, which takes 20 s for ten thousand.
-    """
+    """Of pytest-xdist."""
     if config.option.dist != "loadgroup":
         return None
-    from xdist.scheduler import LoadGroupScheduling
-
-    class Scheduling(LoadGroupScheduling):
-        def _pending_of(self, workload: dict[str, dict[str, bool]]) -> int:
-            """A process does its groups in order: those before one that is done are done."""
-            pending = 0
-            for group in reversed(workload.values()):
-                left = list(group.values()).count(False)
-                if not left:
-                    break
-                pending += left
-            return pending
+    from scheduling import Scheduling
 
     return Scheduling(config, log)
 

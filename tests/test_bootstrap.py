@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -135,3 +136,19 @@ def test_commands_name_this_interpreter_and_the_sources() -> None:
     formatted = bootstrap.expand(("clang-format", "{csrc}"), [])[1:]
     assert formatted
     assert all((ROOT / name).is_file() for name in formatted)
+
+
+def test_what_is_installed_beside_the_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failing pip is said while the compiler still works, and once the build has failed nothing more is started."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "run", lambda command, **settings: commands.append(command) or 1)
+    ended = threading.Event()
+    with pytest.raises(bootstrap.Problem, match="could not install a, b"):
+        bootstrap.install_rest(["a", "b"], ["c"], True, ended)
+    assert "could not install a, b" in capsys.readouterr().err
+    assert len(commands) == 1
+    ended.set()
+    bootstrap.install_rest(["a", "b"], ["c"], True, ended)
+    assert len(commands) == 1

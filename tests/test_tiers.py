@@ -10,6 +10,7 @@ import needs
 import pytest
 
 TESTS = """
+import os
 import time
 import pytest
 
@@ -21,7 +22,8 @@ def test_many(case):
 
 @pytest.mark.parametrize("case", range(2))
 def test_few(case):
-    pass
+    if case and os.environ.get("CRASH"):
+        os._exit(3)
 
 
 def test_sleeps():
@@ -34,15 +36,15 @@ def test_marked():
 """
 
 
-def chosen(root: Path, tmp_path: Path, *arguments: str, seconds: float = 0) -> tuple[list[str], str]:
-    """The tests of TESTS that ran, in a process of their own, and what pytest printed."""
+def chosen(root: Path, tmp_path: Path, *arguments: str, seconds: float = 0, code: int = 0) -> tuple[list[str], str]:
+    """The tests of TESTS that ran, in a process of their own that ends with `code`, and what pytest printed."""
     (tmp_path / "test_parts.py").write_text(TESTS.replace("SECONDS", str(seconds)))
     (tmp_path / "conftest.py").write_text((root / "tests/conftest.py").read_text())
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments, "test_parts.py"]
     environment = {**os.environ, "PYTHONPATH": str(root / "tests")}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
     names = [line.split("::")[1].split()[0] for line in done.stdout.splitlines() if line.startswith("test_parts.py::")]
     return names, done.stdout
 
@@ -82,3 +84,13 @@ def test_other_processes_run_each_test_once_and_the_long_ones_first(root: Path, 
     ran = re.findall(r"PASSED test_parts.py::(\S+)", printed)
     assert len(ran) == len(set(ran)) == 13
     assert ran[0] == "test_marked" or processes > 1
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_amidst_a_test(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose test hangs does: the test is named, the others run, and nothing waits for ever."""
+    needs.library("xdist")
+    monkeypatch.setenv("CRASH", "1")
+    _, printed = chosen(root, tmp_path, "-n", "2", "--dist", "loadgroup", code=1)
+    assert "1 failed, 12 passed" in printed
+    assert re.search(r"^FAILED test_parts.py::test_few\[1\]", printed, re.MULTILINE)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -229,17 +230,24 @@ def pip_install(what: "Sequence[str]", *options: str) -> None:
         raise Problem(f"pip could not install {', '.join(what)} into {sys.prefix}; its message is above.")
 
 
-def install_rest(lacking: "Sequence[str]", alone: "Sequence[str]", *options: str) -> None:
-    """What the build does not need, and then bytecode of all that is installed.
+def install_rest(lacking: "Sequence[str]", alone: "Sequence[str]", building: bool, ended: threading.Event) -> None:
+    """What the build does not need, and then bytecode of all that is installed; nothing more once `ended` is set.
 
     pip would compile on one core, and also tests and what hardly anybody imports: half a minute for torch.
     """
-    if lacking:
-        pip_install(lacking, *options)
-    if alone:
-        pip_install(alone, *options, "--no-deps")
-    unused = ["-x", r"[/\\](tests?|testing|pip|Cython|fontTools)[/\\]"]
-    run([sys.executable, "-m", "compileall", "-qq", "-j", "0", *unused, sysconfig.get_path("purelib")])
+    options = ["--quiet"] if building else []  # beside the compiler's lines
+    try:
+        for what, more in ((lacking, []), (alone, ["--no-deps"])):
+            if what and not ended.is_set():
+                pip_install(what, *options, *more)
+    except Problem as problem:
+        if building:  # said now, and once more at the end
+            print(f"error: {problem} What is being compiled is kept for the next try.", file=sys.stderr, flush=True)
+        raise
+    if not ended.is_set():
+        packages = sysconfig.get_path("purelib")
+        unused = re.escape(packages) + r"[/\\](.*[/\\])?(tests?|testing|pip|Cython|fontTools)[/\\]"
+        run([sys.executable, "-m", "compileall", "-qq", "-j", "0", "-x", unused, packages])
 
 
 def build() -> None:
@@ -317,14 +325,17 @@ def prepare(verb: Verb, arguments: "Sequence[str]") -> int:
     first = [line for line in lacking if line in building]
     if first:
         pip_install(first)
+    ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:  # pip keeps one core busy, the compiler all
         rest = [line for line in lacking if line not in first]
-        quiet = ["--quiet"] if verb.build else []  # beside the compiler's lines
-        beside = pool.submit(install_rest, rest, alone, *quiet) if lacking or alone else None
-        if verb.build:
-            build()
-        if beside:
-            beside.result()
+        beside = pool.submit(install_rest, rest, alone, verb.build, ended) if lacking or alone else None
+        try:
+            if verb.build:
+                build()
+            if beside:
+                beside.result()
+        finally:
+            ended.set()
     if verb.build and chosen == "venv":
         install()
     codes = []

@@ -1,7 +1,8 @@
 """What the demo does not time, in a process beside it: `python -m senet_fast.demo.untimed [--quick]`.
 
 It trains the digits' networks and compiles the SE shapes, which the demo then finds in Inductor's cache. It prints the
-trainings, pickled. torch is imported where it is used: the demo starts this process first, and imports beside it.
+trainings, pickled, and ends when its standard input does. torch is imported where it is used: the demo starts this
+process first, and imports beside it.
 """
 
 import os
@@ -33,10 +34,12 @@ def end_with_the_demo() -> None:
 
 def main(quick: bool) -> None:
     threading.Thread(target=end_with_the_demo, daemon=True).start()
-    import torch
+    try:
+        import torch
 
-    from senet_fast.demo import digits, network
-
+        from senet_fast.demo import digits, network
+    except ModuleNotFoundError:  # the demo lacks it as well, and says what is to be said
+        sys.exit(130)
     sizes = network.Sizes.of(quick)
     trained = digits.train(1, torch.float64), digits.train(5, torch.float32)
     if sizes.compile:
@@ -47,5 +50,5 @@ def main(quick: bool) -> None:
 if __name__ == "__main__":
     try:
         main("--quick" in sys.argv)
-    except (KeyboardInterrupt, BrokenPipeError, ModuleNotFoundError):  # of which the demo says what is to be said
+    except (KeyboardInterrupt, BrokenPipeError):  # the demo has ended
         sys.exit(130)
