@@ -36,7 +36,7 @@ struct Activation {
   ActivationKind kind = ActivationKind::identity;
   double arguments[4] = {};
 
-  // Inlined where nothing else is, too: a copy in an object for a wide ISA could be linked into code that runs without it.
+  // Inlined at -O0 as well: a copy in an object for a wide ISA could be linked into code that runs without it.
   [[gnu::always_inline]] bool is_identity() const { return kind == ActivationKind::identity; }
   // Whether backward may read the value in the place of z: gradient(value(z), g) is gradient(z, g), and torch's own activation
   // keeps its value too, rounded to its type, so that nobody writes to it before backward. relu6 and leaky_relu also have the

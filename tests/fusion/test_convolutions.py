@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import pickle
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -185,8 +186,9 @@ def test_copies(name: str, how: Callable[[Any], Any]) -> None:
     with torch.no_grad():
         fused(x)
         copied = how(fused)
-        # Of each storage torch writes the address, in 14 or 15 digits; one tensor more is 400 bytes.
-        assert len(pickle.dumps(copied)) == pytest.approx(len(pickle.dumps(how(copied))), abs=100)
+        # torch writes the address of each storage, which has 14 or 15 digits.
+        sizes = [len(re.sub(rb"\d{14,15}", b"", pickle.dumps(model))) for model in (copied, how(copied))]
+        assert sizes[0] == sizes[1]
         copied.load_state_dict(changed(plain))
         assert ops(lambda: copied(x)) == ["squeeze_excite_conv"]
         assert relative(plain(x), fused(x)) < 1e-5
